@@ -1,0 +1,59 @@
+# Two commands do everything on a fresh machine with Python >= 3.10, a C++17 compiler and make:
+#   make demo    a real distillation, from fetching teacher and text to a table and a plot
+#   make test    the whole test suite
+# Both make .venv on first use and reuse it after that.
+
+PYTHON ?= python3
+TORCH ?= 2.13.0
+VENV := .venv
+PY := $(VENV)/bin/python
+# torch is named by exact version everywhere: a range may pull in gigabytes of another build.
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+ENVIRONMENT := $(VENV)/.environment-torch-$(TORCH)
+BUILT := $(VENV)/.built-torch-$(TORCH)
+
+.PHONY: help test slow demo lint format build clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n '/^# Two/,/^$$/s/^# //p' Makefile
+	@echo "also: make slow | lint | format | build | clean"
+
+$(ENVIRONMENT): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "bertxfer_fast needs Python >= 3.10")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch==$(TORCH)
+	$(PIP) setuptools wheel ninja
+	@touch $@
+
+$(BUILT): $(ENVIRONMENT) setup.py $(SOURCES)
+	$(PIP) --no-build-isolation --editable '.[test]' torch==$(TORCH)
+	@touch $@
+
+build: $(BUILT)
+
+test: $(BUILT)
+	$(PY) -m pytest
+
+slow: $(BUILT)
+	$(PY) -m pytest -m slow
+
+demo: $(BUILT)
+	$(PY) examples/sentiment/demo.py --output demo
+
+lint: $(BUILT)
+	$(PIP) --no-build-isolation --editable '.[dev]' torch==$(TORCH)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/clang-format --dry-run --Werror $(SOURCES)
+
+format: $(BUILT)
+	$(PIP) --no-build-isolation --editable '.[dev]' torch==$(TORCH)
+	$(PY) -m ruff check --fix-only .
+	$(PY) -m ruff format .
+	$(VENV)/bin/clang-format -i $(SOURCES)
+
+clean:
+	rm -rf build demo bertxfer_fast/*.so *.egg-info

@@ -1,0 +1,65 @@
+"""A distillation engine for BERT-family encoders.
+
+``bertxfer_fast.ops`` holds the fused losses and needs torch alone. Everything above it (streams, distiller, trainer)
+is imported on first use, so that ``import bertxfer_fast`` stays cheap.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import ops
+from .ops import build_info, explain, use_backend
+
+__version__ = "0.1.0"
+
+#: Public name -> module that holds it ("" : the name is that module itself).
+_LAZY = {
+    "Distiller": "distiller",
+    "DistillationArguments": "trainer",
+    "DistillationTrainer": "trainer",
+    "FeatureExtractor": "features",
+    "TeacherStream": "stream",
+    "objectives": "",
+    "packing": "",
+    "recipes": "",
+    "students": "",
+}
+
+__all__ = [
+    "DistillationArguments",
+    "DistillationTrainer",
+    "Distiller",
+    "FeatureExtractor",
+    "TeacherStream",
+    "__version__",
+    "build_info",
+    "explain",
+    "objectives",
+    "ops",
+    "packing",
+    "recipes",
+    "students",
+    "use_backend",
+]
+
+if TYPE_CHECKING:
+    from . import objectives, packing, recipes, students
+    from .distiller import Distiller
+    from .features import FeatureExtractor
+    from .stream import TeacherStream
+    from .trainer import DistillationArguments, DistillationTrainer
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'bertxfer_fast' has no attribute {name!r}")
+    module = importlib.import_module(f".{_LAZY[name] or name}", __name__)
+    value = getattr(module, name) if _LAZY[name] else module
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -1,0 +1,24 @@
+"""The fused operators. All work on packed, token-major tensors; see each function's docstring."""
+
+from __future__ import annotations
+
+from ._backend import explain, use_backend
+from ._library import build_info
+from .attention_map import attention_map_loss
+from .attention_score_mse import attention_score_mse
+from .hidden_mse import hidden_mse
+from .logits_kl import logits_kl
+from .pool_features import pool_features
+from .varlen_attention import varlen_attention
+
+__all__ = [
+    "attention_map_loss",
+    "attention_score_mse",
+    "build_info",
+    "explain",
+    "hidden_mse",
+    "logits_kl",
+    "pool_features",
+    "use_backend",
+    "varlen_attention",
+]

@@ -1,0 +1,127 @@
+"""Every operator's schema in one table, the compiled extension loaded once, and registration in one place.
+
+An operator has one overload per backend (``bertxfer_fast::hidden_mse.eager``, ``.cpp``, ...). All overloads share
+one schema, one fake and one autograd formula; :mod:`bertxfer_fast.ops._backend` decides which one a call takes.
+Forward operators that return gradients return them *unscaled*, with the float32 ``factor`` that makes
+them the gradient of the returned loss: see :mod:`bertxfer_fast.ops.scale_grad`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+
+NAMESPACE = "bertxfer_fast"
+
+#: Backends that an operator may have an overload for, in no order of preference.
+BACKENDS = ("eager", "cpp")
+
+#: The schema of every operator, without its name.
+SCHEMAS: dict[str, str] = {
+    "attention_score_mse": (
+        "(Tensor q_student, Tensor k_student, Tensor q_teacher, Tensor k_teacher, Tensor cu_seqlens, "
+        "Tensor? seqused, int max_seqlen, float scale_student, float scale_teacher, str reduction, "
+        "str method, bool need_grad) -> (Tensor loss, Tensor grad_q, Tensor grad_k, Tensor factor)"
+    ),
+    "attention_map_loss": (
+        "(Tensor q_student, Tensor k_student, Tensor q_teacher, Tensor k_teacher, Tensor cu_seqlens, "
+        "Tensor? seqused, int max_seqlen, float scale_student, float scale_teacher, str kind, "
+        "str reduction, bool need_grad) -> (Tensor loss, Tensor grad_q, Tensor grad_k, Tensor factor)"
+    ),
+    "hidden_mse": (
+        "(Tensor student, Tensor teacher, Tensor? weight, Tensor? bias, str reduction, bool need_grad) "
+        "-> (Tensor loss, Tensor grad_student, Tensor grad_weight, Tensor grad_bias, Tensor factor)"
+    ),
+    "logits_kl": (
+        "(Tensor student, Tensor teacher, float temperature, str reduction, bool need_grad) "
+        "-> (Tensor loss, Tensor grad_student, Tensor factor)"
+    ),
+    "pool_features": (
+        "(Tensor[] hidden, Tensor cu_seqlens, Tensor? seqused, Tensor layer_weights, str mode, bool normalize) "
+        "-> (Tensor pooled, Tensor argmax, Tensor norm)"
+    ),
+    "pool_features_backward": (
+        "(Tensor grad, Tensor[] hidden, Tensor cu_seqlens, Tensor? seqused, Tensor layer_weights, str mode, "
+        "bool normalize, Tensor pooled, Tensor argmax, Tensor norm, bool need_weights) "
+        "-> (Tensor[] grad_hidden, Tensor grad_weights)"
+    ),
+    "varlen_attention": (
+        "(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, int max_seqlen, float scale, float dropout_p, "
+        "Tensor? seed) -> (Tensor out, Tensor lse)"
+    ),
+    "varlen_attention_backward": (
+        "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor cu_seqlens, int max_seqlen, "
+        "float scale, float dropout_p, Tensor? seed) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)"
+    ),
+    "scale_grad": "(Tensor grad, Tensor factor, ScalarType dtype) -> Tensor",
+}
+
+_library = torch.library.Library(NAMESPACE, "DEF")
+for _name, _schema in SCHEMAS.items():
+    for _backend in BACKENDS:
+        _library.define(f"{_name}.{_backend}{_schema}", tags=(torch.Tag.pt2_compliant_tag,))
+
+#: Operators that exist in more than one implementation, filled by :func:`register`: name -> backends written for it.
+IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {}
+
+#: Operators whose kernel a stale extension lacks, with the sentence that says so.
+MISSING_KERNELS: dict[str, str] = {}
+
+
+def _load_extension() -> tuple[ModuleType | None, str | None]:
+    try:
+        return importlib.import_module("bertxfer_fast._C"), None
+    except ImportError as error:  # not built, or built for a torch that this one cannot stand in for
+        return None, f"the compiled extension bertxfer_fast._C did not load: {error}"
+
+
+#: The compiled extension, or None; and then the sentence that says why.
+extension, extension_error = _load_extension()
+
+
+def register(
+    name: str,
+    *,
+    eager: Callable[..., Any],
+    fake: Callable[..., Any],
+    setup_context: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+    compiled: tuple[str, ...] = ("cpp",),
+) -> None:
+    """Registers what all overloads of ``name`` share, and the eager implementation.
+
+    ``compiled`` names the backends that compiled code brings; their kernels register themselves when they load.
+    """
+    IMPLEMENTATIONS[name] = (*compiled, "eager")
+    if "cpp" in compiled and extension is not None:
+        present = torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}.cpp", "CPU")
+        if not present:
+            MISSING_KERNELS[name] = f"the compiled extension is older than {name}: rebuild it"
+    _library.impl(f"{name}.eager", eager, "CompositeExplicitAutograd")
+    for backend in BACKENDS:
+        qualified = f"{NAMESPACE}::{name}.{backend}"
+        torch.library.register_fake(qualified, fake, lib=_library)
+        if backward is not None:
+            torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
+
+
+def overload(name: str, backend: str) -> Any:
+    """The callable operator overload, e.g. ``torch.ops.bertxfer_fast.hidden_mse.cpp``."""
+    return getattr(getattr(torch.ops.bertxfer_fast, name), backend)
+
+
+def build_info() -> dict[str, Any]:
+    """What was compiled, and what of it this machine uses.
+
+    Returns a dict with ``compiled`` (bool), ``reason`` (why not, or None) and, where the extension is loaded,
+    ``version``, ``compiler``, ``torch`` (version it was built against), ``instruction_sets`` (compiled in) and
+    ``instruction_set`` (the one picked at run time; the environment variable ``BERTXFER_ISA`` lowers it).
+    """
+    info: dict[str, Any] = {"compiled": extension is not None, "reason": extension_error}
+    if extension is not None:
+        info.update(extension.build_info())
+    return info

@@ -1,0 +1,25 @@
+"""Readable reference and fallback."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def logits_kl(
+    student: Tensor, teacher: Tensor, temperature: float, reduction: str, need_grad: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    log_student = torch.log_softmax(student.float() / temperature, dim=-1)
+    log_teacher = torch.log_softmax(teacher.float() / temperature, dim=-1)
+    target = log_teacher.exp()
+    normaliser = 1.0 if reduction == "sum" else 1.0 / max(student.shape[0], 1)
+    # xlogy: a class the teacher rules out (probability 0) adds nothing, whatever the student's logit.
+    terms = torch.xlogy(target, target) - torch.where(
+        target == 0, torch.zeros_like(target), target * log_student
+    )
+    loss = (terms.sum(dtype=torch.float64) * (temperature**2 * normaliser)).float()
+    grad_student = student.new_empty(0)
+    if need_grad:
+        # d loss / d logit = temperature * (softmax(student) - target), each at most 1 in size
+        grad_student = (log_student.exp() - target).to(student.dtype)
+    return loss, grad_student, torch.full_like(loss, temperature * normaliser)

@@ -1,0 +1,8 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def scale_grad(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    return (grad.float() * factor).to(dtype)

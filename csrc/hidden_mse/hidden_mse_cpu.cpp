@@ -1,0 +1,63 @@
+// CPU kernel of hidden_mse: the pass between the products, see hidden_mse.h.
+#include <algorithm>
+
+#include "../common/parallel.h"
+#include "../common/vec.h"
+#include "hidden_mse.h"
+
+namespace bertxfer {
+namespace BERTXFER_ISA {
+namespace {
+
+template <class Student, class Teacher>
+void residual_block(const Residual& p, const float* bias, int64_t block) {
+  const int64_t first = block * kResidualRows, last = std::min(p.rows, first + kResidualRows);
+  float* column_sums = p.column_sums == nullptr ? nullptr : p.column_sums + block * p.width;
+  if (column_sums != nullptr) std::fill(column_sums, column_sums + p.width, 0.0f);
+  double sum = 0.0;
+  for (int64_t t = first; t < last; ++t) {
+    const Student* student = static_cast<const Student*>(p.student) + t * p.student_stride;
+    const Teacher* teacher = static_cast<const Teacher*>(p.teacher) + t * p.teacher_stride;
+    float row_sum = 0.0f;
+    if (p.direction == nullptr) {
+#pragma omp simd reduction(+ : row_sum)
+      for (int64_t d = 0; d < p.width; ++d) {
+        const float r = to_float(student[d]) + bias[d] - to_float(teacher[d]);
+        row_sum += r * r;
+      }
+    } else {
+      Student* direction = static_cast<Student*>(p.direction) + t * p.width;
+#pragma omp simd reduction(+ : row_sum)
+      for (int64_t d = 0; d < p.width; ++d) {
+        const float r = to_float(student[d]) + bias[d] - to_float(teacher[d]);
+        row_sum += r * r;
+        from_float(p.factor * r, direction[d]);
+      }
+      if (column_sums != nullptr) {
+#pragma omp simd
+        for (int64_t d = 0; d < p.width; ++d) column_sums[d] += to_float(direction[d]);
+      }
+    }
+    sum += row_sum;
+  }
+  p.sums[block] = sum;
+}
+
+}  // namespace
+
+void residual(const Residual& p) {
+  Scratch<float> bias(p.width);
+  std::fill(bias.get(), bias + p.width, 0.0f);
+  if (p.bias != nullptr) load_rows({p.bias, p.bias_dtype, 0, 0, p.width}, 0, 0, 1, bias, p.width, p.width);
+  const int64_t blocks = (p.rows + kResidualRows - 1) / kResidualRows;
+  with_dtype(p.student_dtype, [&](auto student_tag) {
+    with_dtype(p.teacher_dtype, [&](auto teacher_tag) {
+      for_each_item(blocks, 4.0 * static_cast<double>(p.rows * p.width), [&] {
+        return [&](int64_t block) { residual_block<decltype(student_tag), decltype(teacher_tag)>(p, bias, block); };
+      });
+    });
+  });
+}
+
+}  // namespace BERTXFER_ISA
+}  // namespace bertxfer

@@ -1,0 +1,23 @@
+// out[i] = round(grad[i] * factor): the backward pass of every operator whose forward computed its gradient.
+// Bytes: the gradient read once and written once. Operations: one multiplication each, in float32.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/isa.h"
+#include "../common/types.h"
+
+namespace bertxfer {
+
+struct ScaleGrad {
+  const void* grad;  // [size]
+  Dtype grad_dtype;
+  void* out;  // [size]
+  Dtype out_dtype;
+  int64_t size;
+  float factor;
+};
+
+BERTXFER_KERNEL(scale_grad, const ScaleGrad&)
+
+}  // namespace bertxfer
