@@ -85,5 +85,4 @@ _library.register(
     fake=fake_attention_loss,
     setup_context=setup_attention_context,
     backward=attention_backward,
-    compiled=(),
 )

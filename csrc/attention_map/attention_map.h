@@ -1,0 +1,46 @@
+// KL divergence or MSE of softmaxed attention maps, forward and gradient; relation_kl is its case q = k.
+//
+// Math, for one sequence of L tokens and one head, rows i (MiniLM, Wang et al. 2020; TextBrewer, Yang et al. 2020):
+//
+//   S = ss Qs Ks^T, P = softmax(S)    T = st Qt Kt^T, R = softmax(T)
+//   kl:  loss += sum_ij R_ij (log R_ij - log P_ij)    G = P - R
+//   mse: loss += ||P - R||^2                          G = 2 P . (P - R - rowsum((P - R) . P))
+//   dQs = ss G Ks    dKs = ss G^T Qs
+//
+// Strips of a few dozen rows of S and T, whole rows at a time, are small enough for the second-level cache, so
+// softmax, loss and G are made in place and used while hot: no score is computed twice, which an online softmax would
+// have to, and memory is linear in L.
+//
+// Tiny divergences: sum R (T - S) + lse(S) - lse(T) loses its digits as P approaches R. With x_j = (S_j - T_j) minus
+// its R-weighted mean, the same number is log1p(sum_j R_j (e^x_j - 1 - x_j)), all terms positive; rows below
+// `kTinyDivergence` use it.
+//
+// Bytes: q and k of both models once, the gradients once. Operations per head: L^2 (3 ds + dt) multiply-adds and two
+// exps a pair.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/isa.h"
+#include "../common/types.h"
+
+namespace bertxfer {
+
+struct AttentionMap {
+  enum class Kind { kl, mse };
+
+  PackedView q_student, k_student;  // [T, H, ds]
+  PackedView q_teacher, k_teacher;  // [T, H, dt]
+  Packing packing;
+  int64_t heads;
+  float scale_student, scale_teacher;
+  Kind kind;
+  bool need_grad;
+  void* grad_q;  // [T, H, ds] contiguous, dtype of q_student
+  void* grad_k;  // [T, H, ds]; null where q_student is k_student: then grad_q receives both
+  double* sums;  // [N, H], each sequence and head's loss
+};
+
+BERTXFER_KERNEL(attention_map, const AttentionMap&)
+
+}  // namespace bertxfer
