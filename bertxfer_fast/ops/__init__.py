@@ -9,6 +9,7 @@ from .attention_score_mse import attention_score_mse
 from .hidden_mse import hidden_mse
 from .logits_kl import logits_kl
 from .pool_features import pool_features
+from .relation_kl import relation_kl
 from .varlen_attention import varlen_attention
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "hidden_mse",
     "logits_kl",
     "pool_features",
+    "relation_kl",
     "use_backend",
     "varlen_attention",
 ]

@@ -32,6 +32,11 @@ SCHEMAS: dict[str, str] = {
         "Tensor? seqused, int max_seqlen, float scale_student, float scale_teacher, str kind, "
         "str reduction, bool need_grad) -> (Tensor loss, Tensor grad_q, Tensor grad_k, Tensor factor)"
     ),
+    "relation_kl": (
+        "(Tensor x_student, Tensor x_teacher, Tensor cu_seqlens, Tensor? seqused, int max_seqlen, int heads, "
+        "float scale_student, float scale_teacher, str reduction, bool need_grad) "
+        "-> (Tensor loss, Tensor grad_student, Tensor factor)"
+    ),
     "hidden_mse": (
         "(Tensor student, Tensor teacher, Tensor? weight, Tensor? bias, str reduction, bool need_grad) "
         "-> (Tensor loss, Tensor grad_student, Tensor grad_weight, Tensor grad_bias, Tensor factor)"
