@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AttentionInterface, AutoModelForSequenceClassification, BertConfig, BertModel
+from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
-from bertxfer_fast import encoder
-from bertxfer_fast.encoder import LayerActivations, PackedModel, Tap, register_attention
+from bertxfer_fast import attention
+from bertxfer_fast.encoder import LayerActivations, PackedModel, Tap
 from tests.tiny import LENGTHS, pack_padded, packed_batch, padded_batch, tiny_bert
 
 FAMILIES = ("Bert", "Roberta", "DistilBert", "Electra", "RobertaPreLayerNorm", "ModernBert")
@@ -148,13 +148,6 @@ def test_nothing_of_the_preparation_is_saved(tmp_path):
     assert torch.equal(loaded(**batch).logits, model(**batch).logits)
 
 
-def test_registering_again_changes_nothing():
-    register_attention()
-    before = AttentionInterface._global_mapping["bertxfer"]
-    register_attention()
-    assert AttentionInterface._global_mapping["bertxfer"] is before is encoder.attention_forward
-
-
 def test_facts():
     facts = PackedModel(tiny_bert(3, 20, 5, head="ForTokenClassification", num_labels=7)).facts
     assert (facts.num_layers, facts.hidden_size, facts.num_heads, facts.head_dim) == (3, 20, 5, 4)
@@ -216,7 +209,7 @@ def test_a_sink_that_raises_leaves_the_model_as_it_was():
     with pytest.raises(RuntimeError, match="sink"):
         packed(packed_batch(), everything(packed, sink))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in packed.model.modules())
-    assert encoder._running.get() is None
+    assert attention._running.get() is None
 
 
 @torch.no_grad()
@@ -274,16 +267,6 @@ def test_bf16_autocast():
         logits = packed(packed_batch(), everything(packed, seen.append)).logits
     assert seen[1].q.dtype == torch.bfloat16
     torch.testing.assert_close(logits.float(), reference, rtol=0.05, atol=0.05)
-
-
-def test_mixed_dtypes_of_q_k_v_meet_in_the_widest():
-    q, k = torch.randn(2, 1, 4, 5, 4).bfloat16()
-    value = torch.randn(1, 4, 5, 4)
-    cu_seqlens = torch.tensor([0, 2, 5], dtype=torch.int32)
-    out, _ = encoder.attention_forward(
-        nn.Identity(), q, k, value, None, is_causal=False, cu_seq_lens_q=cu_seqlens, max_length_q=3
-    )
-    assert out.dtype == torch.float32 and out.shape == (1, 5, 4, 4)
 
 
 @torch.no_grad()
@@ -385,15 +368,3 @@ def test_bad_batches(change, message):
 def test_wanting_what_a_model_does_not_have(tap, message):
     with pytest.raises(ValueError, match=message):
         PackedModel(tiny_bert())(packed_batch(), tap)
-
-
-def test_packed_attention_refuses_what_it_does_not_have():
-    module = nn.Identity()
-    q = torch.randn(1, 2, 5, 4)
-    packed = {"cu_seq_lens_q": torch.tensor([0, 5], dtype=torch.int32), "max_length_q": 5}
-    with pytest.raises(ValueError, match="is causal"):
-        encoder.attention_forward(module, q, q, q, None, is_causal=True, **packed)
-    with pytest.raises(ValueError, match="position_bias"):
-        encoder.attention_forward(module, q, q, q, None, position_bias=q, **packed)
-    with pytest.raises(ValueError, match="one shape"):
-        encoder.attention_forward(module, q, q[:, :1], q[:, :1], None, **packed)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bertxfer_fast.encoder import LayerActivations, ModelFacts
+from bertxfer_fast.activations import LayerActivations, ModelFacts
 from bertxfer_fast.objectives import (
     AttentionMaps,
     AttentionScores,

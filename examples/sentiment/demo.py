@@ -1,0 +1,173 @@
+"""A real distillation, from nothing to a table: `make demo`, or `python demo.py --output DIR --seeds 1 2 3`.
+
+1. Fetch a real 6-layer encoder and 10 072 labelled movie-review snippets (fetch.py).
+2. Fine-tune the encoder on them: that is the teacher.
+3. Keep every second layer of the encoder, as it was before fine-tuning: that is where the student starts.
+4. Distil the teacher into it with the `tinybert` recipe (recipe.yaml).
+5. Train the same start on the labels, without a teacher, for as many passes over the text.
+6. Measure the three on the test split; write a table and a plot of the loss curves.
+
+Finished steps are kept under DIR, so that a second call goes on where the first one stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fetch
+import yaml
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, set_seed
+from transformers.utils import logging as transformers_logging
+
+from bertxfer_fast import DistillationArguments, DistillationTrainer, Distiller, cli, data, students
+from bertxfer_fast.evaluate import summary
+from bertxfer_fast.objectives import Labels
+from bertxfer_fast.report import loss_curves, table
+
+RECIPE = Path(__file__).resolve().parent / "recipe.yaml"
+SETTINGS = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
+LABEL2ID = {"negative": 0, "positive": 1}
+TEACHER = {"num_train_epochs": 2, "learning_rate": 1e-4}
+# The student without a teacher sees the text as often as the distilled one does in both stages together.
+BASELINE = {
+    "num_train_epochs": sum(stage["num_train_epochs"] for stage in SETTINGS["stages"].values()),
+    "learning_rate": 1e-4,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--output", type=Path, default=Path("demo"), metavar="DIR")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[1], help="one whole run for each (default: 1)"
+    )
+    args = parser.parse_args(argv)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    started = time.perf_counter()
+    with step("teacher and text"):
+        if fetch.main([str(args.output / "data")]):
+            return 1
+    runs = [run(args.output.resolve(), seed) for seed in args.seeds]
+    report(args.output, args.seeds, runs)
+    print(f"\n{time.perf_counter() - started:.0f} s in all. Table, plot and models are in {args.output}/")
+    return 0
+
+
+@contextmanager
+def step(name: str) -> Iterator[None]:
+    print(f"-- {name}", flush=True)
+    started = time.perf_counter()
+    yield
+    print(f"   {time.perf_counter() - started:.0f} s", flush=True)
+
+
+def run(output: Path, seed: int) -> dict[str, dict[str, Any]]:
+    """Teacher, distilled student and student without a teacher, of one seed; returns what was measured of each."""
+    folder = output / f"seed-{seed}"
+    done = folder / "measured.json"
+    if done.is_file():
+        return json.loads(done.read_text(encoding="utf-8"))
+    texts = output / "data"
+    tokenizer = AutoTokenizer.from_pretrained(texts / "teacher")
+    splits = {
+        name: data.encode(
+            texts / f"{name}.tsv",
+            tokenizer,
+            label="label",
+            label2id=LABEL2ID,
+            max_length=SETTINGS["data"]["max_length"],
+        )
+        for name in ("train", "test")
+    }
+    with step(f"seed {seed}: fine-tune the teacher"):
+        fine_tune(
+            encoder(texts / "teacher", seed), folder / "teacher", TEACHER, seed, splits["train"], tokenizer
+        )
+    start = folder / "start"
+    if not start.is_dir():
+        layers = encoder(texts / "teacher", seed).config.num_hidden_layers // 2
+        students.smaller(encoder(texts / "teacher", seed), num_hidden_layers=layers).save_pretrained(start)
+    with step(f"seed {seed}: distil"):
+        paths = {"teacher": folder / "teacher", "student": start, "output_dir": folder / "student"}
+        paths |= {f"data.{name}": texts / f"{name}.tsv" for name in splits}
+        flags = [word for key, value in {**paths, "seed": seed}.items() for word in (f"--{key}", str(value))]
+        if code := cli.main(["distill", str(RECIPE), *flags]):
+            raise SystemExit(code)
+    with step(f"seed {seed}: the same student without a teacher"):
+        alone = AutoModelForSequenceClassification.from_pretrained(start)
+        fine_tune(alone, folder / "alone", BASELINE, seed, splits["train"], tokenizer)
+    names = {"teacher": "teacher", "student": "student", "student without teacher": "alone"}
+    measured = {
+        name: summary(AutoModelForSequenceClassification.from_pretrained(folder / path), splits["test"])
+        for name, path in names.items()
+    }
+    done.write_text(json.dumps(measured, indent=1), encoding="utf-8")
+    return measured
+
+
+def encoder(path: Path, seed: int) -> PreTrainedModel:
+    """The pre-trained encoder with a new classification head."""
+    set_seed(seed)
+    labels = {"label2id": LABEL2ID, "id2label": {i: name for name, i in LABEL2ID.items()}}
+    return AutoModelForSequenceClassification.from_pretrained(path, **labels)
+
+
+def fine_tune(
+    model: PreTrainedModel, folder: Path, training: dict[str, Any], seed: int, features: Any, tokenizer: Any
+) -> None:
+    """Trains on the labels alone: a Distiller without a teacher."""
+    history = folder / "history.json"
+    if history.is_file():
+        return
+    arguments = DistillationArguments(
+        output_dir=str(folder),
+        seed=seed,
+        save_strategy="no",
+        disable_tqdm=not sys.stderr.isatty(),
+        **SETTINGS["training"],
+        **training,
+    )
+    set_seed(seed)
+    trainer = DistillationTrainer(
+        Distiller(None, model, [Labels()]), arguments, train_dataset=features, processing_class=tokenizer
+    )
+    trainer.train()
+    trainer.save_model()
+    history.write_text(json.dumps(trainer.state.log_history), encoding="utf-8")
+
+
+def report(output: Path, seeds: Sequence[int], runs: Sequence[dict[str, dict[str, Any]]]) -> None:
+    """The table of means over seeds, and the first seed's loss curves."""
+    rows = []
+    for name in runs[0]:
+        mean = {key: statistics.mean(run[name][key] for run in runs) for key in runs[0][name]}
+        mean["parameters"] = runs[0][name]["parameters"]
+        share = statistics.mean(run[name]["accuracy"] / run["teacher"]["accuracy"] for run in runs)
+        rows.append({"model": name, "accuracy": mean.pop("accuracy"), "of the teacher's": share, **mean})
+    text = table(rows)
+    (output / "table.md").write_text(text + "\n", encoding="utf-8")
+    folder = output / f"seed-{seeds[0]}"
+    histories = {"teacher": history(folder / "teacher" / "history.json")}
+    for stage in SETTINGS["stages"]:
+        histories[stage] = history(folder / "student" / stage / "stage.json")
+    histories["without teacher"] = history(folder / "alone" / "history.json")
+    loss_curves(histories, output / "losses.png", title="tinybert on movie reviews")
+    print(f"\nTest split, mean of {len(runs)} seed{'s' if len(runs) > 1 else ''}:\n\n{text}")
+
+
+def history(path: Path) -> list[dict[str, Any]]:
+    recorded = json.loads(path.read_text(encoding="utf-8"))
+    return recorded["log_history"] if isinstance(recorded, dict) else recorded
+
+
+if __name__ == "__main__":
+    sys.exit(main())
