@@ -9,9 +9,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import ops
-from .ops import build_info, explain, use_backend
-
 __version__ = "0.1.0"
 
 #: Public name -> module that holds it ("" : the name is that module itself).
@@ -21,10 +18,14 @@ _LAZY = {
     "DistillationTrainer": "trainer",
     "FeatureExtractor": "features",
     "TeacherStream": "stream",
+    "build_info": "ops",
+    "explain": "ops",
     "objectives": "",
+    "ops": "",
     "packing": "",
     "recipes": "",
     "students": "",
+    "use_backend": "ops",
 }
 
 __all__ = [
@@ -45,9 +46,10 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from . import objectives, packing, recipes, students
+    from . import objectives, ops, packing, recipes, students
     from .distiller import Distiller
     from .features import FeatureExtractor
+    from .ops import build_info, explain, use_backend
     from .stream import TeacherStream
     from .trainer import DistillationArguments, DistillationTrainer
 

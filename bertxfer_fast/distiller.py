@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
-from .encoder import LayerActivations, PackedModel, Tap
+from .activations import LayerActivations, Tap
+from .encoder import PackedModel
 from .objectives import Labels, Objective
 from .packing import pack
 from .stream import TeacherStream

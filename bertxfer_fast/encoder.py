@@ -1,11 +1,8 @@
 """Runs a transformers encoder on packed tokens and lets a listener see each layer's tensors as they appear.
 
-transformers calls whatever is registered under ``config._attn_implementation`` with the queries, keys and
-values of a layer. `register_attention` registers "bertxfer" there: with ``cu_seq_lens_q`` among the keyword
-arguments it attends inside each packed sequence and offers q, k, v to the listener of the running call;
-without it, it is transformers' own ``sdpa``, so that a prepared model stays an ordinary model. Hidden states
-come from hooks that live only as long as the call. Nothing here asks for ``output_attentions``, and no layer
-is named by model type: one small table says which heads read the first token.
+Queries, keys and values come from the attention function that `attention` registers, hidden states from hooks that
+live only as long as the call. No layer is named by model type: the layers are the list that is as long as the
+model is deep, and one small table says which heads read the first token.
 """
 
 from __future__ import annotations
@@ -13,19 +10,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers import PreTrainedModel
 
-from .ops import pool_features, varlen_attention
+from .activations import LayerActivations, ModelFacts, PackedOutput, Tap
+from .attention import ATTENTION, PackedCall, Stop, register_attention
+from .ops import pool_features
 
-ATTENTION = "bertxfer"
+# The records are here too: whoever runs a model needs them.
+__all__ = ["LayerActivations", "ModelFacts", "PackedModel", "PackedOutput", "Tap"]
 
 # What a head reads, by the end of its class name. "sequence": one row per sequence; "token": every token.
 # Heads that are not here (two outputs, several choices per row) are left out: the encoder below them runs.
@@ -39,223 +35,6 @@ HEADS: dict[str, Literal["sequence", "token"]] = {
 # Configuration switches of models that mix neighbouring tokens outside of attention (MobileBERT's embeddings,
 # ESM's rescaling by the share of masked tokens): in a pack they would mix neighbouring sequences.
 MIXES_TOKENS = ("trigram_input", "token_dropout")
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What objectives check before work starts. ``num_labels`` is the width of the logits, 0 without a head."""
-
-    name: str
-    num_layers: int
-    hidden_size: int
-    num_heads: int
-    head_dim: int
-    vocab_size: int
-    num_labels: int
-    head: str | None
-    problem_type: str | None = None
-    max_positions: int | None = None
-
-
-@dataclass(frozen=True)
-class LayerActivations:
-    """Tensors of one place in a model, views of the model's own memory.
-
-    Attributes:
-        kind: ``"attention"``, ``"hidden"`` or ``"logits"``.
-        index: attention ``0..L-1``; hidden 0 = what the first layer reads (embeddings after LayerNorm and
-            dropout), i = output of the i-th layer; logits 0.
-        cu_seqlens, max_seqlen: int32 ``[N + 1]`` and the longest length of the pack.
-        q, k, v: ``[T, H, D]``, only of attention. Positional rotations, where a model has them, are applied.
-        scale: the factor the model puts before ``q @ k.T``; None means ``1 / sqrt(D)``.
-        hidden: ``[T, D]``, only of hidden.
-        logits: ``[N, C]`` of a sequence head or ``[T, C]`` of a token head.
-    """
-
-    kind: Literal["attention", "hidden", "logits"]
-    index: int
-    cu_seqlens: Tensor
-    max_seqlen: int
-    q: Tensor | None = None
-    k: Tensor | None = None
-    v: Tensor | None = None
-    scale: float | None = None
-    hidden: Tensor | None = None
-    logits: Tensor | None = None
-
-
-Sink = Callable[[LayerActivations], None]
-
-
-@dataclass(frozen=True)
-class Tap:
-    """What a caller of `PackedModel` wants to see, and the function that gets it while the model runs.
-
-    With ``stop`` the model is left as soon as everything wanted has been handed over: the layers after it,
-    and where attention was the last thing wanted even the rest of that layer, never run.
-    """
-
-    sink: Sink
-    attention: frozenset[int] = frozenset()
-    hidden: frozenset[int] = frozenset()
-    logits: bool = False
-    stop: bool = False
-
-
-@dataclass(frozen=True)
-class PackedOutput:
-    """``last_hidden_state [T, D]`` and ``logits`` (``[N, C]`` or ``[T, V]``); None for what was not computed.
-
-    A model that normalises behind its layer stack and has a sequence-level head gives no last_hidden_state:
-    only the rows its head reads pass that norm. Wrap ``model.base_model`` for its token states.
-    """
-
-    last_hidden_state: Tensor | None = None
-    logits: Tensor | None = None
-
-
-class _Stop(Exception):
-    """Leaves a model whose listener has everything it asked for."""
-
-
-class _Call:
-    """One packed forward pass: which layer is running, who listens, what is still to come."""
-
-    def __init__(self, tap: Tap | None, cu_seqlens: Tensor, max_seqlen: int) -> None:
-        self.tap = tap
-        self.place: dict[str, Any] = {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
-        self.remaining = len(tap.attention) + len(tap.hidden) + tap.logits if tap else 0
-        self.with_grad = torch.is_grad_enabled()
-        self.layer = 0
-        self.attended = False
-
-    def offer(self, kind: Literal["attention", "hidden", "logits"], index: int, **tensors: Any) -> None:
-        if self.tap is None:
-            return
-        token = _running.set(None)  # what the sink itself may run is not this model
-        try:
-            self.tap.sink(LayerActivations(kind, index, **self.place, **tensors))
-        finally:
-            _running.reset(token)
-        self.remaining -= 1
-        if self.tap.stop and self.remaining == 0:
-            raise _Stop
-
-    def wants(self, kind: str, index: int) -> bool:
-        return self.tap is not None and index in (
-            self.tap.attention if kind == "attention" else self.tap.hidden
-        )
-
-    def enter_layer(self, index: int, hidden: Tensor) -> None:
-        self.layer, self.attended = index, False
-        if index == 0 and self.wants("hidden", 0):
-            self.offer("hidden", 0, hidden=hidden.squeeze(0))
-
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> None:
-        self.attended = True
-        if not self.wants("attention", self.layer):
-            return
-        if self.with_grad and not torch.is_grad_enabled():
-            raise ValueError(
-                "gradient checkpointing with use_reentrant=True hides q and k from autograd; "
-                'set gradient_checkpointing_kwargs={"use_reentrant": False}'
-            )
-        self.offer("attention", self.layer, q=q, k=k, v=v, scale=scale)
-
-    def leave_layer(self, index: int, hidden: Tensor) -> None:
-        if not self.attended:
-            raise ValueError(
-                f"layer {index} ran without calling the attention interface, so its tokens would see other "
-                "sequences of the pack; this model cannot run packed"
-            )
-        if self.wants("hidden", index + 1):
-            self.offer("hidden", index + 1, hidden=hidden.squeeze(0))
-
-
-# The call that is running in this thread. Unset outside of it, so backward's recomputation under gradient
-# checkpointing and any other model find nobody listening.
-_running: ContextVar[_Call | None] = ContextVar("bertxfer_running", default=None)
-
-
-def register_attention() -> None:
-    """Register "bertxfer" with transformers' attention and mask interfaces. Calling it again changes nothing."""
-    AttentionInterface.register(ATTENTION, attention_forward)
-    AttentionMaskInterface.register(ATTENTION, attention_mask)
-
-
-def attention_mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """The ``sdpa`` mask of an ordinary call; none for a packed one, whose sequences cu_seqlens keeps apart."""
-    return None if _running.get() is not None else sdpa_mask(*args, **kwargs)
-
-
-def attention_forward(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """transformers' attention function: ``[B, H, L, D]`` in, ``[B, L, H, D]`` out.
-
-    With ``cu_seq_lens_q`` the batch is one row of packed tokens, each sequence attends to itself only and
-    ``attention_mask`` is not looked at; without it this is ``sdpa``.
-    """
-    cu_seqlens = kwargs.get("cu_seq_lens_q")
-    if cu_seqlens is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
-        )
-    max_seqlen = kwargs.get("max_length_q")
-    _check_packed_attention(module, query, key, max_seqlen, kwargs)
-    # The model's transpose undone: views of the projections' own output, no copy.
-    q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
-    call = _running.get()
-    if call is not None:
-        call.attention(q, k, v, scaling)
-    if not q.dtype == k.dtype == v.dtype:
-        q, k, v = _same_dtype(q, k, v)
-    out = varlen_attention(q, k, v, cu_seqlens, max_seqlen=max_seqlen, scale=scaling, dropout_p=dropout)
-    return out.unsqueeze(0), None
-
-
-def _check_packed_attention(
-    module: nn.Module, query: Tensor, key: Tensor, max_seqlen: int | None, kwargs: Mapping[str, Any]
-) -> None:
-    name = type(module).__name__
-    if query.shape[0] != 1 or key.shape != query.shape:
-        raise ValueError(
-            f"{name}: packed attention wants query and key of one shape [1, H, T, D], "
-            f"got {tuple(query.shape)} and {tuple(key.shape)}"
-        )
-    if kwargs.get("is_causal", getattr(module, "is_causal", False)):
-        raise ValueError(f"{name} is causal; packed attention is for encoders, which look both ways")
-    for unknown in ("position_bias", "softcap", "s_aux"):
-        if kwargs.get(unknown) is not None:
-            raise ValueError(
-                f"{name} passes {unknown} to its attention, which packed attention does not have"
-            )
-    window = kwargs.get("sliding_window")
-    # transformers passes the number of tokens on either side, the token itself included.
-    if window is not None and (max_seqlen is None or max_seqlen > window):
-        raise ValueError(
-            f"{name} looks at most {window - 1} tokens to either side, packed attention has no window: "
-            f"sequences of at most {window} tokens are the same with and without it, got max_length_q {max_seqlen}"
-        )
-
-
-def _same_dtype(*tensors: Tensor) -> list[Tensor]:
-    """Autocast's dtype where it is on, otherwise the widest: a model may compute values in another dtype."""
-    device = tensors[0].device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-    else:
-        dtype = tensors[0].dtype
-        for other in tensors[1:]:
-            dtype = torch.promote_types(dtype, other.dtype)
-    return [x.to(dtype) for x in tensors]
 
 
 class PackedModel:
@@ -332,25 +111,23 @@ class PackedModel:
             self.check_wanted(tap.attention, tap.hidden, tap.logits)
         if self.base.config._attn_implementation != ATTENTION:  # someone set it back
             self._prepare()
-        call = _Call(tap, inputs["cu_seq_lens_q"], inputs["max_length_q"])
+        call = PackedCall(tap, inputs["cu_seq_lens_q"], inputs["max_length_q"])
         if tap is not None and tap.stop and call.remaining == 0:
             return PackedOutput()
         with_head = self.facts.head is not None and not (tap is not None and tap.stop and not tap.logits)
-        catch = _CatchOutput(self, call) if with_head and self.facts.head == "sequence" else None
-        token = _running.set(call)
+        catch = _CatchOutput(self, call.cu_seqlens) if with_head and self.facts.head == "sequence" else None
         try:
             with ExitStack() as stack:
+                stack.enter_context(call.running())
                 stack.enter_context(self._listen(call))
                 if catch is not None:
                     stack.enter_context(catch.installed())
                 return self._run(inputs, call, with_head, catch)
-        except _Stop:
+        except Stop:
             return PackedOutput()
-        finally:
-            _running.reset(token)
 
     def _run(
-        self, inputs: dict[str, Any], call: _Call, with_head: bool, catch: _CatchOutput | None
+        self, inputs: dict[str, Any], call: PackedCall, with_head: bool, catch: _CatchOutput | None
     ) -> PackedOutput:
         if not with_head:
             return PackedOutput(self.base(**inputs, return_dict=True)[0].squeeze(0))
@@ -371,7 +148,7 @@ class PackedModel:
         return PackedOutput(None if hidden is None else hidden.squeeze(0), logits)
 
     @contextmanager
-    def _listen(self, call: _Call) -> Iterator[None]:
+    def _listen(self, call: PackedCall) -> Iterator[None]:
         """Hooks on the layers for the length of one call: the model is left as it was found."""
 
         def before(index: int) -> Callable[..., None]:
@@ -466,8 +243,8 @@ class _CatchOutput:
     whatever it is, runs on that.
     """
 
-    def __init__(self, owner: PackedModel, call: _Call) -> None:
-        self.owner, self.cu_seqlens = owner, call.place["cu_seqlens"]
+    def __init__(self, owner: PackedModel, cu_seqlens: Tensor) -> None:
+        self.owner, self.cu_seqlens = owner, cu_seqlens
         self.hidden: Tensor | None = None
         self.rows: Tensor | None = None
 

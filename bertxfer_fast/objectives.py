@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import ops
-from .encoder import LayerActivations, ModelFacts
+from .activations import LayerActivations, ModelFacts
 
 __all__ = ["SCHEDULES", "AttentionMaps", "AttentionScores", "HiddenStates", "Labels", "Logits", "Objective"]
 

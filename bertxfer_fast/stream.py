@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from .encoder import LayerActivations, PackedModel, Sink, Tap
+from .activations import LayerActivations, Sink, Tap
+from .encoder import PackedModel
 
 __all__ = ["LayerActivations", "Sink", "TeacherStream"]
 

@@ -86,10 +86,11 @@ inline void with_dtype(Dtype dtype, F&& f) {
   }
 }
 
-// e**x to 2 ulp for x in [-87, 88], clamped outside; NaN stays NaN. Branch-free, so that loops over it vectorise.
+// e**x to 2 ulp for x in [-87.3, 88.3]; 0 below, clamped above, NaN stays NaN. Branch-free, so that loops over it vectorise.
 inline float fast_exp(float x) {
+  const bool vanishes = x < -87.33f;
   x = x > 88.37f ? 88.37f : x;
-  x = x < -87.33f ? -87.33f : x;
+  x = vanishes ? -87.33f : x;
   const float magic = 12582912.0f;  // 1.5 * 2**23: adding it rounds to an integer in the low bits
   const float shifted = x * 1.44269504f + magic;
   const float n = shifted - magic;
@@ -107,7 +108,7 @@ inline float fast_exp(float x) {
   const int32_t power = static_cast<int32_t>((static_cast<uint32_t>(bits) - 0x4b400000u + 127u) << 23);
   float two_n;
   std::memcpy(&two_n, &power, 4);
-  return p * two_n;
+  return vanishes ? 0.0f : p * two_n;
 }
 
 // ---------------------------------------------------------------------------------------------- rows

@@ -57,7 +57,7 @@ def varlen_attention_backward(
     dropout_p: float,
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grads = tuple(torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    grad_q, grad_k, grad_v = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     for start, stop in sequence_spans(cu_seqlens, None):
         qs, ks, vs, gs, os = (x[start:stop].transpose(0, 1).float() for x in (q, k, v, grad, out))
         weights = torch.exp(scale * (qs @ ks.mT) - lse[:, start:stop, None])
@@ -69,8 +69,7 @@ def varlen_attention_backward(
         # The softmax's Jacobian needs sum_j w_j dw_j per row, which is the row's out . grad.
         delta = (gs * os).sum(-1, keepdim=True)
         grad_scores = scale * weights * (grad_weights - delta)
-        for target, value in zip(
-            grads, (grad_scores @ ks, grad_scores.mT @ qs, dropped.mT @ gs), strict=True
-        ):
-            target[start:stop] = value.transpose(0, 1).to(target.dtype)
-    return grads
+        grad_q[start:stop] = (grad_scores @ ks).transpose(0, 1).to(grad_q.dtype)
+        grad_k[start:stop] = (grad_scores.mT @ qs).transpose(0, 1).to(grad_k.dtype)
+        grad_v[start:stop] = (dropped.mT @ gs).transpose(0, 1).to(grad_v.dtype)
+    return grad_q, grad_k, grad_v
