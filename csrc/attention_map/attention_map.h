@@ -11,9 +11,7 @@
 // softmax, loss and G are made in place and used while hot: no score is computed twice, which an online softmax would
 // have to, and memory is linear in L.
 //
-// Tiny divergences: sum R (T - S) + lse(S) - lse(T) loses its digits as P approaches R. With x_j = (S_j - T_j) minus
-// its R-weighted mean, the same number is log1p(sum_j R_j (e^x_j - 1 - x_j)), all terms positive; rows below
-// `kTinyDivergence` use it.
+// The divergence of a row, exact when it is tiny, is common/kl_row.h's.
 //
 // Bytes: q and k of both models once, the gradients once. Operations per head: L^2 (3 ds + dt) multiply-adds and two
 // exps a pair.

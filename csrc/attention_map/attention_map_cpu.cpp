@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "../common/kl_row.h"
 #include "../common/parallel.h"
 #include "../common/vec.h"
 #include "attention_map.h"
@@ -14,20 +15,6 @@ namespace {
 constexpr int64_t kStripBytes = 768 * 1024;  // student's and teacher's strip together
 constexpr int64_t kMaxRows = 48, kMinRows = 12;
 constexpr int64_t kKeyTile = 256;  // keys whose transposed block a product reads at a time
-constexpr double kTinyDivergence = 1e-3;
-
-// e^x - 1 - x without cancellation near 0.
-inline float exp_remainder(float x) {
-  const float direct = fast_exp(x) - 1.0f - x;
-  float series = 1.0f / 40320;
-  series = series * x + 1.0f / 5040;
-  series = series * x + 1.0f / 720;
-  series = series * x + 1.0f / 120;
-  series = series * x + 1.0f / 24;
-  series = series * x + 1.0f / 6;
-  series = series * x + 0.5f;
-  return (x < 0.6f) & (x > -0.6f) ? series * x * x : direct;
-}
 
 class Strips {
  public:
@@ -90,46 +77,10 @@ class Strips {
       highest_s = s[j] > highest_s ? s[j] : highest_s;
       highest_t = t[j] > highest_t ? t[j] : highest_t;
     }
-    return p_.kind == AttentionMap::Kind::kl ? kl_row(s, t, length, highest_s, highest_t)
-                                             : mse_row(s, t, length, highest_s, highest_t);
-  }
-
-  double kl_row(float* s, float* t, int64_t length, float highest_s, float highest_t) {
-    float *weights_s = weights_, *weights_t = weights_ + ld_;
-    float total_s = 0.0f, total_t = 0.0f, cross = 0.0f;
-#pragma omp simd reduction(+ : total_s, total_t, cross)
-    for (int64_t j = 0; j < length; ++j) {
-      s[j] -= highest_s;
-      t[j] -= highest_t;
-      weights_s[j] = fast_exp(s[j]);
-      weights_t[j] = fast_exp(t[j]);
-      total_s += weights_s[j];
-      total_t += weights_t[j];
-      cross += weights_t[j] * (t[j] - s[j]);
+    if (p_.kind == AttentionMap::Kind::kl) {
+      return kl_row(s, t, length, highest_s, highest_t, weights_, ld_, p_.need_grad ? p_.scale_student : 0.0f);
     }
-    const float mean = cross / total_t;  // of T - S, each less its highest, weighted by R
-    double loss = mean + std::log(static_cast<double>(total_s)) - std::log(static_cast<double>(total_t));
-    if (!(loss > kTinyDivergence)) loss = tiny_divergence(s, t, length, total_t, mean);
-    if (p_.need_grad) {
-      const float inverse_s = p_.scale_student / total_s, inverse_t = p_.scale_student / total_t;
-#pragma omp simd
-      for (int64_t j = 0; j < length; ++j) s[j] = weights_s[j] * inverse_s - weights_t[j] * inverse_t;
-    }
-    return loss;
-  }
-
-  // The loss of a row as log1p(sum R (e^x - 1 - x)). Rounding leaves x a mean of its own, `drift`; it cancels exactly.
-  double tiny_divergence(const float* s, const float* t, int64_t length, float total_t, float mean) const {
-    const float* weights_t = weights_ + ld_;
-    float sum = 0.0f, drift = 0.0f;
-#pragma omp simd reduction(+ : sum, drift)
-    for (int64_t j = 0; j < length; ++j) {
-      const float x = (s[j] - t[j]) + mean;
-      sum += weights_t[j] * exp_remainder(x);
-      drift += weights_t[j] * x;
-    }
-    const double rest = static_cast<double>(sum) / total_t, left = static_cast<double>(drift) / total_t;
-    return std::log1p(rest + left) - left;
+    return mse_row(s, t, length, highest_s, highest_t);
   }
 
   double mse_row(float* s, float* t, int64_t length, float highest_s, float highest_t) {

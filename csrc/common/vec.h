@@ -86,7 +86,8 @@ inline void with_dtype(Dtype dtype, F&& f) {
   }
 }
 
-// e**x to 2 ulp for x in [-87.3, 88.3]; 0 below, clamped above, NaN stays NaN. Branch-free, so that loops over it vectorise.
+// e**x to 2 ulp for x in [-87.3, 88.3]; 0 below, clamped above, NaN stays NaN. Branch-free, so that loops over it
+// vectorise.
 inline float fast_exp(float x) {
   const bool vanishes = x < -87.33f;
   x = x > 88.37f ? 88.37f : x;

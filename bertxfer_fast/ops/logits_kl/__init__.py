@@ -71,6 +71,4 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | Non
     return scale_grad(grad_student, grad_loss * factor), None, None, None, None
 
 
-_library.register(
-    "logits_kl", eager=_eager, fake=_fake, setup_context=_setup_context, backward=_backward, compiled=()
-)
+_library.register("logits_kl", eager=_eager, fake=_fake, setup_context=_setup_context, backward=_backward)

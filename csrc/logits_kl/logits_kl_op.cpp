@@ -1,0 +1,52 @@
+// Tensor side of logits_kl.
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+#include <vector>
+
+#include "../common/checks.h"
+#include "logits_kl.h"
+
+namespace bertxfer {
+namespace {
+
+std::tuple<Tensor, Tensor, Tensor> logits_kl_cpu(Tensor student,  // [T, V]
+                                                 Tensor teacher,  // [T, V]
+                                                 double temperature, std::string reduction, bool need_grad) {
+  STD_TORCH_CHECK(student.dim() == 2 && teacher.dim() == 2 && student.size(0) == teacher.size(0) &&
+                      student.size(1) == teacher.size(1),
+                  "want student and teacher of one shape [T, V]");
+  STD_TORCH_CHECK(temperature > 0, "temperature: want a positive number");
+  student = rows_contiguous(student);
+  teacher = rows_contiguous(teacher);
+  const int64_t rows = student.size(0), classes = student.size(1);
+  Tensor grad = need_grad ? empty({rows, classes}, student.scalar_type()) : empty({0}, student.scalar_type());
+  std::vector<double> sums(rows);
+  const PackedView s = packed_view(student, "student"), t = packed_view(teacher, "teacher");
+  LogitsKl problem{};
+  problem.student = s.data;
+  problem.student_dtype = s.dtype;
+  problem.student_stride = s.token_stride;
+  problem.teacher = t.data;
+  problem.teacher_dtype = t.dtype;
+  problem.teacher_stride = t.token_stride;
+  problem.rows = rows;
+  problem.classes = classes;
+  problem.inverse_temperature = static_cast<float>(1.0 / temperature);
+  problem.grad = need_grad ? grad.data_ptr() : nullptr;
+  problem.sums = sums.data();
+  BERTXFER_DISPATCH(logits_kl)(problem);
+
+  double total = 0.0;
+  for (double sum : sums) total += sum;
+  const double normaliser = reduction == "sum" ? 1.0 : rows > 0 ? 1.0 / static_cast<double>(rows) : 0.0;
+  return {scalar(total * temperature * temperature * normaliser), grad, scalar(temperature * normaliser)};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(bertxfer_fast, CPU, m) {
+  m.impl("logits_kl.cpp", TORCH_BOX(&logits_kl_cpu));
+}
+
+}  // namespace bertxfer
