@@ -1,6 +1,6 @@
 """Builds bertxfer_fast._C with ninja. Everything static is in pyproject.toml.
 
-Each ``csrc/<op>/<op>_cpu.cpp`` is compiled once per instruction set and picked at run time; the rest is compiled once. Kernels
+Each ``csrc/<op>/<op>_cpu.cpp`` is compiled once per instruction set, to be picked at run time; the rest once. Kernels
 see no torch header; the tensor side uses torch's stable ABI (torch >= 2.10) and Python's limited API (>= 3.10), so
 one binary serves all of them.
 

@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 #: Public name -> module that holds it ("" : the name is that module itself).
 _LAZY = {
     "Distiller": "distiller",
-    "DistillationArguments": "trainer",
+    "DistillationArguments": "arguments",
     "DistillationTrainer": "trainer",
     "FeatureExtractor": "features",
     "TeacherStream": "stream",
@@ -47,11 +47,12 @@ __all__ = [
 
 if TYPE_CHECKING:
     from . import objectives, ops, packing, recipes, students
+    from .arguments import DistillationArguments
     from .distiller import Distiller
     from .features import FeatureExtractor
     from .ops import build_info, explain, use_backend
     from .stream import TeacherStream
-    from .trainer import DistillationArguments, DistillationTrainer
+    from .trainer import DistillationTrainer
 
 
 def __getattr__(name: str) -> Any:

@@ -6,146 +6,36 @@
 
 Whatever is wrong with the input (a file, a column, a row, a label) is found before the first text is
 tokenised, and named.
-
-Files are read by `datasets`, but not through its cache: tables go to a directory of this process's own in the
-system's temporary folder (TMPDIR moves it) and vanish with the process. They stay memory-mapped, so a set
-larger than memory works and data loader workers share one copy; no run meets the stale table of an earlier
-one, and none fills a home directory.
 """
 
 from __future__ import annotations
 
-import atexit
-import csv
-import difflib
-import functools
-import glob
 import itertools
 import json
 import logging
 import math
 import os
-import shutil
-import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import ClassLabel, Dataset, List
 from transformers import PreTrainedTokenizerBase
+
+from .errors import did_you_mean
+from .tables import Source, check_columns, column_values, load, scratch
 
 __all__ = ["encode", "label_map", "load", "load_label_map", "save_label_map", "sequence_lengths"]
 
-Source: TypeAlias = str | os.PathLike[str] | Dataset | Sequence[Mapping[str, Any]]
 LabelKind: TypeAlias = Literal["class", "multi", "token", "float"]
 
 logger = logging.getLogger(__name__)
 
-_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt")
 _IGNORED = -100  # label of a token that has none
-_CHUNK = 10_000  # rows looked at together
-_NO_LIMIT = 1_000_000  # tokenizers that know no longest input state a number far beyond this
-
-
-# Loading
-
-
-def load(source: Source) -> Dataset:
-    """The rows of a file, a `datasets.Dataset` or a list of dicts, as a Dataset with at least one row.
-
-    .csv, .tsv      a header line, then rows; every column is read as text, an empty field as missing. A tsv has
-                    no quoting (a quote is a character), a csv has the usual one. UTF-8.
-    .json, .jsonl   a list of objects, or an object a line
-    .parquet        as it is
-    .txt            one column, `text`; blank lines are left out. UTF-8.
-
-    Only local files are read: a name that is no file is an error, never looked up elsewhere. Raises
-    FileNotFoundError, TypeError for another kind of source, ValueError for an unreadable or empty one.
-    """
-    if isinstance(source, Dataset):
-        rows = source.with_format(None)
-    elif isinstance(source, (str, os.PathLike)):
-        rows = _load_file(Path(source))
-    elif isinstance(source, Mapping):
-        raise TypeError(f"source is a dict of splits {sorted(source)}: pass one of them")
-    elif isinstance(source, (list, tuple)) and all(isinstance(row, Mapping) for row in source):
-        rows = _from_dicts(source)
-    else:
-        raise TypeError(
-            f"source must be a path, a datasets.Dataset or a list of dicts, got {type(source).__name__}"
-        )
-    if len(rows) == 0:
-        raise ValueError(f"{_called(source)} has no rows")
-    return rows
-
-
-def _load_file(path: Path) -> Dataset:
-    if not path.is_file():
-        near = _nearest(path.name, os.listdir(path.parent)) if path.parent.is_dir() else None
-        hint = f"; nearest there is {near!r}" if near else ""
-        raise FileNotFoundError(f"no file {str(path)!r} (data is read from local files only){hint}")
-    if path.suffix.lower() not in _SUFFIXES:
-        raise ValueError(f"{str(path)!r} must end in one of {', '.join(_SUFFIXES)}")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{str(path)!r} is an empty file")
-    try:
-        return _read(path)
-    except Exception as error:
-        raise ValueError(f"{str(path)!r} cannot be read: {error.__cause__ or error}") from error
-
-
-def _read(path: Path) -> Dataset:
-    pattern = glob.escape(str(path))  # which `datasets` takes a path for
-    cache = tempfile.mkdtemp(dir=_scratch())  # one a read, or an older table of that path would be found
-    suffix = path.suffix.lower()
-    if suffix in (".csv", ".tsv"):
-        return Dataset.from_csv(pattern, cache_dir=cache, **_table_options(path))
-    if suffix == ".parquet":
-        return Dataset.from_parquet(pattern, cache_dir=cache)
-    if suffix == ".txt":
-        lines = Dataset.from_text(pattern, cache_dir=cache, encoding="utf-8-sig")
-        return lines.select([i for i, line in enumerate(_values(lines, "text")) if line.strip()])
-    return Dataset.from_json(pattern, cache_dir=cache)
-
-
-def _table_options(path: Path) -> dict[str, Any]:
-    """How to read a csv or tsv, with all columns as text: guessed types turn 007 into 7 and differ by chunk."""
-    plain = path.suffix.lower() == ".tsv"
-    options: dict[str, Any] = {
-        "sep": "\t" if plain else ",",
-        "quoting": csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL,
-        "encoding": "utf-8-sig",  # with or without a byte order mark
-        "keep_default_na": False,  # "NA" and "None" are words
-        "index_col": False,
-    }
-    # Reading the first row along finds a header that is too short; pandas would take the first column for an index.
-    head = pd.read_csv(path, header=None, nrows=2, dtype=str, **options)
-    if len(head) < 2:
-        raise ValueError("it has a header and no rows")
-    features = Features({name: Value("string") for name in head.iloc[0].tolist()})
-    return {**options, "na_values": [""], "features": features}
-
-
-def _from_dicts(source: Sequence[Mapping[str, Any]]) -> Dataset:
-    """Dataset.from_list would drop the keys that the first row lacks."""
-    columns = dict.fromkeys(key for row in source for key in row)
-    try:
-        return Dataset.from_dict({key: [row.get(key) for row in source] for key in columns})
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise ValueError(f"source has a column of mixed types: {error}") from error
-
-
-@functools.cache
-def _scratch() -> str:
-    """This process's directory for tables."""
-    directory = tempfile.mkdtemp(prefix="bertxfer-")
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    return directory
+NO_LIMIT = 1_000_000  # tokenizers that know no longest input state a number far beyond this
 
 
 # Labels
@@ -159,11 +49,11 @@ def label_map(source: Source, label: str) -> dict[str, int]:
     label count for nothing here. Raises ValueError for a missing column, fractions, or no labels at all.
     """
     rows = load(source)
-    _check_columns(rows, [label])
+    check_columns(rows, [label])
     if isinstance(feature := _inner(rows.features[label]), ClassLabel):
         return {name: i for i, name in enumerate(feature.names)}
     names: set[str] = set()
-    for value in _values(rows, label):
+    for value in column_values(rows, label):
         names.update(
             _label_name(v) for v in (value if isinstance(value, list) else [value]) if not _is_missing(v)
         )
@@ -224,7 +114,7 @@ def _labeller(kind: LabelKind, label2id: Mapping[str, int] | None, feature: Any)
     def class_id(value: Any) -> int:
         name = _label_name(value)
         if name not in known:
-            raise ValueError(f"{name!r} is not in label2id; nearest is {_nearest(name, known)!r}")
+            raise ValueError(f"{name!r} is not in label2id{did_you_mean(name, label2id)}")
         return known[name]
 
     def class_ids(value: Any) -> list[int]:
@@ -286,12 +176,12 @@ def encode(
     longest = _checked_max_length(tokenizer, max_length, pair=text_pair is not None)
     texts = [text] if text_pair is None else [text, text_pair]
     columns = texts if label is None else [*texts, label]
-    _check_columns(rows, columns)
+    check_columns(rows, columns)
     words = _are_words(rows, texts)
     per_token = label is not None and label_kind == "token"
     if per_token and (not words or text_pair is not None or not tokenizer.is_fast):
         raise ValueError(
-            f"label_kind='token' needs a column of lists of words, no text_pair and a fast tokenizer, got "
+            f"labels for every token need a column of lists of words, no text_pair and a fast tokenizer, got "
             f"{text}: {rows.features[text]}, text_pair={text_pair!r} and {type(tokenizer).__name__}"
         )
     to_label = None if label is None else _labeller(label_kind, label2id, rows.features[label])
@@ -320,7 +210,7 @@ def encode(
         features_of,
         batched=True,
         remove_columns=columns,
-        cache_file_name=os.path.join(_scratch(), f"{uuid.uuid4().hex}.arrow"),
+        cache_file_name=os.path.join(scratch(), f"{uuid.uuid4().hex}.arrow"),
         load_from_cache_file=False,
         new_fingerprint=uuid.uuid4().hex,  # or `datasets` pickles the tokenizer to make one
         desc="tokenising",
@@ -350,7 +240,7 @@ def sequence_lengths(features: Dataset | Sequence[Mapping[str, Any]]) -> np.ndar
 def _checked_max_length(tokenizer: PreTrainedTokenizerBase, max_length: int | None, pair: bool) -> int:
     limit = tokenizer.model_max_length
     if max_length is None:
-        if limit > _NO_LIMIT:
+        if limit > NO_LIMIT:
             raise ValueError("max_length must be given, because the tokenizer states no model_max_length")
         return int(limit)
     if max_length > limit:
@@ -359,15 +249,6 @@ def _checked_max_length(tokenizer: PreTrainedTokenizerBase, max_length: int | No
     if max_length <= special:
         raise ValueError(f"max_length={max_length} leaves no room for text beside {special} special tokens")
     return max_length
-
-
-def _check_columns(rows: Dataset, wanted: Iterable[str]) -> None:
-    present = rows.column_names
-    for column in wanted:
-        if column not in present:
-            raise ValueError(
-                f"no column {column!r}; nearest is {_nearest(column, present)!r} (columns: {', '.join(present)})"
-            )
 
 
 def _are_words(rows: Dataset, columns: Sequence[str]) -> bool:
@@ -388,7 +269,7 @@ def _are_words(rows: Dataset, columns: Sequence[str]) -> bool:
 def _without_missing(rows: Dataset, skip: bool) -> Dataset:
     """`rows` if they are complete; else without the incomplete ones, or an error."""
     missing = {
-        column: [i for i, value in enumerate(_values(rows, column)) if _is_missing(value)]
+        column: [i for i, value in enumerate(column_values(rows, column)) if _is_missing(value)]
         for column in rows.column_names
     }
     found = "; ".join(f"no {column!r} in {_numbered(bad)}" for column, bad in missing.items() if bad)
@@ -406,8 +287,8 @@ def _without_missing(rows: Dataset, skip: bool) -> Dataset:
 def _check_labels(rows: Dataset, label: str, to_label: Callable[[Any], Any], words: str | None) -> None:
     """Encode every label for trial; `words` is the column that must be as long, where there is a label a word."""
     bad, why = [], ""
-    beside = _values(rows, words) if words else itertools.repeat(None)
-    for i, (value, row) in enumerate(zip(_values(rows, label), beside, strict=False)):
+    beside = column_values(rows, words) if words else itertools.repeat(None)
+    for i, (value, row) in enumerate(zip(column_values(rows, label), beside, strict=False)):
         try:
             encoded = to_label(value)
             if row is not None and len(encoded) != len(row):
@@ -427,12 +308,6 @@ def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _values(rows: Dataset, column: str) -> Iterator[Any]:
-    """The values of a column, a chunk in memory at a time."""
-    for batch in rows.select_columns(column).iter(batch_size=_CHUNK):
-        yield from batch[column]
-
-
 def _inner(feature: Any) -> Any:
     return feature.feature if isinstance(feature, List) else feature
 
@@ -442,13 +317,3 @@ def _numbered(indices: Sequence[int], most: int = 5) -> str:
     numbers = ", ".join(str(i + 1) for i in indices[:most])
     more = f" and {len(indices) - most} more" if len(indices) > most else ""
     return f"row{'s' if len(indices) > 1 else ''} {numbers}{more}"
-
-
-def _nearest(name: str, known: Iterable[str]) -> str | None:
-    return max(
-        known, key=lambda k: difflib.SequenceMatcher(None, name.lower(), k.lower()).ratio(), default=None
-    )
-
-
-def _called(source: Source) -> str:
-    return repr(str(source)) if isinstance(source, (str, os.PathLike)) else "source"

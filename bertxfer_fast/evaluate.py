@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,15 +17,20 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .activations import ModelFacts
-from .data import sequence_lengths
+from .batches import Features, device_of, inference, packed_batches
 from .encoder import PackedModel
-from .packing import PackingCollator, TokenBudgetBatchSampler
-
-Features = Sequence[Mapping[str, Any]]
+from .packing import PackingCollator
 
 SPEED_SEQUENCES = 2000
 
 CLASSIFICATION, MULTI_LABEL, REGRESSION, TOKEN = "classification", "multi-label", "regression", "token"
+# The metrics of each kind; where a model has none of these heads there are none.
+METRICS = {
+    CLASSIFICATION: ("accuracy",),
+    MULTI_LABEL: ("accuracy",),
+    REGRESSION: ("mse", "pearson"),
+    TOKEN: ("token_accuracy",),
+}
 
 
 # ---- metrics ------------------------------------------------------------------------------------------------
@@ -115,8 +118,9 @@ def evaluate(
         raise ValueError("dataset: it is empty")
     logits: list[Tensor] = []
     labels: list[Tensor] = []
-    with _inference(model, bf16):
-        for batch in packed_batches(dataset, tokens_per_batch, device_of(model), collator_for(packed.facts)):
+    with inference(model, bf16):
+        batches = packed_batches(dataset, tokens_per_batch, device_of(model), collator_for(packed.facts))
+        for _, batch in batches:
             if "labels" not in batch:
                 raise ValueError("dataset: its features have no labels")
             output = packed(batch).logits
@@ -149,9 +153,10 @@ def throughput(
     if repeats < 1:
         raise ValueError(f"repeats: wants 1 or more, got {repeats}")
     packed, device = PackedModel(model), device_of(model)
-    batches = list(packed_batches(dataset, tokens_per_batch, device, collator_for(packed.facts)))
+    collate = collator_for(packed.facts)
+    batches = [batch for _, batch in packed_batches(dataset, tokens_per_batch, device, collate)]
     seconds = []
-    with _inference(model, bf16):
+    with inference(model, bf16):
         for turn in range(warmup + repeats):
             start = time.perf_counter()
             for batch in batches:
@@ -171,6 +176,17 @@ def parameter_count(model: torch.nn.Module) -> int:
 def size_mb(model: torch.nn.Module) -> float:
     """Megabytes (1e6 bytes) of the parameters in their present dtype; tied ones count once."""
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 1e6
+
+
+def student_facts(student: PreTrainedModel) -> dict[str, Any]:
+    """A student's sizes, for its model card."""
+    config = student.config
+    return {
+        "layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "attention_heads": config.num_attention_heads,
+        "parameters": parameter_count(student),
+    }
 
 
 def summary(
@@ -209,32 +225,3 @@ def collator_for(facts: ModelFacts) -> PackingCollator:
     """The collator whose labels a model's head understands."""
     floats = metric_kind(facts) in (REGRESSION, MULTI_LABEL)
     return PackingCollator(label_dtype=torch.float32 if floats else None, token_labels=facts.head == "token")
-
-
-def packed_batches(
-    dataset: Features, tokens_per_batch: int, device: torch.device, collate: PackingCollator
-) -> Iterator[dict[str, Any]]:
-    """Packed batches of a data set in its own order, on `device`."""
-    lengths = sequence_lengths(dataset)
-    for indices in TokenBudgetBatchSampler(lengths, max(tokens_per_batch, int(lengths.max())), shuffle=False):
-        # A datasets.Dataset reads many rows at once much faster than one by one.
-        many = getattr(dataset, "__getitems__", None)
-        batch = collate(many(indices) if many is not None else [dataset[i] for i in indices])
-        yield {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
-
-
-def device_of(model: torch.nn.Module) -> torch.device:
-    """Where a model's parameters are."""
-    return next(model.parameters()).device
-
-
-@contextmanager
-def _inference(model: torch.nn.Module, bf16: bool) -> Iterator[None]:
-    """Eval mode without gradients (and in bf16 autocast if asked), then the model as it was."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), torch.autocast(device_of(model).type, torch.bfloat16, enabled=bf16):
-            yield
-    finally:
-        model.train(was_training)

@@ -10,17 +10,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from .activations import LayerActivations
+from .batches import device_of, inference, packed_batches
+from .data import sequence_lengths
 from .encoder import PackedModel
+from .models import load_tokenizer, model_folder
 from .ops import pool_features
-from .packing import PackingCollator, TokenBudgetBatchSampler
+from .packing import PackingCollator
 from .stream import TeacherStream
 
 MODES = ("mean", "cls", "max", "mean_sqrt")
+OUTPUT_SUFFIXES = (".npy", ".safetensors", ".csv")
+
+_INPUTS = ("input_ids", "token_type_ids")
 
 
 class FeatureExtractor:
@@ -110,41 +118,23 @@ class FeatureExtractor:
             padding=False,
             return_attention_mask=False,
         )
-        names = [name for name in ("input_ids", "token_type_ids") if name in encoded]
+        names = [name for name in _INPUTS if name in encoded]
         return self.extract_ids([{name: encoded[name][i] for name in names} for i in range(len(texts))])
 
-    @torch.no_grad()
     def extract_ids(self, features: Sequence[Mapping[str, Any]]) -> Tensor:
         """Features of texts that are token ids already (`input_ids`, optional `token_type_ids`).
 
         Returns:
             float32 `[N, D]` on the CPU, rows in input order; a text without any token becomes zeros.
         """
-        lengths = [len(feature["input_ids"]) for feature in features]
+        lengths = sequence_lengths(features)
         rows = torch.zeros(len(lengths), self.dim)
-        filled = [i for i, length in enumerate(lengths) if length]
-        if not filled:
-            return rows
-        longest = max(lengths)
-        # Similar lengths together: not for padding (there is none) but so that batches cost alike.
-        order = sorted(filled, key=lambda i: -lengths[i])
-        sampler = TokenBudgetBatchSampler(
-            [lengths[i] for i in order], max(self.tokens_per_batch, longest), shuffle=False
-        )
-        collate = PackingCollator()
-        was_training = self.model.training  # the stream switches to eval mode
-        device = next(self.model.parameters()).device
-        for picked in sampler:
-            indices = [order[i] for i in picked]
-            batch = collate(
-                [
-                    {k: features[i][k] for k in ("input_ids", "token_type_ids") if k in features[i]}
-                    for i in indices
-                ]
-            )
-            batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-            rows[indices] = self._pool(batch).float().cpu()
-        self.model.train(was_training)
+        # Longest first: not for padding (there is none) but so that batches cost alike.
+        order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
+        budget, device = self.tokens_per_batch, device_of(self.model)
+        with inference(self.model):
+            for indices, batch in packed_batches(features, budget, device, _collate, order):
+                rows[indices] = self._pool(batch).float().cpu()
         return rows
 
     def _pool(self, batch: Mapping[str, Any]) -> Tensor:
@@ -180,33 +170,9 @@ def _resolve_layers(layers: Sequence[int], num_layers: int) -> tuple[int, ...]:
     return tuple(resolved)
 
 
-def model_folder(path: str | Path, name: str) -> Path:
-    """`path` as a model directory, or ValueError: models are read from disk, never from a hub."""
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        raise ValueError(f"{name}: no such directory: {path}")
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{name}: {path} is not a transformers model (it has no config.json)")
-    return folder
-
-
-def has_tokenizer(folder: str | Path) -> bool:
-    """Whether a directory holds a tokenizer. Asking transformers would make one up from config.json alone."""
-    names = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
-    return any((Path(folder).expanduser() / name).is_file() for name in (*names, "spiece.model"))
-
-
-def load_tokenizer(path: str | Path, name: str = "tokenizer") -> Any:
-    """The tokenizer saved in a directory, or ValueError."""
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        raise ValueError(f"{name}: no such directory: {path}")
-    if not has_tokenizer(folder):
-        raise ValueError(f"{name}: there is no tokenizer in {path}")
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{name}: the tokenizer in {path} cannot be read: {error}") from error
+def _collate(features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A packed batch of what the encoder reads; labels stay behind."""
+    return PackingCollator()([{name: row[name] for name in _INPUTS if name in row} for row in features])
 
 
 def save_features(features: Tensor, path: str | Path) -> Path:
@@ -217,22 +183,13 @@ def save_features(features: Tensor, path: str | Path) -> Path:
     """
     path = Path(path)
     if path.suffix == ".npy":
-        import numpy
-
-        numpy.save(path, features.numpy())
+        np.save(path, features.numpy())
     elif path.suffix == ".safetensors":
-        from safetensors.torch import save_file
-
         save_file({"features": features.contiguous()}, path)
     elif path.suffix == ".csv":
-        import numpy
-
         header = ",".join(f"f{i}" for i in range(features.shape[1]))
         # 9 significant digits give every float32 back exactly.
-        numpy.savetxt(path, features.numpy(), delimiter=",", fmt="%.9g", header=header, comments="")
+        np.savetxt(path, features.numpy(), delimiter=",", fmt="%.9g", header=header, comments="")
     else:
-        raise ValueError(f"output: wants a name ending in .npy, .safetensors or .csv, got {path.name!r}")
+        raise ValueError(f"output: wants a name ending in {', '.join(OUTPUT_SUFFIXES)}, got {path.name!r}")
     return path
-
-
-OUTPUT_SUFFIXES = (".npy", ".safetensors", ".csv")

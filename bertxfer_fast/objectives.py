@@ -7,7 +7,6 @@ pair. The value of an objective is the *sum* over its pairs; `Distiller` adds up
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from typing import ClassVar, Literal
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .activations import LayerActivations, ModelFacts
+from .errors import did_you_mean
 
 __all__ = ["SCHEDULES", "AttentionMaps", "AttentionScores", "HiddenStates", "Labels", "Logits", "Objective"]
 
@@ -406,8 +406,7 @@ def _pairs(name: str, layers: object) -> list[tuple[int, int]]:
 
 def _choice(argument: str, value: str, known: tuple[str, ...]) -> str:
     if value not in known:
-        near = difflib.get_close_matches(str(value), known, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(str(value), known, listing=False)
         raise ValueError(f"{argument}: wants one of {', '.join(map(repr, known))}, got {value!r}{hint}")
     return value
 

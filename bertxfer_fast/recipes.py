@@ -6,12 +6,12 @@ function that builds it. Adding a recipe is adding one such function.
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from .errors import did_you_mean
 from .objectives import AttentionScores, HiddenStates, Layers, Logits, Objective
 
 __all__ = ["Recipe", "Stage", "get", "names", "options"]
@@ -111,7 +111,7 @@ def get(name: str, /, **chosen: Any) -> Recipe:
     known = options(name)
     for option in chosen:
         if option not in known:
-            raise ValueError(f"recipe {name!r} has no option {option!r}; {_nearest(option, known)}")
+            raise ValueError(f"recipe {name!r} has no option {option!r}{did_you_mean(option, known)}")
     recipe = _builder(name)(**chosen)
     for stage in recipe.stages:  # a bad value is an error now, not when its stage starts
         stage.build_objectives()
@@ -120,11 +120,6 @@ def get(name: str, /, **chosen: Any) -> Recipe:
 
 def _builder(name: str) -> Callable[..., Recipe]:
     if name not in _BUILDERS:
-        raise ValueError(f"unknown recipe {name!r}; {_nearest(name, _BUILDERS)}")
+        raise ValueError(f"unknown recipe {name!r}{did_you_mean(name, _BUILDERS)}")
     return _BUILDERS[name]
 
-
-def _nearest(given: str, known: Iterable[str]) -> str:
-    known = sorted(known)
-    near = difflib.get_close_matches(given, known, 1)
-    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"

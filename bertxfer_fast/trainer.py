@@ -7,133 +7,39 @@ the first non-finite loss, and checkpoints that are ordinary student directories
 
 from __future__ import annotations
 
-import json
 import math
-import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
+from transformers import EvalPrediction, PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from .activations import ModelFacts
+from .arguments import DistillationArguments
+from .batches import WholeRounds
+from .checkpoints import (
+    TRAINER_STATE,
+    last_complete_checkpoint,
+    load_projections,
+    load_student,
+    save_projections,
+)
 from .data import sequence_lengths
-from .distiller import Distiller
+from .distiller import Distiller, DistillerOutput
 from .encoder import PackedModel
-from .evaluate import TOKEN, collator_for, metric_kind, metrics_of, parameter_count
+from .errors import NonFiniteLossError
+from .evaluate import TOKEN, collator_for, metric_kind, metrics_of, student_facts
+from .models import auto_class
+from .monitor import FiniteGuard, RunningMeans
 from .packing import TokenBudgetBatchSampler
 from .report import ModelCard
-
-PROJECTIONS = "distiller.safetensors"
-TRAINER_STATE = "trainer_state.json"
-
-# Trainer features that act on a model's own loss or inputs and would be ignored, or break, around a Distiller.
-_UNSUPPORTED = {
-    "label_smoothing_factor": "smooth the labels in an objective of your own",
-    "neftune_noise_alpha": "it needs a model with one input embedding",
-    "use_liger_kernel": "its kernels replace a model's own loss",
-}
-
-
-class NonFiniteLossError(ArithmeticError):
-    """A loss, the gradient or a weight became NaN or infinite; training stopped before anything was overwritten.
-
-    Attributes:
-        names: what is not finite: objectives by name, `"loss"` (their sum), `"gradient"`, or a weight's name.
-        step: optimizer steps done when it was computed.
-        checkpoint: directory of the last good checkpoint, None if there is none.
-    """
-
-    def __init__(
-        self, names: Sequence[str], values: Sequence[float], step: int, checkpoint: str | None
-    ) -> None:
-        self.names, self.step, self.checkpoint = tuple(names), step, checkpoint
-        found = ", ".join(f"{name} is {value}" for name, value in zip(names, values, strict=True))
-        kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written yet"
-        super().__init__(f"{found} after {step} optimizer steps; training stopped, {kept}")
-
-
-@dataclass
-class DistillationArguments(TrainingArguments):
-    """transformers' TrainingArguments with packed batches.
-
-    With `tokens_per_batch` a training batch holds as many sequences as fit that many tokens (per device and
-    accumulation step); without it, `per_device_train_batch_size` sequences. `train_sampling_strategy` works as
-    in Trainer: `"random"`, `"group_by_length"` (packs of similar lengths) or `"sequential"`.
-
-    Defaults that differ from transformers': 50 log lines a run (`logging_steps=0.02`), no column is dropped,
-    non-finite losses are never hidden, and `bf16` without an accelerator runs on the CPU.
-    """
-
-    tokens_per_batch: int | None = field(
-        default=None, metadata={"help": "tokens in a packed training batch, instead of a number of sequences"}
-    )
-    eval_tokens_per_batch: int | None = field(
-        default=None, metadata={"help": "the same for evaluation (default: tokens_per_batch)"}
-    )
-    logging_steps: float = field(
-        default=0.02, metadata={"help": "steps between log lines; below 1: share of the run"}
-    )
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "hide non-finite losses from the logs"}
-    )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "ignored: the collator takes what it needs"}
-    )
-
-    def __post_init__(self) -> None:
-        for name in ("tokens_per_batch", "eval_tokens_per_batch"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: wants 1 or more, got {value}")
-        for name, instead in _UNSUPPORTED.items():
-            if getattr(self, name, None):
-                raise ValueError(f"{name}: not available for distillation; {instead}")
-        if self.train_sampling_strategy not in ("random", "group_by_length", "sequential"):
-            raise ValueError(
-                "train_sampling_strategy: wants random, group_by_length or sequential, "
-                f"got {self.train_sampling_strategy!r}"
-            )
-        if not torch.accelerator.is_available():
-            self.use_cpu = True  # which bf16 and unpinned memory depend on
-        if self.accelerator_config is None:
-            # Batches of a token budget differ in size; accelerate must not even them out by a batch size.
-            self.accelerator_config = {"even_batches": False}
-        super().__post_init__()
-
-
-def training_field_types() -> dict[str, Any]:
-    """Every argument `DistillationArguments` takes, with its type: what a recipe may say under `training`."""
-    hints = typing.get_type_hints(DistillationArguments)
-    return {item.name: hints[item.name] for item in fields(DistillationArguments) if item.init}
-
-
-def last_complete_checkpoint(folder: str | Path) -> str | None:
-    """The newest checkpoint in `folder` that was written to its end, or None.
-
-    A run that is killed while saving leaves a directory without its last file, the trainer state.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        return None
-    found = []
-    for path in folder.glob("checkpoint-*"):
-        step = path.name.partition("-")[2]
-        try:
-            json.loads((path / TRAINER_STATE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if step.isdigit():
-            found.append((int(step), str(path)))
-    return max(found)[1] if found else None
 
 
 class DistillationTrainer(Trainer):
@@ -179,7 +85,7 @@ class DistillationTrainer(Trainer):
         if not isinstance(args, DistillationArguments):
             raise TypeError(f"args: wants DistillationArguments, got {type(args).__name__}")
         _check_dataset("train_dataset", train_dataset)
-        for name, dataset in _named(eval_dataset):
+        for name, dataset in _named_datasets(eval_dataset):
             _check_dataset(name, dataset)
         if args.n_gpu > 1:
             args._n_gpu = 1  # DataParallel would cut a pack in pieces; use a launcher such as torchrun
@@ -207,10 +113,8 @@ class DistillationTrainer(Trainer):
         self.loss_is_scaled_for_ga = False
         self.label_names = ["labels"]
         self.model_card = model_card if model_card is not None else ModelCard()
-        self._guard = _FiniteGuard()
-        self._guarded_step = -1
-        self._parts = _PartMeans()
-        self._eval_parts = _PartMeans()
+        self._guard = FiniteGuard(self.last_checkpoint)
+        self._train_means, self._eval_means = RunningMeans(), RunningMeans()
         self._lengths: dict[int, tuple[Any, NDArray[np.int64]]] = {}
 
     def last_checkpoint(self) -> str | None:
@@ -276,7 +180,7 @@ class DistillationTrainer(Trainer):
         args = self.args
         batches: Sampler[list[int]] = sampler
         if args.world_size > 1:
-            batches = _WholeRounds(sampler, args.world_size)
+            batches = WholeRounds(sampler, args.world_size)
         loader = DataLoader(
             dataset,
             batch_sampler=batches,
@@ -317,10 +221,9 @@ class DistillationTrainer(Trainer):
             if resume_from_checkpoint is None:
                 raise ValueError(f"resume_from_checkpoint: no complete checkpoint in {self.args.output_dir}")
         self._guard.forget()
-        self._guarded_step = -1
-        self._parts.take()
+        self._train_means.clear()
         result = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
-        self._check_guard()
+        self._guard.check()
         return result
 
     def compute_loss(
@@ -332,16 +235,13 @@ class DistillationTrainer(Trainer):
     ) -> Any:
         """One micro-batch: run the Distiller, note the objectives' values, stop if one is not finite."""
         step = self.state.global_step
-        if step != self._guarded_step:
-            self._check_guard()  # of the step before, where it was not looked at then
-            self._guarded_step = step
         self.distiller.progress = step / max(self.state.max_steps, 1)
         outputs = model(**inputs)
         self._guard.watch({**outputs.parts, "loss": outputs.loss}, step)
         # With other processes all have to stop at the same place: behind the exchange of gradients.
         if outputs.loss.device.type == "cpu" and self.args.world_size == 1:
-            self._check_guard()
-        self._parts.add(outputs.parts, 1 / self.current_gradient_accumulation_steps, step)
+            self._guard.check()
+        self._train_means.add(_named_parts(outputs), 1 / self.current_gradient_accumulation_steps)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -350,31 +250,17 @@ class DistillationTrainer(Trainer):
         if isinstance(norm, Tensor) and getattr(self.accelerator, "scaler", None) is None:
             self._guard.watch({"gradient": norm}, self.state.global_step)
             if norm.device.type == "cpu":
-                self._check_guard()
+                self._guard.check()
         return norm
-
-    def _check_guard(self) -> None:
-        found = self._guard.check()
-        if found is not None:
-            names, values, step = found
-            raise NonFiniteLossError(names, values, step, self.last_checkpoint())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's log, with every objective's mean since the last one beside `loss`."""
         if "loss" in logs:
-            start, sums = self._parts.take()
-            steps = max(self.state.global_step - start, 1)
-            logs.update({f"loss/{name}": value / steps for name, value in self._over_processes(sums).items()})
+            logs.update(self._train_means.take(self._sum_over_processes))
         super().log(logs, start_time)
 
-    def _over_processes(self, sums: dict[str, Tensor], *, mean: bool = True) -> dict[str, float]:
-        """Sums as numbers, with one transfer for all of them; over all processes their mean (or their sum)."""
-        if not sums:
-            return {}
-        stacked = torch.stack(list(sums.values()))
-        if self.args.world_size > 1:
-            stacked = self.accelerator.reduce(stacked, "mean" if mean else "sum")
-        return dict(zip(sums, stacked.tolist(), strict=True))
+    def _sum_over_processes(self, values: Tensor) -> Tensor:
+        return self.accelerator.reduce(values, "sum") if self.args.world_size > 1 else values
 
     # ---- evaluation -----------------------------------------------------------------------------------------
 
@@ -391,7 +277,7 @@ class DistillationTrainer(Trainer):
             outputs = model(**inputs)
         count = inputs["cu_seq_lens_q"].shape[0] - 1
         loss = outputs.loss.detach()
-        self._eval_parts.add({**outputs.parts, "": loss, "#": torch.ones_like(loss)}, count, 0)
+        self._eval_means.add({"loss": loss, **_named_parts(outputs)}, count)
         if prediction_loss_only:
             return loss, None, None
         logits, labels = outputs.logits, inputs.get("labels")
@@ -411,14 +297,12 @@ class DistillationTrainer(Trainer):
         self, dataloader: DataLoader, description: str, *args: Any, **kwargs: Any
     ) -> EvalLoopOutput:
         """Trainer's loop; its loss, a mean over packs, gives way to means over sequences, one per objective."""
-        self._eval_parts.take()
+        self._eval_means.clear()
         output = super().evaluation_loop(dataloader, description, *args, **kwargs)
-        prefix = kwargs.get("metric_key_prefix", "eval")
-        sums = self._over_processes(self._eval_parts.take()[1], mean=False)
-        count = sums.pop("#", 0.0)
         assert output.metrics is not None
-        for name, value in sums.items():
-            output.metrics[f"{prefix}_loss/{name}" if name else f"{prefix}_loss"] = value / count
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        means = self._eval_means.take(self._sum_over_processes)
+        output.metrics.update({f"{prefix}_{name}": value for name, value in means.items()})
         return output
 
     # ---- saving and loading ---------------------------------------------------------------------------------
@@ -443,11 +327,13 @@ class DistillationTrainer(Trainer):
         super()._save_checkpoint(model, trial)
 
     def _check_before_save(self) -> None:
-        self._check_guard()
-        for name, parameter in self.distiller.named_parameters():
-            if not bool(torch.isfinite(parameter).all()):
-                step = self.state.global_step
-                raise NonFiniteLossError([name], [math.nan], step, self.last_checkpoint())
+        self._guard.check()
+        names, parameters = zip(*self.distiller.named_parameters(), strict=True)
+        # One transfer for all of them.
+        finite = torch.stack([torch.isfinite(parameter).all() for parameter in parameters]).tolist()
+        if not all(finite):
+            name = names[finite.index(False)]
+            raise NonFiniteLossError([name], [math.nan], self.state.global_step, self.last_checkpoint())
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """`state_dict` comes gathered from sharded training; otherwise the modules hold their own."""
@@ -455,15 +341,12 @@ class DistillationTrainer(Trainer):
             return
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        student_state = _below(state_dict, "student.") if state_dict is not None else None
-        self.student.save_pretrained(folder, state_dict=student_state)
-        learned = (
-            self.distiller.objectives.state_dict()
-            if state_dict is None
-            else _below(state_dict, "objectives.")
-        )
-        if learned:
-            save_file({k: v.detach().cpu().contiguous() for k, v in learned.items()}, folder / PROJECTIONS)
+        if state_dict is None:
+            student, objectives = None, self.distiller.objectives.state_dict()
+        else:
+            student, objectives = _below(state_dict, "student."), _below(state_dict, "objectives.")
+        self.student.save_pretrained(folder, state_dict=student)
+        save_projections(objectives, folder)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
 
@@ -480,29 +363,13 @@ class DistillationTrainer(Trainer):
             self._load(self.state.best_model_checkpoint)
 
     def _load(self, folder: str) -> None:
-        """A checkpoint's weights into the student and the projections in place."""
-        student = self.student
-        # transformers' own loader, not the file: it knows tied, renamed and sharded weights.
-        saved = type(student).from_pretrained(folder, dtype=student.dtype, local_files_only=True)
-        try:
-            student.load_state_dict(saved.state_dict())
-        except RuntimeError as error:
-            raise ValueError(f"{folder} holds a student of another shape: {error}") from error
-        objectives = self.distiller.objectives
-        if not objectives.state_dict():
-            return
-        file = Path(folder) / PROJECTIONS
-        if not file.is_file():
-            raise ValueError(f"{folder} has no {PROJECTIONS}, which these objectives need")
-        try:
-            objectives.load_state_dict(load_file(file))
-        except RuntimeError as error:
-            raise ValueError(f"{file} belongs to other objectives: {error}") from error
+        load_student(self.student, Path(folder))
+        load_projections(self.distiller.objectives, Path(folder))
 
     def _filled_card(self) -> ModelCard:
         """The model card, with the facts that are known here where it leaves them open."""
         card = self.model_card
-        datasets = [("train_dataset", self.train_dataset), *_named(self.eval_dataset)]
+        datasets = [("train_dataset", self.train_dataset), *_named_datasets(self.eval_dataset)]
         sizes = {name.removesuffix("_dataset"): len(rows) for name, rows in datasets if rows is not None}
         teacher = self.distiller.teacher
         return replace(
@@ -514,122 +381,7 @@ class DistillationTrainer(Trainer):
         )
 
 
-def student_facts(student: PreTrainedModel) -> dict[str, Any]:
-    """A student's sizes, for its model card."""
-    config = student.config
-    return {
-        "layers": config.num_hidden_layers,
-        "hidden_size": config.hidden_size,
-        "attention_heads": config.num_attention_heads,
-        "parameters": parameter_count(student),
-    }
-
-
-def auto_class(model: PreTrainedModel) -> str:
-    """Name of the transformers class that loads such a model without knowing its family."""
-    for head in ("ForSequenceClassification", "ForTokenClassification", "ForMaskedLM"):
-        if type(model).__name__.endswith(head):
-            return f"AutoModel{head}"
-    return "AutoModel"
-
-
-# ---- parts --------------------------------------------------------------------------------------------------
-
-
-class _FiniteGuard:
-    """Looks for NaN and infinity without making the device wait.
-
-    On CUDA values travel to pinned memory behind the work that computes them; by the time of the next step they
-    have arrived long ago, and looking costs nothing.
-    """
-
-    def __init__(self) -> None:
-        self._pending: list[tuple[tuple[str, ...], Tensor, Any, int]] = []
-
-    def watch(self, values: Mapping[str, Tensor], step: int) -> None:
-        stacked = torch.stack([value.detach().float().reshape(()) for value in values.values()])
-        arrived = None
-        if stacked.device.type == "cuda":
-            host = torch.empty(stacked.shape, dtype=stacked.dtype, pin_memory=True)
-            stacked = host.copy_(stacked, non_blocking=True)
-            arrived = torch.cuda.Event()
-            arrived.record()
-        self._pending.append((tuple(values), stacked, arrived, step))
-
-    def check(self) -> tuple[list[str], list[float], int] | None:
-        """What is not finite in the first thing watched that has such a value: (names, values, step)."""
-        pending, self._pending = self._pending, []
-        for names, stacked, arrived, step in pending:
-            if arrived is not None:
-                arrived.synchronize()
-            values = stacked.tolist()
-            bad = [i for i, value in enumerate(values) if not math.isfinite(value)]
-            if bad:
-                # The sum is not finite because a part is not: name the part.
-                bad = [i for i in bad if names[i] != "loss"] or bad
-                return [names[i] for i in bad], [values[i] for i in bad], step
-        return None
-
-    def forget(self) -> None:
-        self._pending = []
-
-
-class _PartMeans:
-    """Running sums by name, kept on the device."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._start = 0
-
-    def add(self, parts: Mapping[str, Tensor], weight: float, step: int) -> None:
-        if not self._sums:
-            self._start = step
-        for name, value in parts.items():
-            value = value.detach().float() * weight
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-
-    def take(self) -> tuple[int, dict[str, Tensor]]:
-        """(step of the first addition, sums), and start anew."""
-        start, sums = self._start, self._sums
-        self._sums = {}
-        return start, sums
-
-
-class _WholeRounds(Sampler[list[int]]):
-    """Makes the number of batches a multiple of `processes`, by halving the packs with most sequences.
-
-    Every process then gets equally many, so none waits for a gradient exchange that never comes.
-    """
-
-    batch_size = None
-
-    def __init__(self, sampler: TokenBudgetBatchSampler, processes: int) -> None:
-        self.batch_sampler, self.processes = sampler, processes
-        self.drop_last = False
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.batch_sampler) / self.processes) * self.processes
-
-    def __iter__(self) -> Iterator[list[int]]:
-        batches = list(self.batch_sampler)
-        while len(batches) < len(self):
-            largest = max(range(len(batches)), key=lambda i: len(batches[i]))
-            batch = batches[largest]
-            if len(batch) < 2:
-                raise ValueError(f"the data set has fewer sequences than processes ({self.processes})")
-            batches[largest : largest + 1] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
-        yield from batches
-
-    def set_epoch(self, epoch: int) -> None:
-        self.batch_sampler.set_epoch(epoch)
-
-    @property
-    def sampler(self) -> _WholeRounds:
-        """Itself, so that accelerate's wrappers hand `set_epoch` through (see TokenBudgetBatchSampler)."""
-        return self
-
-
-def _named(eval_dataset: Any) -> list[tuple[str, Any]]:
+def _named_datasets(eval_dataset: Any) -> list[tuple[str, Any]]:
     if isinstance(eval_dataset, dict):
         return [(f"eval_dataset[{name!r}]", dataset) for name, dataset in eval_dataset.items()]
     return [] if eval_dataset is None else [("eval_dataset", eval_dataset)]
@@ -652,6 +404,11 @@ def _default_metrics(kind: str) -> Callable[[EvalPrediction], dict[str, float]]:
         return metrics_of(np.asarray(prediction.predictions), np.asarray(prediction.label_ids), kind)
 
     return compute
+
+
+def _named_parts(outputs: DistillerOutput) -> dict[str, Tensor]:
+    """The objectives' values under the names they are logged by."""
+    return {f"loss/{name}": value for name, value in (outputs.parts or {}).items()}
 
 
 def _predicted_ids(logits: Tensor, labels: Tensor) -> Tensor:

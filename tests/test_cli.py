@@ -1,89 +1,44 @@
-"""The command from end to end on tiny models: a whole run, a restart, and every kind of bad input."""
+"""The command from end to end on tiny models: whole runs, a restart, features, and what it tells."""
 
 from __future__ import annotations
 
 import json
 import random
-import re
-import shutil
-from collections.abc import Callable
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from datasets import Dataset
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
 
 from bertxfer_fast import cli, recipes
 from bertxfer_fast.features import FeatureExtractor
 from bertxfer_fast.objectives import HiddenStates, Labels, Logits
 
-from .test_features import WORDS, tiny_tokenizer
+from .folders import (
+    WORDS,
+    change,
+    contents,
+    distill,
+    make_place,
+    one_logit,
+    sentences,
+    write_tsv,
+)
 from .tiny import tiny_bert
-
-
-def sentences(count: int, seed: int) -> list[tuple[str, str]]:
-    draw = random.Random(seed)
-    rows = []
-    for _ in range(count):
-        words = [draw.choice(WORDS[:30]) for _ in range(draw.randint(2, 9))]
-        rows.append((" ".join(words), draw.choice(["neg", "neutral", "pos"])))
-    return rows
-
-
-def write_tsv(path: Path, rows: list[tuple[str, str]]) -> None:
-    path.write_text("sentence\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in rows))
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A folder with a teacher (4 layers), its tokenizer, three files, and recipe.yaml."""
-    tiny_bert(4, 16, 4, head="ForSequenceClassification", seed=1).save_pretrained(tmp_path / "teacher")
-    tiny_tokenizer(tmp_path / "teacher")
-    write_tsv(tmp_path / "train.tsv", sentences(24, 0))
-    write_tsv(tmp_path / "dev.tsv", sentences(8, 1))
-    write_tsv(tmp_path / "test.tsv", sentences(10, 2))
-    recipe: dict[str, Any] = {
-        "recipe": "tinybert",
-        "teacher": "teacher",
-        "student": {"num_hidden_layers": 2, "hidden_size": 12, "init": "random"},
-        "data": {
-            "train": "train.tsv",
-            "eval": "dev.tsv",
-            "test": "test.tsv",
-            "text": "sentence",
-            "label": "label",
-            "max_length": 16,
-        },
-        "output_dir": "out",
-        "training": {"num_train_epochs": 2, "per_device_train_batch_size": 8, "learning_rate": "1e-3"},
-        "stages": {"prediction": {"num_train_epochs": 1}},
-    }
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-    return tmp_path
-
-
-def change(place: Path, **changes: Any) -> None:
-    """Set keys (section__key) of the recipe."""
-    path = place / "recipe.yaml"
-    recipe = yaml.safe_load(path.read_text())
-    for key, value in changes.items():
-        section = recipe
-        *parents, last = key.split("__")
-        for parent in parents:
-            section = section.setdefault(parent, {})
-        section[last] = value
-    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
-
-
-def distill(place: Path, *flags: str) -> int:
-    return cli.main(["distill", str(place / "recipe.yaml"), *flags])
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return make_place(tmp_path)
 
 
 # ---- distill ------------------------------------------------------------------------------------------------
@@ -219,6 +174,53 @@ def test_regression(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert student.config.num_labels == 1 and student.config.id2label == {0: "LABEL_0"}
 
 
+def tagged(count: int, seed: int) -> list[dict[str, Any]]:
+    """Words with a tag each; "films" is two tokens."""
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        words = [draw.choice([*WORDS[:30], "films"]) for _ in range(draw.randint(1, 9))]
+        rows.append({"words": words, "tags": [("O", "B-FILM", "I-FILM")[len(word) % 3] for word in words]})
+    return rows
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_token_classification(place: Path, named: bool) -> None:
+    """Lists of words with a tag each, from jsonl and parquet; tags named by the teacher, or found in the file."""
+    tags = {"B-FILM": 0, "I-FILM": 1, "O": 2}
+    names = {"label2id": tags, "id2label": {i: tag for tag, i in tags.items()}} if named else {}
+    teacher = tiny_bert(4, 16, 4, head="ForTokenClassification", seed=1)
+    teacher.config.update(names)
+    teacher.save_pretrained(place / "teacher")
+    (place / "train.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in tagged(24, 0)))
+    Dataset.from_list(tagged(10, 1)).to_parquet(place / "test.parquet")
+    change(
+        place,
+        task="token-classification",
+        data={"train": "train.jsonl", "test": "test.parquet", "text": "words", "label": "tags"},
+        training={"max_steps": 2},
+        stages={},
+    )
+    assert distill(place) == 0
+    student = AutoModelForTokenClassification.from_pretrained(place / "out")
+    assert student.config.label2id == tags
+    tokenizer = AutoTokenizer.from_pretrained(place / "out")
+    right = []
+    for row in tagged(10, 1):
+        encoded = tokenizer(row["words"], is_split_into_words=True, return_tensors="pt")
+        with torch.no_grad():
+            predicted = student(**encoded).logits[0].argmax(-1).tolist()
+        first = [encoded.word_ids().index(i) for i in range(len(row["words"]))]
+        assert encoded["input_ids"].shape[1] == len(first) + row["words"].count("films") + 2
+        right += [predicted[i] == tags[tag] for i, tag in zip(first, row["tags"], strict=True)]
+    shown = next(
+        line for line in (place / "out" / "summary.md").read_text().splitlines() if "| student" in line
+    )
+    assert any("films" in row["words"] for row in tagged(10, 1)) and 0 < sum(right) < len(right)
+    assert float(shown.split("|")[2]) == pytest.approx(sum(right) / len(right), abs=1e-4)
+    assert "token_accuracy" in (place / "out" / "README.md").read_text()
+
+
 def test_nan_stops_with_one_line_and_keeps_the_checkpoint(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,171 +236,6 @@ def test_nan_stops_with_one_line_and_keeps_the_checkpoint(
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "hidden_states is nan" in error and "checkpoint-3" in error
     AutoModelForSequenceClassification.from_pretrained(place / "out" / "intermediate" / "checkpoint-3")
-
-
-# ---- bad input ----------------------------------------------------------------------------------------------
-
-
-def other_tokenizer(place: Path) -> None:
-    tiny_tokenizer(place / "tokenizer", words=[*WORDS[1:], WORDS[0]])
-    change(place, tokenizer="tokenizer")
-
-
-def other_case(place: Path) -> None:
-    tiny_tokenizer(place / "tokenizer", lowercase=False)
-    change(place, tokenizer="tokenizer")
-
-
-def student_with(**settings: Any) -> Callable[[Path], None]:
-    def build(place: Path) -> None:
-        settings.setdefault("head", "ForSequenceClassification")
-        tiny_bert(**{"layers": 2, "hidden": 12, "heads": 4, **settings}).save_pretrained(place / "small")
-        change(place, student="small")
-
-    return build
-
-
-def teacher_without_head(place: Path) -> None:
-    shutil.rmtree(place / "teacher")
-    tiny_bert(4, 16, 4).save_pretrained(place / "teacher")
-    tiny_tokenizer(place / "teacher")
-    change(place, task="sequence-classification")
-
-
-def one_logit(place: Path) -> None:
-    tiny_bert(4, 16, 4, head="ForSequenceClassification", num_labels=1).save_pretrained(place / "teacher")
-    for name in ("train", "dev", "test"):
-        write_tsv(place / f"{name}.tsv", [("good film", "0.5"), ("bad film", "-1")])
-    change(place, task="regression")
-
-
-def torn_weights(place: Path) -> None:
-    (place / "teacher" / "model.safetensors").write_bytes(b"torn")
-
-
-def binary_data(place: Path) -> None:
-    (place / "train.tsv").write_bytes(bytes(range(256)) * 4)
-
-
-def no_rows(place: Path) -> None:
-    (place / "train.tsv").write_text("sentence\tlabel\n")
-
-
-def unknown_label(place: Path) -> None:
-    write_tsv(place / "dev.tsv", [("good film", "meh")])
-
-
-def missing_text(place: Path) -> None:
-    write_tsv(place / "train.tsv", [("good film", "pos"), ("", "neg"), ("bad", "neutral")])
-
-
-def other_model_there(place: Path) -> None:
-    (place / "out").mkdir()
-    (place / "out" / "config.json").write_text("{}")
-
-
-BAD: dict[str, tuple[Callable[[Path], None], str]] = {
-    "unknown key": (lambda p: change(p, techer="x"), "unknown key 'techer'; did you mean 'teacher'"),
-    "unknown recipe": (
-        lambda p: change(p, recipe="tinybrt"),
-        "unknown recipe 'tinybrt'; did you mean 'tinybert'",
-    ),
-    "unknown option": (lambda p: change(p, options__temprature=2), "did you mean 'temperature'"),
-    "bad option": (lambda p: change(p, options__temperature=-1), "temperature: wants a positive number"),
-    "unknown stage": (lambda p: change(p, stages__predict__seed=1), "seed cannot be set here"),
-    "unknown stage name": (
-        lambda p: change(p, stages__predict={"max_steps": 1}),
-        "did you mean 'prediction'",
-    ),
-    "bad training value": (
-        lambda p: change(p, training__warmup_steps=-1),
-        "stage intermediate: .*warmup_steps",
-    ),
-    "no dev set": (
-        lambda p: change(p, data__eval=None, training__eval_strategy="epoch"),
-        "stage intermediate: eval_strategy is 'epoch' but data.eval is missing",
-    ),
-    "unmeasured metric": (
-        lambda p: change(p, training__load_best_model_at_end=True, training__metric_for_best_model="f1"),
-        "metric_for_best_model: 'f1' is not measured here; known: loss, loss/attention_scores",
-    ),
-    "no teacher": (lambda p: change(p, teacher="techer"), r"line 2: teacher: no such directory"),
-    "not a model": (lambda p: change(p, teacher="."), "not a transformers model"),
-    "no file": (lambda p: change(p, data__test="tst.tsv"), r"\(section data\): no such file: .*tst\.tsv"),
-    "missing column": (
-        lambda p: change(p, data__text="sentense"),
-        "no column 'sentense'; nearest is 'sentence'",
-    ),
-    "missing label column": (
-        lambda p: change(p, data__label="lable"),
-        "no column 'lable'; nearest is 'label'",
-    ),
-    "empty data": (no_rows, r"train\.tsv.*no rows"),
-    "missing text": (missing_text, "no 'sentence' in row 2"),
-    "unknown label": (unknown_label, r"dev\.tsv: column 'label', row 1: 'meh' is not in label2id"),
-    "other tokenizer": (
-        other_tokenizer,
-        "wants the teacher's vocabulary.*'and' is|wants the teacher's vocabulary",
-    ),
-    "same tokens, other cutting": (other_case, "cuts text differently"),
-    "other vocabulary": (student_with(vocab=60), "got vocab_size 60 for the student and 50 for the teacher"),
-    "head counts": (
-        lambda p: change(p, student__num_attention_heads=3),
-        "attention_scores.*equal head counts, got student 3 and teacher 4",
-    ),
-    "head counts of a saved student": (
-        student_with(heads=2),
-        "equal head counts, got student 2 and teacher 4",
-    ),
-    "classes": (student_with(num_labels=2), "as many labels, got student .* 2 and teacher"),
-    "classes of a file": (
-        lambda p: write_tsv(p / "train.tsv", [("good", "a"), ("bad", "b")]),
-        r"column 'label' has 2 classes \(a, b\), the teacher 3",
-    ),
-    "depth": (lambda p: change(p, student__num_hidden_layers=3), "multiple of the student's, got 4 and 3"),
-    "widths": (lambda p: change(p, student__init="teacher"), "hidden_size=12 .teacher: 16."),
-    "one logit": (one_logit, "stage prediction: logits: kind 'soft_ce' of one logit is constant"),
-    "torn weights": (torn_weights, "line 2: .*teacher: its weights cannot be read"),
-    "not text": (binary_data, r"train\.tsv.*cannot be read"),
-    "no head": (teacher_without_head, "no trained weights for task 'sequence-classification'"),
-    "wrong task": (
-        lambda p: change(p, task="regression"),
-        "the teacher's head does 'sequence-classification'",
-    ),
-    "bare encoder": (
-        lambda p: change(p, task="none", data__label=None),
-        "stage prediction: logits: wants a student with a classification",
-    ),
-    "too long": (lambda p: change(p, data__max_length=500), "max_length=500 is beyond the tokenizer's"),
-    "small packs": (
-        lambda p: change(p, training__tokens_per_batch=5),
-        "tokens_per_batch is 5, train has a sequence",
-    ),
-    "output is a file": (lambda p: change(p, output_dir="train.tsv"), r"train\.tsv is a file"),
-    "output is taken": (other_model_there, r"holds config\.json of something else"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_code_2_and_nothing_written(
-    place: Path, capsys: pytest.CaptureFixture[str], case: str
-) -> None:
-    break_it, message = BAD[case]
-    break_it(place)
-    before = contents(place)
-    assert distill(place) == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith("bertxfer: error: ") and captured.err.count("\n") == 1
-    assert re.search(message, captured.err), captured.err
-    assert contents(place) == before
-    assert not any(path.is_dir() for path in (place / "out").rglob("*"))
-
-
-def test_debug_shows_the_traceback(place: Path) -> None:
-    with pytest.raises(ValueError, match="no column"):
-        distill(place, "--data.text", "none", "--debug")
-    with pytest.raises(ValueError, match="no column"):
-        cli.main(["--debug", "distill", str(place / "recipe.yaml"), "--data.text", "none"])
 
 
 # ---- extract and info ---------------------------------------------------------------------------------------
@@ -422,7 +259,7 @@ def test_extract(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ({"--layers": "last"}, "--layers: wants whole numbers"),
         ({"--layers": "9"}, "hidden states 0..4, got 9"),
         ({"--mode": "median"}, "mode: wants one of"),
-        ({"--text": "sentense"}, "nearest is 'sentence'"),
+        ({"--text": "sentense"}, "did you mean 'sentence'"),
         ({"--input": "none.tsv"}, "no file"),
     ],
 )
@@ -464,3 +301,18 @@ def test_help_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main(["destill"])
     assert end.value.code == 2
+
+
+def test_help_needs_no_torch() -> None:
+    """Help, and every mistake that can be seen without the models, comes at once."""
+    code = (
+        "import sys, bertxfer_fast.cli as cli\n"
+        "for words in (['--help'], ['distill', '--help'], ['extract', '--help']):\n"
+        "    try: cli.main(words)\n"
+        "    except SystemExit: pass\n"
+        "assert cli.main(['distill', 'no-such-recipe.yaml']) == 2\n"
+        "print('loaded:', {'datasets', 'numpy', 'torch', 'transformers'} & sys.modules.keys() or 'none')"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--training.FIELD" in shown.stdout and shown.stdout.endswith("loaded: none\n")
+    assert "cannot read the recipe" in shown.stderr

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bertxfer_fast.config import ConfigError, DistillConfig, check_stages, describe, load
+from bertxfer_fast.config import DistillConfig, check_stages, describe, load
+from bertxfer_fast.errors import InputError
 
 RECIPE = """\
 recipe: tinybert
@@ -86,6 +87,15 @@ def test_flags_win(tmp_path: Path) -> None:
     assert config.options == {"temperature": 2.0}
 
 
+def test_flags_whose_type_is_open_are_yaml_or_else_text(tmp_path: Path) -> None:
+    flags = ["--options.layers", "[[0, 1]]", "--options.padding", "reference", "--options.note", "[torn"]
+    assert read(tmp_path, RECIPE, *flags).options == {
+        "layers": [[0, 1]],
+        "padding": "reference",
+        "note": "[torn",
+    }
+
+
 def test_student_is_a_directory_or_sizes(tmp_path: Path) -> None:
     text = RECIPE.replace("student:\n  num_hidden_layers: 3", "student: models/small")
     config = read(tmp_path, text)
@@ -93,7 +103,7 @@ def test_student_is_a_directory_or_sizes(tmp_path: Path) -> None:
     # A flag of either form replaces the other form in the file.
     assert read(tmp_path, text, "--student.num_hidden_layers", "2").student.path is None
     assert read(tmp_path, RECIPE, "--student", str(tmp_path)).student.num_hidden_layers is None
-    with pytest.raises(ConfigError, match="num_hidden_layers cannot be set beside it"):
+    with pytest.raises(InputError, match="num_hidden_layers cannot be set beside it"):
         read(tmp_path, RECIPE, "--student", "x", "--student.num_hidden_layers", "2")
 
 
@@ -129,6 +139,12 @@ def test_student_is_a_directory_or_sizes(tmp_path: Path) -> None:
         ("data:\n", "data: file.tsv\n#", r"data is a section of keys, got 'file.tsv'"),
         ("recipe: tinybert", "recipe: [tinybert", r"r\.yaml, line \d+: not valid YAML"),
         ("text: sentence", "max_length: 0", "max_length wants 1 or more, got 0"),
+        (
+            "  prediction:\n    num_train_epochs: 2",
+            "  prediction: 2",
+            "stages.prediction is a section of keys, got 2",
+        ),
+        ("text: sentence", "init: random", "unknown key 'init'; did you mean 'student.init'"),
     ],
 )
 def test_mistakes_are_named_with_their_place(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -136,7 +152,7 @@ def test_mistakes_are_named_with_their_place(tmp_path: Path, old: str, new: str,
     text = RECIPE.replace(old, new, 1)
     if new.endswith("#"):
         text = text.replace("#  train: train.tsv\n  text: sentence\n", "")
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(InputError, match=message):
         read(tmp_path, text)
 
 
@@ -152,26 +168,26 @@ def test_mistakes_are_named_with_their_place(tmp_path: Path, old: str, new: str,
     ],
 )
 def test_mistakes_in_flags(tmp_path: Path, flags: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(InputError, match=message):
         read(tmp_path, RECIPE, *flags)
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="No such file"):
+    with pytest.raises(InputError, match="No such file"):
         load(tmp_path / "none.yaml")
-    with pytest.raises(ConfigError, match="a mapping of keys"):
+    with pytest.raises(InputError, match="a mapping of keys"):
         read(tmp_path, "- a\n- b\n")
-    with pytest.raises(ConfigError, match="required key 'recipe'"):
+    with pytest.raises(InputError, match="required key 'recipe'"):
         read(tmp_path, "")
     (tmp_path / "r.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="not UTF-8"):
+    with pytest.raises(InputError, match="not UTF-8"):
         load(tmp_path / "r.yaml")
 
 
 def test_stages_are_those_of_the_recipe(tmp_path: Path) -> None:
     config = read(tmp_path)
     check_stages(config, ["intermediate", "prediction"])
-    with pytest.raises(ConfigError, match=r"line 12 .*no stage 'prediction'; did you mean 'predictions'"):
+    with pytest.raises(InputError, match=r"line 12 .*no stage 'prediction'; did you mean 'predictions'"):
         check_stages(config, ["predictions"])
 
 

@@ -124,7 +124,7 @@ def test_datasets_and_dicts_are_taken_too():
 
 def test_a_missing_file_names_its_neighbour_and_is_no_hub_name(tmp_path):
     write(tmp_path / "train.tsv", "text\na\n")
-    with pytest.raises(FileNotFoundError, match=r"local files only.*nearest there is 'train\.tsv'"):
+    with pytest.raises(FileNotFoundError, match=r"local files only.*did you mean 'train\.tsv'"):
         data.load(tmp_path / "trian.tsv")
     with pytest.raises(FileNotFoundError, match="no file 'imdb'"):
         data.load("imdb")
@@ -168,7 +168,7 @@ def test_nothing_is_left_behind(tmp_path, tokenizer, monkeypatch):
     path = write(tmp_path / "a.csv", "text\ngood\n")
     data.encode(path, tokenizer)
     assert list(tmp_path.iterdir()) == [path]
-    code = f"from bertxfer_fast import data; data.load({str(path)!r}); print(data._scratch())"
+    code = f"from bertxfer_fast import tables; tables.load({str(path)!r}); print(tables.scratch())"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not Path(shown.split()[-1]).exists()
 
@@ -290,7 +290,7 @@ def test_word_labels_that_are_cut_off_or_do_not_fit(tokenizer):
     assert data.encode(rows[:1], tokenizer, **how)["labels"][0] == [-100, *[0] * 6, -100]
     with pytest.raises(ValueError, match="row 2: 2 labels for 1 words"):
         data.encode(rows, tokenizer, **how)
-    with pytest.raises(ValueError, match="needs a column of lists of words"):
+    with pytest.raises(ValueError, match="need a column of lists of words"):
         data.encode(ROWS, tokenizer, label="label", label_kind="token", label2id={"O": 0})
 
 
@@ -304,12 +304,16 @@ class Untouchable(PreTrainedTokenizerFast):
 @pytest.mark.parametrize(
     ("rows", "options", "named"),
     [
-        (ROWS, {"text": "txt"}, r"no column 'txt'; nearest is 'text' \(columns: text, label\)"),
-        (ROWS, {"label": "Labels", "label2id": {"a": 0}}, "no column 'Labels'; nearest is 'label'"),
-        (ROWS, {"text_pair": "text2"}, "no column 'text2'; nearest is 'text'"),
+        (ROWS, {"text": "txt"}, r"no column 'txt'; did you mean 'text'"),
+        (ROWS, {"label": "Labels", "label2id": {"a": 0}}, "no column 'Labels'; did you mean 'label'"),
+        (ROWS, {"text_pair": "text2"}, "no column 'text2'; did you mean 'text'"),
         (ROWS, {"label": "label"}, "needs label2id"),
         (ROWS, {"label": "label", "label_kind": "clas"}, "label_kind must be .* got 'clas'"),
-        (ROWS, {"label": "label", "label2id": {"pos": 0, "ne": 1}}, "row 2: 'neg' is not .* nearest is 'ne'"),
+        (
+            ROWS,
+            {"label": "label", "label2id": {"pos": 0, "ne": 1}},
+            "row 2: 'neg' is not .* did you mean 'ne'",
+        ),
         (ROWS, {"label": "label", "label2id": {"pos": 1}}, r"ids 0 \.\. 0 once each"),
         (ROWS, {"label": "label", "label_kind": "float"}, "rows 1, 2: could not convert"),
         ([{"text": "a", "y": "inf"}], {"label": "y", "label_kind": "float"}, "'inf' is not finite"),

@@ -1,4 +1,4 @@
-"""Features equal what transformers computes one text at a time, whatever the batching; and the evaluation functions."""
+"""Features equal what transformers computes one text at a time, whatever the batching."""
 
 from __future__ import annotations
 
@@ -9,17 +9,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import BertTokenizerFast, PreTrainedModel
+from transformers import PreTrainedModel
 
-from bertxfer_fast import evaluate
-from bertxfer_fast.encoder import PackedModel
-from bertxfer_fast.features import FeatureExtractor, has_tokenizer, load_tokenizer, save_features
+from bertxfer_fast.features import FeatureExtractor, save_features
 
-from .tiny import VOCAB, tiny_bert
+from .folders import tiny_tokenizer
+from .tiny import tiny_bert
 
-_WORDS = """good bad fine poor great awful film movie plot actor scene story music the a is was not very and but
-it of in to this that with one two red blue green fast slow up down left right states ##s ##ly ##ing , ."""
-WORDS = _WORDS.split()
 TEXTS = [
     "good film",
     "the plot was not very good",
@@ -27,20 +23,6 @@ TEXTS = [
     "bad",
     "a great story with music and one slow scene .",
 ]
-
-
-def tiny_tokenizer(folder: Path, *, lowercase: bool = True, words: list[str] | None = None) -> Any:
-    """A WordPiece tokenizer of 50 tokens, as many as the tiny models know."""
-    folder.mkdir(parents=True, exist_ok=True)
-    words = WORDS if words is None else words
-    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
-    assert len(vocab) == len(set(vocab)) == VOCAB
-    (folder / "vocab.txt").write_text("\n".join(vocab) + "\n")
-    tokenizer = BertTokenizerFast(
-        vocab={word: i for i, word in enumerate(vocab)}, do_lower_case=lowercase, model_max_length=64
-    )
-    tokenizer.save_pretrained(folder)
-    return tokenizer
 
 
 @pytest.fixture
@@ -145,9 +127,8 @@ def test_bad_input(tmp_path: Path, model: PreTrainedModel) -> None:
     with pytest.raises(ValueError, match="no such directory"):
         FeatureExtractor(tmp_path / "nowhere")
     model.save_pretrained(tmp_path / "bare")
-    assert not has_tokenizer(tmp_path / "bare")
     with pytest.raises(ValueError, match="there is no tokenizer"):
-        load_tokenizer(tmp_path / "bare")
+        FeatureExtractor(tmp_path / "bare")
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".csv"])
@@ -162,75 +143,3 @@ def test_files_give_the_features_back(tmp_path: Path, suffix: str) -> None:
     assert torch.equal(back, features)
     with pytest.raises(ValueError, match=r"\.txt|\.npy"):
         save_features(features, tmp_path / "x.txt")
-
-
-# ---- evaluate.py --------------------------------------------------------------------------------------------
-
-
-def rows(count: int = 9) -> list[dict[str, Any]]:
-    return [{"input_ids": [2, *range(5, 6 + i % 5), 3], "labels": i % 3} for i in range(count)]
-
-
-def test_evaluate_equals_padded_inference() -> None:
-    model = tiny_bert(2, 16, 4, head="ForSequenceClassification", dropout=0.5).train()
-    got = evaluate.evaluate(model, rows(), tokens_per_batch=10)
-    assert model.training
-    model.eval()
-    with torch.no_grad():
-        right = [int(model(torch.tensor([r["input_ids"]])).logits.argmax()) == r["labels"] for r in rows()]
-    assert got == {"accuracy": pytest.approx(sum(right) / len(right))}
-    with pytest.raises(ValueError, match="no labels"):
-        evaluate.evaluate(model, [{"input_ids": [2, 3]}])
-    with pytest.raises(ValueError, match="no head"):
-        evaluate.evaluate(tiny_bert(2, 16, 4), rows())
-    with pytest.raises(ValueError, match="empty"):
-        evaluate.evaluate(model, [])
-
-
-def test_summary_counts_tied_weights_once() -> None:
-    model = tiny_bert(2, 16, 4, head="ForMaskedLM")
-    unique = {p.data_ptr(): p.numel() for p in model.parameters()}
-    assert evaluate.parameter_count(model) == sum(unique.values())
-    assert evaluate.size_mb(model) == pytest.approx(4 * sum(unique.values()) / 1e6)
-    row = evaluate.summary(tiny_bert(2, 16, 4, head="ForSequenceClassification"), rows(), repeats=1)
-    assert set(row) == {"accuracy", "parameters", "MB", "sentences/s"} and row["sentences/s"] > 0
-    assert set(evaluate.summary(model, None)) == {"parameters", "MB"}
-    with pytest.raises(ValueError, match="repeats"):
-        evaluate.throughput(model, rows(), repeats=0)
-
-
-@pytest.mark.parametrize(
-    ("kind", "logits", "labels", "expected"),
-    [
-        ("classification", [[1, 2], [3, 1], [0, 5]], [1, 0, -100], {"accuracy": 1.0}),
-        ("classification", [[1, 2], [3, 1]], [0, 0], {"accuracy": 0.5}),
-        ("multi-label", [[1, -1], [1, 1]], [[1.0, 0.0], [0.0, 1.0]], {"accuracy": 0.75}),
-        ("token", [1, 2, 0], [[1, -100, 1]], {"token_accuracy": 0.5}),
-        ("regression", [[1.0], [2.0], [4.0]], [1.0, 2.0, 3.0], {"mse": 1 / 3, "pearson": 0.98198}),
-        ("regression", [[1.0], [1.0]], [1.0, 2.0], {"mse": 0.5}),
-        ("regression", [[1.0], [9.0]], [1.0, float("nan")], {"mse": 0.0}),
-    ],
-)
-def test_metrics(kind: str, logits: Any, labels: Any, expected: dict[str, float]) -> None:
-    assert evaluate.metrics_of(np.array(logits), np.array(labels), kind) == pytest.approx(expected, rel=1e-4)
-
-
-def test_metrics_of_bad_input() -> None:
-    with pytest.raises(ValueError, match="kind"):
-        evaluate.metrics_of(np.zeros((1, 2)), np.zeros(1), "rank")
-    with pytest.raises(ValueError, match="2 of them for 1"):
-        evaluate.metrics_of(np.zeros((1, 2)), np.zeros(2), "classification")
-    with pytest.raises(ValueError, match="none to measure"):
-        evaluate.metrics_of(np.zeros((1, 2)), np.array([-100]), "classification")
-
-
-def test_metric_kind() -> None:
-    def kind(**settings: Any) -> str | None:
-        return evaluate.metric_kind(PackedModel(tiny_bert(1, 16, 4, **settings)).facts)
-
-    assert kind() is None
-    assert kind(head="ForTokenClassification") == "token"
-    assert kind(head="ForSequenceClassification") == "classification"
-    assert kind(head="ForSequenceClassification", num_labels=1) == "regression"
-    multi = {"problem_type": "multi_label_classification"}
-    assert kind(head="ForSequenceClassification", **multi) == "multi-label"

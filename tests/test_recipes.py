@@ -55,9 +55,9 @@ def test_the_training_defaults_are_fields_of_the_arguments():
     ("name", "options", "message"),
     [
         ("tinybrt", {}, "unknown recipe 'tinybrt'; did you mean 'tinybert'"),
-        ("xyz", {}, "unknown recipe 'xyz'; known are tinybert"),
+        ("xyz", {}, "unknown recipe 'xyz'; known: tinybert"),
         ("tinybert", {"paddings": "valid"}, "has no option 'paddings'; did you mean 'padding'"),
-        ("tinybert", {"qqq": 1}, "has no option 'qqq'; known are attention_weight"),
+        ("tinybert", {"qqq": 1}, "has no option 'qqq'; known: attention_weight"),
         ("tinybert", {"padding": "refrence"}, "did you mean 'reference'"),
         ("tinybert", {"temperature": -1.0}, "temperature: wants a positive number"),
     ],

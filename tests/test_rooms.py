@@ -24,8 +24,9 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "ops": (set(), {"torch"}),
     "activations": (set(), {"torch"}),
     "packing": (set(), {"numpy", "torch"}),
-    "objectives": ({"activations", "ops"}, {"torch"}),
-    "recipes": ({"objectives"}, set()),
+    "errors": (set(), set()),
+    "objectives": ({"activations", "errors", "ops"}, {"torch"}),
+    "recipes": ({"errors", "objectives"}, set()),
     "attention": ({"activations", "ops"}, {"torch", "transformers"}),
     "encoder": ({"activations", "attention", "ops"}, {"torch", "transformers"}),
     "stream": ({"activations", "encoder"}, {"torch", "transformers"}),
@@ -36,7 +37,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
 }
 
 # What the rooms above may never import, whatever else they use.
-TRAINING = {"distiller", "objectives", "recipes", "trainer", "cli"}
+TRAINING = {"distiller", "objectives", "recipes", "trainer", "prepare", "run", "cli"}
 MAY_NOT_IMPORT: dict[str, set[str]] = {
     "data": TRAINING,
     "students": TRAINING,

@@ -13,18 +13,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
+from bertxfer_fast.arguments import DistillationArguments
+from bertxfer_fast.checkpoints import PROJECTIONS, last_complete_checkpoint
 from bertxfer_fast.distiller import Distiller
+from bertxfer_fast.errors import NonFiniteLossError
 from bertxfer_fast.objectives import AttentionScores, HiddenStates, Labels, Logits, Objective
-from bertxfer_fast.packing import PackingCollator, TokenBudgetBatchSampler
+from bertxfer_fast.packing import PackingCollator
 from bertxfer_fast.report import ModelCard
-from bertxfer_fast.trainer import (
-    PROJECTIONS,
-    DistillationArguments,
-    DistillationTrainer,
-    NonFiniteLossError,
-    _WholeRounds,
-    last_complete_checkpoint,
-)
+from bertxfer_fast.trainer import DistillationTrainer
 
 from .tiny import VOCAB, tiny_bert, tiny_pair
 
@@ -530,20 +526,6 @@ def test_activation_checkpointing_changes_nothing_but_memory(tmp_path: Path) -> 
     assert any(getattr(m, "gradient_checkpointing", False) for m in saving.student.modules())
     for name, value in weights(plain).items():
         torch.testing.assert_close(value, weights(saving)[name], rtol=1e-4, atol=1e-6)
-
-
-def test_whole_rounds_gives_every_process_as_many_packs() -> None:
-    sampler = TokenBudgetBatchSampler([5] * 19, 20, seed=3)
-    assert len(sampler) == 5
-    rounds = _WholeRounds(sampler, 4)
-    for epoch in (0, 1):
-        rounds.set_epoch(epoch)
-        batches = list(rounds)
-        assert len(batches) == len(rounds) == 8
-        assert sorted(i for batch in batches for i in batch) == list(range(19))
-        assert all(batches)
-    with pytest.raises(ValueError, match="fewer sequences than processes"):
-        list(_WholeRounds(TokenBudgetBatchSampler([5, 5], 20), 4))
 
 
 def test_bad_settings_are_said_before_work_starts(tmp_path: Path) -> None:

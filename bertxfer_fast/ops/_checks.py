@@ -39,6 +39,15 @@ def check_same_dtype(first_name: str, first: Tensor, **others: Tensor) -> None:
             raise TypeError(f"{name}: got dtype {value.dtype}, want {first.dtype} as {first_name}")
 
 
+def check_scale(name: str, value: object, head_dim: int) -> float:
+    """The factor of the scores: ``value``, by default ``1 / sqrt(head_dim)``."""
+    if value is None:
+        return head_dim**-0.5
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}: got {type(value).__name__}, want a number")
+    return float(value)
+
+
 def check_index(name: str, value: object, length: int | None) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: got {type(value).__name__}, want an int32 tensor")
@@ -58,8 +67,12 @@ def check_packing(tokens: int, cu_seqlens: Tensor, max_seqlen: int | None, sequs
     check_index("cu_seqlens", cu_seqlens, None)
     if seqused is not None:
         check_index("seqused", seqused, cu_seqlens.shape[0] - 1)
-    if max_seqlen is not None and (isinstance(max_seqlen, bool) or max_seqlen < 0):
-        raise ValueError(f"max_seqlen: got {max_seqlen}, want a length in tokens")
+        check_same_device("cu_seqlens", cu_seqlens, seqused=seqused)
+    if max_seqlen is not None:
+        if isinstance(max_seqlen, bool) or not isinstance(max_seqlen, int | torch.SymInt):
+            raise TypeError(f"max_seqlen: got {type(max_seqlen).__name__}, want an int, a length in tokens")
+        if max_seqlen < 0:
+            raise ValueError(f"max_seqlen: got {max_seqlen}, want a length in tokens")
     if torch.compiler.is_compiling() or cu_seqlens.device.type == "meta":
         return tokens if max_seqlen is None else max_seqlen
     if cu_seqlens.device.type != "cpu":

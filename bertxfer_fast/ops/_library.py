@@ -8,6 +8,7 @@ them the gradient of the returned loss: see :mod:`bertxfer_fast.ops.scale_grad`.
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from types import ModuleType
@@ -24,16 +25,16 @@ BACKENDS = ("eager", "cpp")
 SCHEMAS: dict[str, str] = {
     "attention_score_mse": (
         "(Tensor q_student, Tensor k_student, Tensor q_teacher, Tensor k_teacher, Tensor cu_seqlens, "
-        "Tensor? seqused, int max_seqlen, float scale_student, float scale_teacher, str reduction, "
+        "Tensor? seqused, SymInt max_seqlen, float scale_student, float scale_teacher, str reduction, "
         "str method, bool need_grad) -> (Tensor loss, Tensor grad_q, Tensor grad_k, Tensor factor)"
     ),
     "attention_map_loss": (
         "(Tensor q_student, Tensor k_student, Tensor q_teacher, Tensor k_teacher, Tensor cu_seqlens, "
-        "Tensor? seqused, int max_seqlen, float scale_student, float scale_teacher, str kind, "
+        "Tensor? seqused, SymInt max_seqlen, float scale_student, float scale_teacher, str kind, "
         "str reduction, bool need_grad) -> (Tensor loss, Tensor grad_q, Tensor grad_k, Tensor factor)"
     ),
     "relation_kl": (
-        "(Tensor x_student, Tensor x_teacher, Tensor cu_seqlens, Tensor? seqused, int max_seqlen, int heads, "
+        "(Tensor x_student, Tensor x_teacher, Tensor cu_seqlens, Tensor? seqused, SymInt max_seqlen, int heads, "
         "float scale_student, float scale_teacher, str reduction, bool need_grad) "
         "-> (Tensor loss, Tensor grad_student, Tensor factor)"
     ),
@@ -55,11 +56,11 @@ SCHEMAS: dict[str, str] = {
         "-> (Tensor[] grad_hidden, Tensor grad_weights)"
     ),
     "varlen_attention": (
-        "(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, int max_seqlen, float scale, float dropout_p, "
+        "(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, SymInt max_seqlen, float scale, float dropout_p, "
         "Tensor? seed) -> (Tensor out, Tensor lse)"
     ),
     "varlen_attention_backward": (
-        "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor cu_seqlens, int max_seqlen, "
+        "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor cu_seqlens, SymInt max_seqlen, "
         "float scale, float dropout_p, Tensor? seed) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)"
     ),
     "scale_grad": "(Tensor grad, Tensor factor, ScalarType dtype) -> Tensor",
@@ -106,12 +107,24 @@ def register(
         present = torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}.cpp", "CPU")
         if not present:
             MISSING_KERNELS[name] = f"the compiled extension is older than {name}: rebuild it"
-    _library.impl(f"{name}.eager", eager, "CompositeExplicitAutograd")
+    _library.impl(f"{name}.eager", _without_autocast(eager), "CompositeExplicitAutograd")
     for backend in BACKENDS:
         qualified = f"{NAMESPACE}::{name}.{backend}"
         torch.library.register_fake(qualified, fake, lib=_library)
         if backward is not None:
             torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
+
+
+def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """An operator computes in the dtypes it is given: autocast ends at its door, as it does for compiled code."""
+
+    @functools.wraps(function)
+    def run(*args: Any) -> Any:
+        first = args[0] if isinstance(args[0], torch.Tensor) else args[0][0]
+        with torch.autocast(first.device.type, enabled=False):
+            return function(*args)
+
+    return run
 
 
 def overload(name: str, backend: str) -> Any:

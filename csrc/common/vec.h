@@ -10,6 +10,7 @@
 #include <cstring>
 #include <new>
 
+#include "hidden_rows.h"
 #include "types.h"
 
 namespace bertxfer {
@@ -282,6 +283,17 @@ class Scratch {
  private:
   T* data_;
 };
+
+// The bias of a projection as floats, zeros where there is none.
+inline Scratch<float> load_bias(const HiddenRows& p) {
+  Scratch<float> bias(p.width);
+  if (p.bias == nullptr) {
+    std::memset(bias.get(), 0, p.width * sizeof(float));
+  } else {
+    load_rows({p.bias, p.bias_dtype, 0, 0, p.width}, 0, 0, 1, bias, p.width, p.width);
+  }
+  return bias;
+}
 
 }  // namespace
 }  // namespace BERTXFER_ISA

@@ -1,17 +1,19 @@
 // CPU kernel of hidden_mse: the pass between the products, see hidden_mse.h.
+#include "hidden_mse.h"
+
 #include <algorithm>
 
 #include "../common/parallel.h"
 #include "../common/vec.h"
-#include "hidden_mse.h"
 
 namespace bertxfer {
 namespace BERTXFER_ISA {
 namespace {
 
 template <class Student, class Teacher>
-void residual_block(const Residual& p, const float* bias, int64_t block) {
-  const int64_t first = block * kResidualRows, last = std::min(p.rows, first + kResidualRows);
+void run_block(const HiddenRows& p, const float* bias, int64_t block) {
+  const int64_t first = block * kRowBlock, last = std::min(p.rows, first + kRowBlock);
+  const float factor = 2.0f / static_cast<float>(p.width);
   float* column_sums = p.column_sums == nullptr ? nullptr : p.column_sums + block * p.width;
   if (column_sums != nullptr) std::fill(column_sums, column_sums + p.width, 0.0f);
   double sum = 0.0;
@@ -31,7 +33,7 @@ void residual_block(const Residual& p, const float* bias, int64_t block) {
       for (int64_t d = 0; d < p.width; ++d) {
         const float r = to_float(student[d]) + bias[d] - to_float(teacher[d]);
         row_sum += r * r;
-        from_float(p.factor * r, direction[d]);
+        from_float(factor * r, direction[d]);
       }
       if (column_sums != nullptr) {
 #pragma omp simd
@@ -45,15 +47,12 @@ void residual_block(const Residual& p, const float* bias, int64_t block) {
 
 }  // namespace
 
-void residual(const Residual& p) {
-  Scratch<float> bias(p.width);
-  std::fill(bias.get(), bias + p.width, 0.0f);
-  if (p.bias != nullptr) load_rows({p.bias, p.bias_dtype, 0, 0, p.width}, 0, 0, 1, bias, p.width, p.width);
-  const int64_t blocks = (p.rows + kResidualRows - 1) / kResidualRows;
+void hidden_mse(const HiddenRows& p) {
+  const Scratch<float> bias = load_bias(p);
   with_dtype(p.student_dtype, [&](auto student_tag) {
     with_dtype(p.teacher_dtype, [&](auto teacher_tag) {
-      for_each_item(blocks, 4.0 * static_cast<double>(p.rows * p.width), [&] {
-        return [&](int64_t block) { residual_block<decltype(student_tag), decltype(teacher_tag)>(p, bias, block); };
+      for_each_item((p.rows + kRowBlock - 1) / kRowBlock, 4.0 * static_cast<double>(p.rows * p.width), [&] {
+        return [&](int64_t block) { run_block<decltype(student_tag), decltype(teacher_tag)>(p, bias, block); };
       });
     });
   });

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _backend, _library
-from .._checks import REDUCTIONS, check_attention_pair, check_choice, check_packing
+from .._checks import REDUCTIONS, check_attention_pair, check_choice, check_packing, check_scale
 from ..attention_score_mse import attention_backward, fake_attention_loss, setup_attention_context
 from .eager import attention_map_loss as _eager
 
@@ -70,8 +70,8 @@ def attention_map_loss(
         cu_seqlens,
         seqused,
         max_seqlen,
-        q_student.shape[2] ** -0.5 if scale_student is None else scale_student,
-        q_teacher.shape[2] ** -0.5 if scale_teacher is None else scale_teacher,
+        check_scale("scale_student", scale_student, q_student.shape[2]),
+        check_scale("scale_teacher", scale_teacher, q_teacher.shape[2]),
         kind,
         reduction,
         need_grad,

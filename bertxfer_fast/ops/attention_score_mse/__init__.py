@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _backend, _library
-from .._checks import REDUCTIONS, check_attention_pair, check_choice, check_packing
+from .._checks import REDUCTIONS, check_attention_pair, check_choice, check_packing, check_scale
 from ..scale_grad import scale_grad
 from .eager import attention_score_mse as _eager
 
@@ -75,8 +75,8 @@ def attention_score_mse(
         cu_seqlens,
         seqused,
         max_seqlen,
-        q_student.shape[2] ** -0.5 if scale_student is None else scale_student,
-        q_teacher.shape[2] ** -0.5 if scale_teacher is None else scale_teacher,
+        check_scale("scale_student", scale_student, q_student.shape[2]),
+        check_scale("scale_teacher", scale_teacher, q_teacher.shape[2]),
         reduction,
         method,
         need_grad,

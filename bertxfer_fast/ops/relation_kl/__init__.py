@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _backend, _library
-from .._checks import REDUCTIONS, check_choice, check_packing, check_same_device, check_tensor
+from .._checks import REDUCTIONS, check_choice, check_packing, check_same_device, check_scale, check_tensor
 from ..scale_grad import scale_grad
 from .eager import relation_kl as _eager
 
@@ -52,15 +52,21 @@ def relation_kl(
     Raises:
         ValueError, TypeError: naming the argument, what it got and what it wants.
 
-    Wang et al., "MiniLMv2: Multi-Head Self-Attention Relation Distillation for Compressing Pretrained Transformers", 2021.
+    Wang et al., "MiniLMv2: Multi-Head Self-Attention Relation Distillation", 2021.
     """
     check_tensor("x_student", x_student, 2, "[T, Ds]")
     check_tensor("x_teacher", x_teacher, 2, "[T, Dt]")
     if x_teacher.shape[0] != x_student.shape[0]:
-        raise ValueError(f"x_teacher: got {x_teacher.shape[0]} tokens, want {x_student.shape[0]} as x_student")
+        raise ValueError(
+            f"x_teacher: got {x_teacher.shape[0]} tokens, want {x_student.shape[0]} as x_student"
+        )
+    if isinstance(heads, bool) or not isinstance(heads, int):
+        raise TypeError(f"heads: got {type(heads).__name__}, want an int")
     for name, x in (("x_student", x_student), ("x_teacher", x_teacher)):
         if heads < 1 or x.shape[1] % heads or not 1 <= x.shape[1] // heads <= 256:
-            raise ValueError(f"heads: got {heads}, want a divisor of the width of {name}, {x.shape[1]}, into 1 to 256")
+            raise ValueError(
+                f"heads: got {heads}, want a divisor of the width of {name}, {x.shape[1]}, into 1 to 256"
+            )
     check_choice("reduction", reduction, REDUCTIONS)
     max_seqlen = check_packing(x_student.shape[0], cu_seqlens, max_seqlen, seqused)
     check_same_device("x_student", x_student, x_teacher=x_teacher, cu_seqlens=cu_seqlens, seqused=seqused)
@@ -73,8 +79,8 @@ def relation_kl(
         seqused,
         max_seqlen,
         heads,
-        (x_student.shape[1] // heads) ** -0.5 if scale_student is None else scale_student,
-        (x_teacher.shape[1] // heads) ** -0.5 if scale_teacher is None else scale_teacher,
+        check_scale("scale_student", scale_student, x_student.shape[1] // heads),
+        check_scale("scale_teacher", scale_teacher, x_teacher.shape[1] // heads),
         reduction,
         need_grad,
     )[0]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _backend, _library
-from .._checks import check_packing, check_same_device, check_same_dtype, check_tensor
+from .._checks import check_packing, check_same_device, check_same_dtype, check_scale, check_tensor
 from .eager import varlen_attention as _eager
 from .eager import varlen_attention_backward as _eager_backward
 
@@ -54,10 +54,9 @@ def varlen_attention(
     max_seqlen = check_packing(q.shape[0], cu_seqlens, max_seqlen, None)
     check_same_device("q", q, k=k, v=v, cu_seqlens=cu_seqlens)
     seed = torch.randint(2**62, (1,), device=q.device) if dropout_p > 0 else None
+    scale = check_scale("scale", scale, q.shape[2])
     op = _library.overload("varlen_attention", _backend.pick("varlen_attention", q.device.type))
-    return op(
-        q, k, v, cu_seqlens, max_seqlen, q.shape[2] ** -0.5 if scale is None else scale, dropout_p, seed
-    )[0]
+    return op(q, k, v, cu_seqlens, max_seqlen, scale, dropout_p, seed)[0]
 
 
 def _fake(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *args: Any) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,77 @@
+"""Training arguments of a distillation: transformers' own, and how batches are packed."""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+# Trainer features that act on a model's own loss or inputs and would be ignored, or break, around a Distiller.
+_UNSUPPORTED = {
+    "label_smoothing_factor": "smooth the labels in an objective of your own",
+    "neftune_noise_alpha": "it needs a model with one input embedding",
+    "use_liger_kernel": "its kernels replace a model's own loss",
+}
+_SAMPLING = ("random", "group_by_length", "sequential")
+
+
+@dataclass
+class DistillationArguments(TrainingArguments):
+    """transformers' TrainingArguments with packed batches.
+
+    With `tokens_per_batch` a training batch holds as many sequences as fit that many tokens (per device and
+    accumulation step); without it, `per_device_train_batch_size` sequences. `train_sampling_strategy` works as
+    in Trainer: `"random"`, `"group_by_length"` (packs of similar lengths) or `"sequential"`.
+
+    Defaults that differ from transformers': 50 log lines a run (`logging_steps=0.02`), no column is dropped,
+    non-finite losses are never hidden, and `bf16` without an accelerator runs on the CPU.
+
+    Raises:
+        ValueError: a token budget below 1, an unknown sampling strategy, or a feature of Trainer that does not
+            work with distillation.
+    """
+
+    tokens_per_batch: int | None = field(
+        default=None, metadata={"help": "tokens in a packed training batch, instead of a number of sequences"}
+    )
+    eval_tokens_per_batch: int | None = field(
+        default=None, metadata={"help": "the same for evaluation (default: tokens_per_batch)"}
+    )
+    logging_steps: float = field(
+        default=0.02, metadata={"help": "steps between log lines; below 1: share of the run"}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "hide non-finite losses from the logs"}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "ignored: the collator takes what it needs"}
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("tokens_per_batch", "eval_tokens_per_batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: wants 1 or more, got {value}")
+        for name, instead in _UNSUPPORTED.items():
+            if getattr(self, name, None):
+                raise ValueError(f"{name}: not available for distillation; {instead}")
+        if self.train_sampling_strategy not in _SAMPLING:
+            raise ValueError(
+                f"train_sampling_strategy: wants one of {', '.join(_SAMPLING)}, "
+                f"got {self.train_sampling_strategy!r}"
+            )
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # which bf16 and unpinned memory depend on
+        if self.accelerator_config is None:
+            # Batches of a token budget differ in size; accelerate must not even them out by a batch size.
+            self.accelerator_config = {"even_batches": False}
+        super().__post_init__()
+
+
+def training_field_types() -> dict[str, Any]:
+    """Every argument `DistillationArguments` takes, with its type: what a recipe may say under `training`."""
+    hints = typing.get_type_hints(DistillationArguments)
+    return {item.name: hints[item.name] for item in fields(DistillationArguments) if item.init}

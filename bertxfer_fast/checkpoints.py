@@ -1,0 +1,70 @@
+"""What a checkpoint directory holds: an ordinary student, the objectives' projections, and Trainer's own files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+PROJECTIONS = "distiller.safetensors"
+TRAINER_STATE = "trainer_state.json"  # the last file that Trainer writes
+
+
+def last_complete_checkpoint(folder: str | Path) -> str | None:
+    """The newest checkpoint in `folder` that was written to its end, or None.
+
+    A run that is killed while saving leaves a directory without its last file, the trainer state.
+    """
+    found = []
+    for path in Path(folder).glob("checkpoint-*"):
+        step = path.name.partition("-")[2]
+        try:
+            json.loads((path / TRAINER_STATE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if step.isdigit():
+            found.append((int(step), str(path)))
+    return max(found)[1] if found else None
+
+
+def save_projections(state: Mapping[str, Tensor], folder: Path) -> None:
+    """Write the objectives' state, if they have any."""
+    if state:
+        save_file(
+            {name: value.detach().cpu().contiguous() for name, value in state.items()}, folder / PROJECTIONS
+        )
+
+
+def load_projections(objectives: nn.Module, folder: Path) -> None:
+    """Read what `save_projections` wrote into `objectives`, in place.
+
+    Raises:
+        ValueError: the file is missing, or belongs to other objectives.
+    """
+    if not objectives.state_dict():
+        return
+    file = folder / PROJECTIONS
+    if not file.is_file():
+        raise ValueError(f"{folder} has no {PROJECTIONS}, which these objectives need")
+    try:
+        objectives.load_state_dict(load_file(file))
+    except RuntimeError as error:
+        raise ValueError(f"{file} belongs to other objectives: {error}") from error
+
+
+def load_student(student: PreTrainedModel, folder: Path) -> None:
+    """Read the weights of a saved student into `student`, in place.
+
+    Raises:
+        ValueError: a student of another shape was saved there.
+    """
+    # transformers' own loader, not the file: it knows tied, renamed and sharded weights.
+    saved = type(student).from_pretrained(folder, dtype=student.dtype, local_files_only=True)
+    try:
+        student.load_state_dict(saved.state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"{folder} holds a student of another shape: {error}") from error
