@@ -6,7 +6,9 @@ from ._backend import explain, use_backend
 from ._library import build_info
 from .attention_map import attention_map_loss
 from .attention_score_mse import attention_score_mse
+from .hidden_cosine import hidden_cosine
 from .hidden_mse import hidden_mse
+from .linear_logits_kl import linear_logits_kl
 from .logits_kl import logits_kl
 from .pool_features import pool_features
 from .relation_kl import relation_kl
@@ -17,7 +19,9 @@ __all__ = [
     "attention_score_mse",
     "build_info",
     "explain",
+    "hidden_cosine",
     "hidden_mse",
+    "linear_logits_kl",
     "logits_kl",
     "pool_features",
     "relation_kl",

@@ -42,6 +42,15 @@ SCHEMAS: dict[str, str] = {
         "(Tensor student, Tensor teacher, Tensor? weight, Tensor? bias, str reduction, bool need_grad) "
         "-> (Tensor loss, Tensor grad_student, Tensor grad_weight, Tensor grad_bias, Tensor factor)"
     ),
+    "hidden_cosine": (
+        "(Tensor student, Tensor teacher, Tensor? weight, Tensor? bias, str reduction, bool need_grad) "
+        "-> (Tensor loss, Tensor grad_student, Tensor grad_weight, Tensor grad_bias, Tensor factor)"
+    ),
+    "linear_logits_kl": (
+        "(Tensor student, Tensor weight_student, Tensor? bias_student, Tensor teacher, Tensor weight_teacher, "
+        "Tensor? bias_teacher, float temperature, str reduction, bool need_grad) "
+        "-> (Tensor loss, Tensor grad_student, Tensor grad_weight, Tensor grad_bias, Tensor factor)"
+    ),
     "logits_kl": (
         "(Tensor student, Tensor teacher, float temperature, str reduction, bool need_grad) "
         "-> (Tensor loss, Tensor grad_student, Tensor factor)"

@@ -1,5 +1,5 @@
-// Library matrix products for the tensor side, through torch's C shim: at::mm and at::addmm into given memory. Used where
-// the operands are as wide as a model, which a library multiplies at the speed of the machine.
+// Library matrix products for the tensor side, through torch's C shim: at::mm and at::addmm into given memory. Used
+// where the operands are as wide as a model, which a library multiplies at the speed of the machine.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
@@ -8,8 +8,8 @@
 
 namespace bertxfer {
 
-// What the products read. In half precision they take whole tensors only: oneDNN 3.x has been seen to read past the rows of
-// a strided bfloat16 matrix of odd width.
+// What the products read. In half precision they take whole tensors only: oneDNN 3.x has been seen to read past the
+// rows of a strided bfloat16 matrix of odd width.
 inline Tensor dense(const Tensor& tensor) {
   return tensor.scalar_type() == ScalarType::Float ? rows_contiguous(tensor) : torch::stable::contiguous(tensor);
 }

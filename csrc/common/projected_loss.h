@@ -1,7 +1,7 @@
 // Tensor side shared by hidden_mse and hidden_cosine: loss(student W^T + b, teacher), chunk by chunk.
 //
-// Three library products per chunk of kChunk tokens, P = X W^T, dX = G W and dW += G^T X, and between them one pass of the
-// operator's own over the chunk (`pass`), which turns P into G in place while it is in the cache.
+// Three library products per chunk of kChunk tokens, P = X W^T, dX = G W and dW += G^T X, and between them one pass of
+// the operator's own over the chunk (`pass`), which turns P into G in place while it is in the cache.
 #pragma once
 
 #include <algorithm>

@@ -1,11 +1,10 @@
 // CPU kernel of hidden_cosine: the pass between the products, see hidden_cosine.h.
-#include "hidden_cosine.h"
-
 #include <algorithm>
 #include <cmath>
 
 #include "../common/parallel.h"
 #include "../common/vec.h"
+#include "hidden_cosine.h"
 
 namespace bertxfer {
 namespace BERTXFER_ISA {

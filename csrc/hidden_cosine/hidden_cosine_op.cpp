@@ -1,9 +1,8 @@
 // Tensor side of hidden_cosine.
-#include "hidden_cosine.h"
-
 #include <torch/csrc/stable/library.h>
 
 #include "../common/projected_loss.h"
+#include "hidden_cosine.h"
 
 namespace bertxfer {
 namespace {
@@ -19,6 +18,8 @@ ProjectedLoss::Result hidden_cosine_cpu(Tensor student,                // [T, Ds
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(bertxfer_fast, CPU, m) { m.impl("hidden_cosine.cpp", TORCH_BOX(&hidden_cosine_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(bertxfer_fast, CPU, m) {
+  m.impl("hidden_cosine.cpp", TORCH_BOX(&hidden_cosine_cpu));
+}
 
 }  // namespace bertxfer

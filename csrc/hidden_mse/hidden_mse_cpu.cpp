@@ -1,10 +1,9 @@
 // CPU kernel of hidden_mse: the pass between the products, see hidden_mse.h.
-#include "hidden_mse.h"
-
 #include <algorithm>
 
 #include "../common/parallel.h"
 #include "../common/vec.h"
+#include "hidden_mse.h"
 
 namespace bertxfer {
 namespace BERTXFER_ISA {

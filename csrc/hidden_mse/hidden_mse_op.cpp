@@ -1,9 +1,8 @@
 // Tensor side of hidden_mse.
-#include "hidden_mse.h"
-
 #include <torch/csrc/stable/library.h>
 
 #include "../common/projected_loss.h"
+#include "hidden_mse.h"
 
 namespace bertxfer {
 namespace {
@@ -20,6 +19,8 @@ ProjectedLoss::Result hidden_mse_cpu(Tensor student,                // [T, Ds]
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(bertxfer_fast, CPU, m) { m.impl("hidden_mse.cpp", TORCH_BOX(&hidden_mse_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(bertxfer_fast, CPU, m) {
+  m.impl("hidden_mse.cpp", TORCH_BOX(&hidden_mse_cpu));
+}
 
 }  // namespace bertxfer

@@ -1,0 +1,143 @@
+"""Soft-label KL divergence straight from hidden states, ``[T, V]`` logits never whole in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _backend, _library
+from .._checks import check_choice, check_same_device, check_same_dtype, check_tensor
+from ..logits_kl import LOGIT_REDUCTIONS
+from ..scale_grad import scale_grad
+from .eager import linear_logits_kl as _eager
+
+
+def linear_logits_kl(
+    student: Tensor,
+    weight_student: Tensor,
+    teacher: Tensor,
+    weight_teacher: Tensor,
+    *,
+    bias_student: Tensor | None = None,
+    bias_teacher: Tensor | None = None,
+    temperature: float = 1.0,
+    reduction: str = "batchmean",
+) -> Tensor:
+    """`logits_kl` of ``student @ weight_student.T + bias_student`` and the teacher's, a few hundred tokens at a time.
+
+    For distillation through a masked-language-model head, whose logits would be larger than everything else in memory.
+
+    Args:
+        student: ``[T, Ds]`` what the student's output layer reads; float32, bfloat16 or float16. Gets a gradient.
+        weight_student: ``[V, Ds]`` in the dtype of ``student``. Gets a gradient.
+        teacher, weight_teacher: ``[T, Dt]`` and ``[V, Dt]``, of one dtype. No gradient.
+        bias_student: ``[V]`` in the dtype of ``student``, or None. Gets a gradient.
+        bias_teacher: ``[V]`` in the dtype of ``teacher``, or None.
+        temperature: positive; the loss is multiplied by its square.
+        reduction: ``"batchmean"``, the mean over the T rows (0 if there is none), or ``"sum"``.
+
+    Under autocast all of them are taken in the autocast dtype, as ``torch.nn.functional.linear`` would take them.
+
+    Returns:
+        float32 scalar.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what it got and what it wants.
+
+    Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
+    """
+    check_tensor("student", student, 2, "[T, Ds]")
+    check_tensor("weight_student", weight_student, 2, "[V, Ds]")
+    check_tensor("teacher", teacher, 2, "[T, Dt]")
+    check_tensor("weight_teacher", weight_teacher, 2, "[V, Dt]")
+    classes = weight_student.shape[0]
+    for name, x, wanted in (
+        ("weight_student", weight_student, (classes, student.shape[1])),
+        ("teacher", teacher, (student.shape[0], teacher.shape[1])),
+        ("weight_teacher", weight_teacher, (classes, teacher.shape[1])),
+        ("bias_student", bias_student, (classes,)),
+        ("bias_teacher", bias_teacher, (classes,)),
+    ):
+        if x is not None and tuple(x.shape) != wanted:
+            raise ValueError(f"{name}: got shape {tuple(x.shape)}, want {wanted}")
+    if classes < 1:
+        raise ValueError("weight_student: got no rows, want at least one class")
+    if not temperature > 0:
+        raise ValueError(f"temperature: got {temperature}, want a positive number")
+    check_choice("reduction", reduction, LOGIT_REDUCTIONS)
+    check_same_device(
+        "student", student, weight_student=weight_student, teacher=teacher, weight_teacher=weight_teacher
+    )
+    check_same_device("student", student, bias_student=bias_student, bias_teacher=bias_teacher)
+    device_type = student.device.type
+    if torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+        student, weight_student, teacher, weight_teacher = (
+            x.to(dtype) for x in (student, weight_student, teacher, weight_teacher)
+        )
+        bias_student, bias_teacher = (
+            None if x is None else x.to(dtype) for x in (bias_student, bias_teacher)
+        )
+    check_same_dtype("student", student, weight_student=weight_student)
+    check_same_dtype("teacher", teacher, weight_teacher=weight_teacher)
+    if bias_student is not None:
+        check_same_dtype("student", student, bias_student=bias_student)
+    if bias_teacher is not None:
+        check_same_dtype("teacher", teacher, bias_teacher=bias_teacher)
+    need_grad = torch.is_grad_enabled() and any(
+        x is not None and x.requires_grad for x in (student, weight_student, bias_student)
+    )
+    op = _library.overload("linear_logits_kl", _backend.pick("linear_logits_kl", device_type))
+    return op(
+        student,
+        weight_student,
+        bias_student,
+        teacher.detach(),
+        weight_teacher.detach(),
+        None if bias_teacher is None else bias_teacher.detach(),
+        temperature,
+        reduction,
+        need_grad,
+    )[0]
+
+
+def _fake(student: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
+    need_grad = args[-1]
+
+    def gradient(x: Tensor | None, dtype: torch.dtype) -> Tensor:
+        return student.new_empty(x.shape if need_grad and x is not None else (0,), dtype=dtype)
+
+    scalar = student.new_empty((), dtype=torch.float32)
+    return (
+        scalar,
+        gradient(student, student.dtype),
+        gradient(weight, torch.float32),
+        gradient(bias, torch.float32),
+        torch.empty_like(scalar),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, *gradients, factor = output
+    ctx.set_materialize_grads(False)
+    ctx.dtype = inputs[0].dtype
+    ctx.save_for_backward(*gradients, factor)
+
+
+def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if grad_loss is None:
+        return (None,) * 9
+    *gradients, factor = ctx.saved_tensors
+    factor = grad_loss * factor
+    scaled = (
+        scale_grad(grad, factor, ctx.dtype) if needed else None
+        for grad, needed in zip(gradients, ctx.needs_input_grad, strict=False)
+    )
+    return (*scaled, None, None, None, None, None, None)
+
+
+_library.register(
+    "linear_logits_kl", eager=_eager, fake=_fake, setup_context=_setup_context, backward=_backward
+)
