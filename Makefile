@@ -39,6 +39,9 @@ test: $(BUILT)
 slow: $(BUILT)
 	$(PY) -m pytest -m slow
 
+# glibc hands large tensors back to the kernel after every step and has their pages cleared again; these keep them.
+demo: export MALLOC_MMAP_THRESHOLD_ = 1073741824
+demo: export MALLOC_TRIM_THRESHOLD_ = 2147483648
 demo: $(BUILT)
 	$(PY) examples/sentiment/demo.py --output demo
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
@@ -46,6 +47,13 @@ def check_scale(name: str, value: object, head_dim: int) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name}: got {type(value).__name__}, want a number")
     return float(value)
+
+
+def check_temperature(value: object) -> float:
+    number = check_scale("temperature", value, 1)
+    if not 0 < number < math.inf:
+        raise ValueError(f"temperature: got {value}, want a positive number")
+    return number
 
 
 def check_index(name: str, value: object, length: int | None) -> None:

@@ -33,6 +33,7 @@ struct AttentionMap {
   int64_t heads;
   float scale_student, scale_teacher;
   Kind kind;
+  float stored;  // the stored gradients are d(loss) times this
   bool need_grad;
   void* grad_q;  // [T, H, ds] contiguous, dtype of q_student
   void* grad_k;  // [T, H, ds]; null where q_student is k_student: then grad_q receives both

@@ -78,7 +78,8 @@ class Strips {
       highest_t = t[j] > highest_t ? t[j] : highest_t;
     }
     if (p_.kind == AttentionMap::Kind::kl) {
-      return kl_row(s, t, length, highest_s, highest_t, weights_, ld_, p_.need_grad ? p_.scale_student : 0.0f);
+      return kl_row(s, t, length, highest_s, highest_t, weights_, ld_,
+                    p_.need_grad ? p_.stored * p_.scale_student : 0.0f);
     }
     return mse_row(s, t, length, highest_s, highest_t);
   }
@@ -102,7 +103,7 @@ class Strips {
       along += t[j] * s[j];
     }
     if (p_.need_grad) {
-      const float factor = 2.0f * p_.scale_student;
+      const float factor = 2.0f * p_.stored * p_.scale_student;
 #pragma omp simd
       for (int64_t j = 0; j < length; ++j) s[j] = factor * s[j] * (t[j] - along);
     }

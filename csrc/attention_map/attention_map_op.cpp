@@ -46,6 +46,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_map_loss_cpu(Tensor q_stude
   problem.scale_student = static_cast<float>(scale_student);
   problem.scale_teacher = static_cast<float>(scale_teacher);
   problem.kind = kind == "kl" ? AttentionMap::Kind::kl : AttentionMap::Kind::mse;
+  problem.stored = kind == "kl" ? 1.0f : 64.0f;  // entries of maps are small: keeps half precision's digits
   problem.need_grad = need_grad;
   problem.grad_q = grad_q.data_ptr();
   problem.grad_k = grad_k.data_ptr();
@@ -59,7 +60,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_map_loss_cpu(Tensor q_stude
     terms += static_cast<double>(heads) * (kind == "kl" ? used : used * used);
   }
   const double normaliser = reduction == "sum" ? 1.0 : terms > 0 ? 1.0 / terms : 0.0;
-  return {scalar(total * normaliser), grad_q, grad_k, scalar(normaliser)};
+  return {scalar(total * normaliser), grad_q, grad_k, scalar(normaliser / problem.stored)};
 }
 
 }  // namespace

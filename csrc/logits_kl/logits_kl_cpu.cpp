@@ -1,5 +1,6 @@
 // CPU kernel of logits_kl, see logits_kl.h. One work item is a block of rows.
 #include <algorithm>
+#include <limits>
 
 #include "../common/kl_row.h"
 #include "../common/parallel.h"
@@ -13,6 +14,7 @@ namespace {
 constexpr int64_t kItemElements = 8192;  // a work item is as many rows as hold about so many numbers
 // Stands for -inf, which masked classes have: differences of two of them are 0 and not NaN.
 constexpr float kLowest = -1e30f;
+constexpr double kInfinite = 1e20;  // no divergence of finite logits is as large; one with kLowest in it is
 
 // out = (row + bias) / temperature; returns the highest entry
 template <class T>
@@ -56,7 +58,8 @@ void logits_kl(const LogitsKl& p) {
                                             p.classes, p.inverse_temperature, s);
         const float highest_t = load_logits(p.teacher, p.teacher_dtype, row, p.teacher_stride, p.bias_teacher,
                                             p.classes, p.inverse_temperature, t);
-        p.sums[row] = kl_row(s, t, p.classes, highest_s, highest_t, weights, ld, p.grad == nullptr ? 0.0f : 1.0f);
+        const double loss = kl_row(s, t, p.classes, highest_s, highest_t, weights, ld, p.grad == nullptr ? 0.0f : 1.0f);
+        p.sums[row] = loss > kInfinite ? std::numeric_limits<double>::infinity() : loss;
         if (p.grad != nullptr) store_rows(s, ld, 1, p.grad, p.student_dtype, 1, 0, row, p.classes);
       }
     };

@@ -43,6 +43,7 @@ std::tuple<Tensor, Tensor, Tensor> relation_kl_cpu(Tensor x_student,            
   problem.scale_student = static_cast<float>(scale_student);
   problem.scale_teacher = static_cast<float>(scale_teacher);
   problem.kind = AttentionMap::Kind::kl;
+  problem.stored = 1.0f;
   problem.need_grad = need_grad;
   problem.grad_q = grad.data_ptr();
   problem.grad_k = nullptr;

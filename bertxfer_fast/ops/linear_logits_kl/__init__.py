@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _backend, _library
-from .._checks import check_choice, check_same_device, check_same_dtype, check_tensor
+from .._checks import check_choice, check_same_device, check_same_dtype, check_temperature, check_tensor
 from ..logits_kl import LOGIT_REDUCTIONS
 from ..scale_grad import scale_grad
 from .eager import linear_logits_kl as _eager
@@ -64,8 +64,7 @@ def linear_logits_kl(
             raise ValueError(f"{name}: got shape {tuple(x.shape)}, want {wanted}")
     if classes < 1:
         raise ValueError("weight_student: got no rows, want at least one class")
-    if not temperature > 0:
-        raise ValueError(f"temperature: got {temperature}, want a positive number")
+    temperature = check_temperature(temperature)
     check_choice("reduction", reduction, LOGIT_REDUCTIONS)
     check_same_device(
         "student", student, weight_student=weight_student, teacher=teacher, weight_teacher=weight_teacher

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _backend, _library
-from .._checks import check_choice, check_same_device, check_tensor
+from .._checks import check_choice, check_same_device, check_temperature, check_tensor
 from ..scale_grad import scale_grad
 from .eager import logits_kl as _eager
 
@@ -42,8 +42,7 @@ def logits_kl(
         raise ValueError(f"teacher: got shape {tuple(teacher.shape)}, want {tuple(student.shape)} as student")
     if student.shape[1] < 1:
         raise ValueError(f"student: got shape {tuple(student.shape)}, want at least one class")
-    if not temperature > 0:
-        raise ValueError(f"temperature: got {temperature}, want a positive number")
+    temperature = check_temperature(temperature)
     check_choice("reduction", reduction, LOGIT_REDUCTIONS)
     check_same_device("student", student, teacher=teacher)
     need_grad = torch.is_grad_enabled() and student.requires_grad

@@ -52,6 +52,8 @@ def pool_features(
     ``mean_sqrt`` is the pooling of Cer et al., "Universal Sentence Encoder", 2018; the weighted sum of layers
     that of Peters et al., "Deep contextualized word representations", 2018.
     """
+    if not isinstance(hidden, Tensor | Sequence):
+        raise TypeError(f"hidden: got {type(hidden).__name__}, want a [T, D] tensor or a list of them")
     layers = [hidden] if isinstance(hidden, Tensor) else list(hidden)
     if not layers:
         raise ValueError("hidden: got an empty list, want at least one [T, D] tensor")
@@ -91,6 +93,8 @@ def _layer_weights(weights: Sequence[float] | Tensor | None, layers: int, device
         if weights.device != device:
             raise ValueError(f"layer_weights: got device {weights.device}, want {device} as hidden")
         return weights
+    if not isinstance(weights, Sequence) or not all(isinstance(w, int | float) for w in weights):
+        raise TypeError(f"layer_weights: got {weights!r}, want one number per layer or a float32 tensor")
     values = [float(w) for w in weights]
     if len(values) != layers:
         raise ValueError(f"layer_weights: got {len(values)} numbers, want {layers}, one per layer")

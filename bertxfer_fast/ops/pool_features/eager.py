@@ -60,6 +60,7 @@ def pool_features_backward(
     grad_mixed = hidden[0].new_zeros(
         hidden[0].shape, dtype=torch.float32
     )  # d loss / d (weighted sum of layers)
+    grad_weights = layer_weights.new_zeros(layer_weights.shape)
     for n, (start, stop) in enumerate(sequence_spans(cu_seqlens, seqused)):
         if stop == start:
             continue
@@ -69,10 +70,11 @@ def pool_features_backward(
             grad_mixed.scatter_(0, argmax[n : n + 1].long(), grad_x[n : n + 1])
         else:
             grad_mixed[start:stop] = grad_x[n] * _scale(mode, stop - start)
+        if need_weights:
+            grad_weights += torch.stack(
+                [(grad_mixed[start:stop] * h[start:stop].float()).sum() for h in hidden]
+            )
     grad_hidden = [(w * grad_mixed).to(h.dtype) for w, h in zip(layer_weights, hidden, strict=True)]
-    grad_weights = layer_weights.new_zeros(layer_weights.shape)
-    if need_weights:
-        grad_weights = torch.stack([(grad_mixed * h.float()).sum() for h in hidden])
     return grad_hidden, grad_weights
 
 

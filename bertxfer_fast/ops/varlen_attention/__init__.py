@@ -49,6 +49,7 @@ def varlen_attention(
     if not 1 <= q.shape[2] <= 256:
         raise ValueError(f"q: got head_dim {q.shape[2]}, want 1 to 256")
     check_same_dtype("q", q, k=k, v=v)
+    dropout_p = check_scale("dropout_p", dropout_p, 1)
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"dropout_p: got {dropout_p}, want 0 <= p < 1")
     max_seqlen = check_packing(q.shape[0], cu_seqlens, max_seqlen, None)
