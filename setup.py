@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent
 VERSION = "0.1.0"
 NO_TORCH = (
     "bertxfer_fast compiles against the torch it will run with, and torch is not installed here. Type:\n"
-    "    pip install torch setuptools ninja\n"
+    "    pip install torch 'setuptools>=77' ninja\n"
     "    pip install --no-build-isolation ."
 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -540,12 +539,6 @@ class OpContract:
     def test_one_graph_serves_any_number_of_tokens(self, backend: str, variant: dict[str, Any]) -> None:
         self.check_compiled(variant, [self.pack, self.small_pack], backend="aot_eager", dynamic=True)
 
-    def test_one_graph_serves_any_max_seqlen(self, backend: str, variant: dict[str, Any]) -> None:
-        if "max_seqlen" not in inspect.signature(self.function).parameters:
-            pytest.skip("takes no max_seqlen")
-        packs = [replace(pack, longest=max(pack.lengths)) for pack in (self.pack, self.small_pack)]
-        self.check_compiled(variant, packs, backend="aot_eager", dynamic=True)
-
     @pytest.mark.slow
     def test_compiles_with_inductor(self, backend: str, variant: dict[str, Any]) -> None:
         self.check_compiled(variant, [self.pack, self.small_pack], backend="inductor", dynamic=True)
@@ -608,6 +601,14 @@ class LossContract(OpContract):
             assert relative_error(got.grads[name], truth) <= allowed, f"gradient of {name}"
 
 
+class MaxSeqlenContract(OpContract):
+    """The contract of an op that takes a max_seqlen."""
+
+    def test_one_graph_serves_any_max_seqlen(self, backend: str, variant: dict[str, Any]) -> None:
+        packs = [replace(pack, longest=max(pack.lengths)) for pack in (self.pack, self.small_pack)]
+        self.check_compiled(variant, packs, backend="aot_eager", dynamic=True)
+
+
 PAIR = ("q_student", "k_student", "q_teacher", "k_teacher")
 PAIR_SHAPES = {"q_student": "THs", "k_student": "THs", "q_teacher": "THt", "k_teacher": "THt"}
 
@@ -629,7 +630,7 @@ def attention_pair(
     }
 
 
-class AttentionPairContract(LossContract):
+class AttentionPairContract(LossContract, MaxSeqlenContract):
     """The contract of a loss between the attention of student and teacher."""
 
     student = PAIR[:2]

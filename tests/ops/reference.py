@@ -284,6 +284,11 @@ def assert_as_accurate_as_pytorch(
         )
 
 
+def kl_floor(rows: int, reduction: str, temperature: float = 1.0) -> dict[str, float]:
+    """What a KL of `rows` distributions may be off: p log(p / q) cancels down from terms of size p log p."""
+    return {"result": 2 * EPS32 * temperature**2 * (rows if reduction == "sum" else 1)}
+
+
 def largest(difference: Tensor) -> float:
     """Largest absolute value, 0 of nothing, NaN if there is one."""
     return difference.abs().max().item() if difference.numel() else 0.0

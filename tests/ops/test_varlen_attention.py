@@ -17,7 +17,7 @@ from .cases import (
     SPOILT_CU_SEQLENS,
     SPOILT_MAX_SEQLEN,
     Case,
-    OpContract,
+    MaxSeqlenContract,
     Pack,
     cases,
     dtypes,
@@ -38,7 +38,7 @@ def attention_inputs(dtype: torch.dtype, pack: Pack, *, heads: int = 3, dim: int
     return {name: torch.randn(pack.tokens, heads, dim, generator=generator).to(dtype) for name in QKV}
 
 
-class TestContract(OpContract):
+class TestContract(MaxSeqlenContract):
     operator = "varlen_attention"
     function = staticmethod(ops.varlen_attention)
     plain = staticmethod(reference.varlen_attention)
