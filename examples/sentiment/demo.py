@@ -24,7 +24,13 @@ from typing import Any
 
 import fetch
 import yaml
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, set_seed
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PrinterCallback,
+    set_seed,
+)
 from transformers.utils import logging as transformers_logging
 
 from bertxfer_fast import DistillationArguments, DistillationTrainer, Distiller, cli, data, students
@@ -140,6 +146,7 @@ def fine_tune(
     trainer = DistillationTrainer(
         Distiller(None, model, [Labels()]), arguments, train_dataset=features, processing_class=tokenizer
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     trainer.save_model()
     history.write_text(json.dumps(trainer.state.log_history), encoding="utf-8")

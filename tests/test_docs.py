@@ -1,0 +1,85 @@
+"""The documentation's Python runs as it stands there, and its links and its recipe name things that exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from bertxfer_fast import arguments, config, recipes
+
+from .folders import tiny_tokenizer
+from .tiny import packed_batch, tiny_bert
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "csrc" / "README.md",
+    *sorted(ROOT.glob("docs/*.md")),
+]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(language: str) -> list[Any]:
+    return [
+        pytest.param(body, id=f"{page.name}-{number}")
+        for page in PAGES
+        for number, (kind, body) in enumerate(BLOCK.findall(page.read_text(encoding="utf-8")))
+        if kind == language
+    ]
+
+
+def at_hand(folder: Path) -> dict[str, Any]:
+    """What the text around the examples says is there, in tiny."""
+    rows, length, heads = 3, 5, 4
+    return {
+        "torch": torch,
+        "teacher": tiny_bert(12, 16, heads, head="ForSequenceClassification"),
+        "student": tiny_bert(3, 12, heads, head="ForSequenceClassification"),
+        "features": [{"input_ids": [2, 7, 9, 3]}, {"input_ids": [2, 8, 3]}],
+        "batch": packed_batch(),
+        "B": rows,
+        "L": length,
+        "student_q": torch.randn(rows, length, heads, 3, requires_grad=True),
+        "student_k": torch.randn(rows, length, heads, 3, requires_grad=True),
+        "teacher_q": torch.randn(rows, length, heads, 4),
+        "teacher_k": torch.randn(rows, length, heads, 4),
+        "lengths": torch.tensor([5, 2, 4], dtype=torch.int32),
+    }
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    encoder = tmp_path / "path" / "to" / "encoder"
+    tiny_bert(3, 16, 4).save_pretrained(encoder)
+    tiny_tokenizer(encoder)
+    exec(compile(code, "example", "exec"), at_hand(tmp_path))
+
+
+@pytest.mark.parametrize("text", blocks("yaml"))
+def test_recipes_use_known_keys(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    loaded = config.load(path)
+    assert set(loaded.stages) <= {stage.name for stage in recipes.get(loaded.recipe, **loaded.options).stages}
+
+
+def test_the_examples_recipe_is_a_recipe() -> None:
+    path = ROOT / "examples" / "sentiment" / "recipe.yaml"
+    loaded = config.load(path)
+    stages = [stage.name for stage in recipes.get(loaded.recipe).stages]
+    assert list(yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]) == stages
+    assert set(loaded.training) <= set(arguments.training_field_types())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)#]+)", text):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
