@@ -24,6 +24,7 @@ from typing import Any
 
 import fetch
 import yaml
+from datasets import disable_progress_bars
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -58,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    disable_progress_bars()
     started = time.perf_counter()
     with step("teacher and text"):
         if fetch.main([str(args.output / "data")]):

@@ -91,6 +91,15 @@ def test_tinybert_heads_on_a_full_batch(backend: str, dtype: torch.dtype, kind: 
 
 
 @kinds
+@dtypes
+@pytest.mark.parametrize("dims", [(256, 256), (1, 256), (256, 3)], ids=str)
+def test_the_widest_heads(backend: str, dtype: torch.dtype, kind: str, dims: tuple[int, int]) -> None:
+    pack = Pack([12, 0, 140, 1])
+    shapes = {name: (pack.tokens, 2, dims["teacher" in name]) for name in PAIR}
+    check_accuracy(Case(pack, shapes, dict.fromkeys(PAIR, "fused"), seed=1), dtype, {"kind": kind})
+
+
+@kinds
 def test_sharp_maps_stay_finite(backend: str, kind: str) -> None:
     """Scores in the thousands, where exp overflows unless the maximum is taken off first."""
     pack = Pack([40, 7])

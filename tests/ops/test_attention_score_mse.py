@@ -93,6 +93,15 @@ def test_tinybert_heads_on_a_full_batch(backend: str, dtype: torch.dtype, method
 
 @methods
 @dtypes
+@pytest.mark.parametrize("dims", [(256, 256), (1, 256), (256, 3)], ids=str)
+def test_the_widest_heads(backend: str, dtype: torch.dtype, method: str, dims: tuple[int, int]) -> None:
+    pack = Pack([12, 0, 140, 1])
+    shapes = {name: (pack.tokens, 2, dims["teacher" in name]) for name in PAIR}
+    check_accuracy(Case(pack, shapes, dict.fromkeys(PAIR, "fused"), seed=1), dtype, method, {})
+
+
+@methods
+@dtypes
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_loss_is_accumulated_in_float32(
     backend: str, dtype: torch.dtype, method: str, reduction: str

@@ -130,10 +130,24 @@ def test_a_class_ruled_out_by_the_teacher_adds_nothing(backend: str, also_studen
         assert relative_error(mine, truth) <= 1e-6, name
 
 
-def test_a_class_ruled_out_by_the_student_alone_is_infinitely_wrong(backend: str) -> None:
+@pytest.mark.parametrize("teacher_logit", [0.0, -40.0, -80.0])
+def test_a_class_ruled_out_by_the_student_alone_is_infinitely_wrong(
+    backend: str, teacher_logit: float
+) -> None:
+    """However improbable the teacher finds it."""
     tensors = logits(torch.float32, 6)
     tensors["student"][2, 3] = -math.inf
+    tensors["teacher"][2, 3] = teacher_logit
     assert ops.logits_kl(**tensors).item() == math.inf
+
+
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_a_row_without_any_possible_class_is_nan(backend: str, side: str) -> None:
+    """softmax of nothing but -inf is 0/0, as in torch; a silent number would hide a broken mask."""
+    tensors = logits(torch.float32, 6)
+    tensors[side][4] = -math.inf
+    assert math.isnan(reference.logits_kl(**tensors).item())
+    assert not math.isfinite(ops.logits_kl(**tensors).item())
 
 
 @dtypes
