@@ -74,7 +74,7 @@ def test_is_as_accurate_as_plain_pytorch(
 @pytest.mark.slow
 @kinds
 @dtypes
-@settings(max_examples=600)
+@settings(max_examples=200)
 @given(case=cases(PAIR_SHAPES, packs=packs(max_tokens=1500, max_pairs=400_000)), options=pair_options)
 def test_is_as_accurate_as_plain_pytorch_on_many_shapes(
     backend: str, dtype: torch.dtype, kind: str, case: Case, options: dict[str, Any]

@@ -25,7 +25,7 @@ from .cases import (
     pair_options,
     spoilt,
 )
-from .reference import assert_as_accurate_as_pytorch, relative_error
+from .reference import assert_as_accurate_as_pytorch, evaluate, largest, relative_error
 
 METHODS = ("gram", "tiled", "auto")
 methods = pytest.mark.parametrize("method", METHODS)
@@ -74,7 +74,7 @@ def test_is_as_accurate_as_plain_pytorch(
 @pytest.mark.slow
 @methods
 @dtypes
-@settings(max_examples=600)
+@settings(max_examples=200)
 @given(case=cases(PAIR_SHAPES, packs=packs(max_tokens=1500, max_pairs=400_000)), options=pair_options)
 def test_is_as_accurate_as_plain_pytorch_on_many_shapes(
     backend: str, dtype: torch.dtype, method: str, case: Case, options: dict[str, Any]
@@ -123,7 +123,10 @@ def test_loss_is_accumulated_in_float32(
 def test_tiny_losses_keep_their_digits(
     backend: str, dtype: torch.dtype, method: str, exponent: int, length: int
 ) -> None:
-    """||S - T||^2 / ||S||^2 = 10^-exponent. Cancellation in float32 Gram sums is off by percents at 1e-6."""
+    """||S - T||^2 / ||S||^2 = 10^-exponent. Cancellation in float32 Gram sums is off by percents at 1e-6.
+
+    Gradients are as small as S - T itself, so they lose half as many digits, in plain PyTorch too.
+    """
     generator = torch.Generator().manual_seed(exponent)
     pack = Pack([length, 5])
     teacher = {k: torch.randn(pack.tokens, 2, 32, generator=generator) for k in ("q_teacher", "k_teacher")}
@@ -133,11 +136,20 @@ def test_tiny_losses_keep_their_digits(
         for name, t in teacher.items()
     }
     tensors = {name: t.to(dtype) for name, t in {**student, **teacher}.items()}
-    loss = ops.attention_score_mse(**tensors, cu_seqlens=pack.cu_seqlens, method=method)
-    exact = reference.attention_score_mse(
-        **{name: t.double() for name, t in tensors.items()}, cu_seqlens=pack.cu_seqlens
+    exact = evaluate(
+        lambda **x: reference.attention_score_mse(**x, **pack.packing), tensors, PAIR[:2], dtype=torch.float64
     )
-    assert relative_error(loss, exact) <= 1e-3
+    scale = 1.0 / (largest(exact.grads["q_student"]) or 1.0)  # into float16's range
+    got = evaluate(
+        lambda **x: ops.attention_score_mse(**x, **pack.packing, method=method),
+        tensors,
+        PAIR[:2],
+        upstream=lambda loss: scale * torch.ones_like(loss),
+    )
+    assert relative_error(got.out, exact.out) <= 1e-3
+    for name, grad in got.grads.items():
+        allowed = 4 * torch.finfo(dtype).eps + 4e-6 / amplitude
+        assert relative_error(grad, scale * exact.grads[name]) <= allowed, f"gradient of {name}"
 
 
 @methods
@@ -159,7 +171,7 @@ def test_equal_inputs_give_a_loss_of_nothing(
 def test_methods_agree(backend: str, dtype: torch.dtype) -> None:
     pack = Pack([300, 31, 0, 8])
     outcomes = [
-        reference.evaluate(
+        evaluate(
             lambda m=method, **x: ops.attention_score_mse(**x, **pack.packing, method=m),
             attention_pair(dtype, pack),
             ("q_student", "k_student"),
@@ -190,7 +202,7 @@ def test_right_padded_batch_is_a_pack_with_seqused(backend: str, method: str) ->
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_no_valid_pair_is_a_loss_of_zero(backend: str, method: str, sizes: list[int], reduction: str) -> None:
     pack = Pack(sizes)
-    outcome = reference.evaluate(
+    outcome = evaluate(
         lambda **x: ops.attention_score_mse(
             **x, cu_seqlens=pack.cu_seqlens, method=method, reduction=reduction
         ),
@@ -202,7 +214,7 @@ def test_no_valid_pair_is_a_loss_of_zero(backend: str, method: str, sizes: list[
 
 def test_nothing_used_gives_zero_gradients(backend: str) -> None:
     pack = Pack([4, 6], [0, 0])
-    outcome = reference.evaluate(
+    outcome = evaluate(
         lambda **x: ops.attention_score_mse(**x, **pack.packing),
         attention_pair(torch.float32, pack),
         ("q_student", "k_student"),

@@ -134,7 +134,7 @@ def test_is_as_accurate_as_plain_pytorch(
 @pytest.mark.slow
 @calls
 @dtypes
-@settings(max_examples=600)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_is_as_accurate_as_plain_pytorch_on_many_shapes(
     backend: str, dtype: torch.dtype, call: str, data: Any

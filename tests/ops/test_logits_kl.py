@@ -91,7 +91,7 @@ def test_is_as_accurate_as_plain_pytorch(
 
 @pytest.mark.slow
 @dtypes
-@settings(max_examples=600)
+@settings(max_examples=200)
 @given(case=cases(SHAPES, packs=packs(partly_used=False), V=st.integers(1, 3000)), options=options)
 def test_is_as_accurate_as_plain_pytorch_on_many_shapes(
     backend: str, dtype: torch.dtype, case: Case, options: dict[str, Any]

@@ -157,7 +157,7 @@ def test_is_as_accurate_as_plain_pytorch(
 @pytest.mark.slow
 @modes
 @dtypes
-@settings(max_examples=600)
+@settings(max_examples=200)
 @given(
     case=cases({"hidden_0": "TD", "hidden_1": "TD"}, packs=packs(max_tokens=3000), D=st.integers(1, 1100)),
     options=options,

@@ -113,7 +113,7 @@ def test_is_as_accurate_as_plain_pytorch(
 
 @pytest.mark.slow
 @dtypes
-@settings(max_examples=600)
+@settings(max_examples=200)
 @given(case=cases(SHAPES, packs=packs(partly_used=False, max_tokens=1500, max_pairs=400_000)), scale=scales)
 def test_is_as_accurate_as_plain_pytorch_on_many_shapes(
     backend: str, dtype: torch.dtype, case: Case, scale: float | None
