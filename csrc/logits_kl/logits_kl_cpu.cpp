@@ -14,13 +14,18 @@ namespace {
 constexpr int64_t kItemElements = 8192;  // a work item is as many rows as hold about so many numbers
 // Stands for -inf, which masked classes have: differences of two of them are 0 and not NaN.
 constexpr float kLowest = -1e30f;
-constexpr double kInfinite = 1e20;  // no divergence of finite logits is as large; one with kLowest in it is
 
-// out = (row + bias) / temperature; returns the highest entry
+constexpr float kVanishes = -103.0f;  // below, e^x is 0 in float32
+
+struct Range {
+  float lowest, highest;
+};
+
+// out = (row + bias) / temperature
 template <class T>
-float load_logits(const T* row, const T* bias, int64_t classes, float inverse_temperature, float* out) {
-  float highest = kLowest;
-#pragma omp simd reduction(max : highest)
+Range load_logits(const T* row, const T* bias, int64_t classes, float inverse_temperature, float* out) {
+  float highest = kLowest, lowest = -kLowest;
+#pragma omp simd reduction(max : highest) reduction(min : lowest)
   for (int64_t j = 0; j < classes; ++j) {
     float x = to_float(row[j]);
     if (bias != nullptr) x += to_float(bias[j]);
@@ -28,19 +33,40 @@ float load_logits(const T* row, const T* bias, int64_t classes, float inverse_te
     x = x < kLowest ? kLowest : x;
     out[j] = x;
     highest = x > highest ? x : highest;
+    lowest = x < lowest ? x : lowest;
   }
-  return highest;
+  return {lowest, highest};
 }
 
-float load_logits(const void* data, Dtype dtype, int64_t row, int64_t stride, const void* bias, int64_t classes,
+Range load_logits(const void* data, Dtype dtype, int64_t row, int64_t stride, const void* bias, int64_t classes,
                   float inverse_temperature, float* out) {
-  float highest = 0.0f;
+  Range range{};
   with_dtype(dtype, [&](auto tag) {
     using T = decltype(tag);
-    highest = load_logits(static_cast<const T*>(data) + row * stride, static_cast<const T*>(bias), classes,
-                          inverse_temperature, out);
+    range = load_logits(static_cast<const T*>(data) + row * stride, static_cast<const T*>(bias), classes,
+                        inverse_temperature, out);
   });
-  return highest;
+  return range;
+}
+
+// Whether the student rules out (s at kLowest) a class that the teacher gives any weight: the divergence is infinite.
+bool contradicts(const float* s, const float* t, int64_t classes, float highest_t) {
+  for (int64_t j = 0; j < classes; ++j) {
+    if (s[j] <= kLowest && t[j] - highest_t > kVanishes) return true;
+  }
+  return false;
+}
+
+// The divergence of one row; leaves the gradient in s.
+double run_row(float* s, float* t, int64_t classes, Range range_s, Range range_t, float* weights, int64_t ld,
+               bool need_grad) {
+  // A row in which no class is possible has no softmax.
+  const bool undefined = range_s.highest <= kLowest || range_t.highest <= kLowest;
+  const bool infinite = range_s.lowest <= kLowest && contradicts(s, t, classes, range_t.highest);
+  const double loss = kl_row(s, t, classes, range_s.highest, range_t.highest, weights, ld, need_grad ? 1.0f : 0.0f);
+  if (!undefined) return infinite && loss == loss ? std::numeric_limits<double>::infinity() : loss;
+  std::fill(s, s + classes, std::numeric_limits<float>::quiet_NaN());
+  return std::numeric_limits<double>::quiet_NaN();
 }
 
 }  // namespace
@@ -54,12 +80,11 @@ void logits_kl(const LogitsKl& p) {
       float *s = scratch, *t = scratch + ld, *weights = scratch + 2 * ld;
       const int64_t last = std::min(p.rows, (item + 1) * rows_per_item);
       for (int64_t row = item * rows_per_item; row < last; ++row) {
-        const float highest_s = load_logits(p.student, p.student_dtype, row, p.student_stride, p.bias_student,
-                                            p.classes, p.inverse_temperature, s);
-        const float highest_t = load_logits(p.teacher, p.teacher_dtype, row, p.teacher_stride, p.bias_teacher,
-                                            p.classes, p.inverse_temperature, t);
-        const double loss = kl_row(s, t, p.classes, highest_s, highest_t, weights, ld, p.grad == nullptr ? 0.0f : 1.0f);
-        p.sums[row] = loss > kInfinite ? std::numeric_limits<double>::infinity() : loss;
+        const Range range_s = load_logits(p.student, p.student_dtype, row, p.student_stride, p.bias_student, p.classes,
+                                          p.inverse_temperature, s);
+        const Range range_t = load_logits(p.teacher, p.teacher_dtype, row, p.teacher_stride, p.bias_teacher, p.classes,
+                                          p.inverse_temperature, t);
+        p.sums[row] = run_row(s, t, p.classes, range_s, range_t, weights, ld, p.grad != nullptr);
         if (p.grad != nullptr) store_rows(s, ld, 1, p.grad, p.student_dtype, 1, 0, row, p.classes);
       }
     };
