@@ -34,7 +34,14 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 ISAS = {"baseline": []}
 if X86:
     ISAS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
-    ISAS["avx512"] = [*ISAS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
+    ISAS["avx512"] = [
+        *ISAS["avx2"],
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512dq",
+        "-mavx512vl",
+        "-mprefer-vector-width=512",
+    ]
 
 COMMON = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 # Kernels: fused multiply-adds and `#pragma omp simd`, but no reassociation that would hide a NaN. GCC's psabi

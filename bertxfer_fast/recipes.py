@@ -122,4 +122,3 @@ def _builder(name: str) -> Callable[..., Recipe]:
     if name not in _BUILDERS:
         raise ValueError(f"unknown recipe {name!r}{did_you_mean(name, _BUILDERS)}")
     return _BUILDERS[name]
-

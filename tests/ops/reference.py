@@ -255,7 +255,7 @@ def assert_as_accurate_as_pytorch(
 
     # Dense copies for PyTorch: oneDNN's bfloat16 products read past the rows of a strided matrix of odd width.
     dense = {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
-    by_luck = sum(t.numel() for t in dense.values()) < 50_000
+    by_luck = sum(t.numel() for t in dense.values()) < 50_000 or any(dense[name].numel() < 64 for name in wrt)
     inputs = [dense, *(near(dense, 1e-2, seed) for seed in (0, 1) if by_luck)]
     truths = [run(reference, x, torch.float64) for x in inputs]
 

@@ -234,3 +234,20 @@ def test_student_and_teacher_may_differ_in_dtype(backend: str) -> None:
             )
             loss = ops.attention_score_mse(**tensors, cu_seqlens=pack.cu_seqlens)
             assert relative_error(loss, exact) <= 2e-6, (student, teacher)
+
+
+@pytest.mark.parametrize("method", ["gram", "tiled"])
+@pytest.mark.parametrize("length", [100, 300, 1500])
+def test_gradients_of_tiny_losses(backend: str, method: str, length: int) -> None:
+    """Where the loss is 1e-4 of the scores' square, the Gram path computes everything again; gradients must follow."""
+    generator = torch.Generator().manual_seed(length)
+    teacher = [torch.randn(length, 2, 26, generator=generator) for _ in range(2)]
+    student = [(t + 1e-2 * torch.randn(t.shape, generator=generator)).requires_grad_() for t in teacher]
+    cu_seqlens = torch.tensor([0, length], dtype=torch.int32)
+    loss = ops.attention_score_mse(*student, *teacher, cu_seqlens, method=method)
+    exact = [t.detach().double().requires_grad_() for t in student]
+    truth = reference.attention_score_mse(*exact, *(t.double() for t in teacher), cu_seqlens)
+    for grad, wanted in zip(
+        torch.autograd.grad(loss, student), torch.autograd.grad(truth, exact), strict=True
+    ):
+        assert relative_error(grad, wanted) < 1e-3
