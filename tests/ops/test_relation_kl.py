@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -36,7 +38,7 @@ def plain(x_student: Tensor, x_teacher: Tensor, used: list[int] | None = None) -
         return (split @ split.mT * split.shape[-1] ** -0.5).log_softmax(-1)
 
     rows = []
-    for n, (start, stop) in enumerate(zip(OFFSETS, OFFSETS[1:], strict=False)):
+    for n, (start, stop) in enumerate(pairwise(OFFSETS)):
         stop = stop if used is None else start + used[n]
         student, teacher = log_relation(x_student[start:stop]), log_relation(x_teacher[start:stop])
         rows.append((teacher.exp() * (teacher - student)).sum(-1).flatten())
