@@ -54,14 +54,11 @@ def projected_loss(
     return op(student, teacher.detach(), weight, bias, reduction, need_grad)[0]
 
 
-def fake(
-    student: Tensor,
-    teacher: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    reduction: str,
-    need_grad: bool,
+def fake_projected(
+    student: Tensor, weight: Tensor | None, bias: Tensor | None, need_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Outputs of a loss through a linear layer: loss, three gradients (empty when not needed), factor."""
+
     def gradient(x: Tensor | None, dtype: torch.dtype) -> Tensor:
         return student.new_empty(x.shape if need_grad and x is not None else (0,), dtype=dtype)
 
@@ -73,6 +70,17 @@ def fake(
         gradient(bias, torch.float32),
         torch.empty_like(scalar),
     )
+
+
+def fake(
+    student: Tensor,
+    teacher: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    reduction: str,
+    need_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return fake_projected(student, weight, bias, need_grad)
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -26,13 +26,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_score_mse_cpu(Tensor q_stud
                                                                    int64_t max_seqlen, double scale_student,
                                                                    double scale_teacher, std::string reduction,
                                                                    std::string method, bool need_grad) {
+  check_attention_pair(q_student, k_student, q_teacher, k_teacher);
   const int64_t tokens = q_student.size(0), heads = q_student.size(1), ds = q_student.size(2);
-  for (const Tensor* x : {&k_student, &q_teacher, &k_teacher}) {
-    STD_TORCH_CHECK(x->dim() == 3 && x->size(0) == tokens && x->size(1) == heads,
-                    "want [T, H, D] tensors of one T and H");
-  }
-  STD_TORCH_CHECK(k_student.size(2) == ds && k_teacher.size(2) == q_teacher.size(2), "want one head_dim for q and k");
-  STD_TORCH_CHECK(k_student.scalar_type() == q_student.scalar_type(), "want one dtype for q_student and k_student");
   q_student = rows_contiguous(q_student);
   k_student = rows_contiguous(k_student);
   q_teacher = rows_contiguous(q_teacher);

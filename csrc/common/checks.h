@@ -66,6 +66,18 @@ inline Packing packing_of(int64_t tokens, const Tensor& cu_seqlens, const std::o
   return packing;
 }
 
+// The four [T, H, D] arguments of an attention loss against each other.
+inline void check_attention_pair(const Tensor& q_student, const Tensor& k_student, const Tensor& q_teacher,
+                                 const Tensor& k_teacher) {
+  for (const Tensor* x : {&q_student, &k_student, &q_teacher, &k_teacher}) {
+    STD_TORCH_CHECK(x->dim() == 3 && x->size(0) == q_student.size(0) && x->size(1) == q_student.size(1),
+                    "want [T, H, D] tensors of one T and H");
+  }
+  STD_TORCH_CHECK(k_student.size(2) == q_student.size(2) && k_teacher.size(2) == q_teacher.size(2),
+                  "want one head_dim for q and k");
+  STD_TORCH_CHECK(k_student.scalar_type() == q_student.scalar_type(), "want one dtype for q_student and k_student");
+}
+
 inline Tensor empty(std::initializer_list<int64_t> size, ScalarType dtype) {
   return torch::stable::empty({size.begin(), size.size()}, dtype);
 }

@@ -1,5 +1,5 @@
 // Library matrix products for the tensor side, through torch's C shim: at::mm and at::addmm into given memory. Used
-// where the operands are as wide as a model, which a library multiplies at the speed of the machine.
+// where the operands are as wide as a model.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>

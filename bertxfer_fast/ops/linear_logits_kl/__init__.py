@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import _backend, _library
 from .._checks import check_choice, check_same_device, check_same_dtype, check_temperature, check_tensor
+from .._projected import fake_projected, setup_context
 from ..logits_kl import LOGIT_REDUCTIONS
 from ..scale_grad import scale_grad
 from .eager import linear_logits_kl as _eager
@@ -103,26 +104,7 @@ def linear_logits_kl(
 
 
 def _fake(student: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
-    need_grad = args[-1]
-
-    def gradient(x: Tensor | None, dtype: torch.dtype) -> Tensor:
-        return student.new_empty(x.shape if need_grad and x is not None else (0,), dtype=dtype)
-
-    scalar = student.new_empty((), dtype=torch.float32)
-    return (
-        scalar,
-        gradient(student, student.dtype),
-        gradient(weight, torch.float32),
-        gradient(bias, torch.float32),
-        torch.empty_like(scalar),
-    )
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, *gradients, factor = output
-    ctx.set_materialize_grads(False)
-    ctx.dtype = inputs[0].dtype
-    ctx.save_for_backward(*gradients, factor)
+    return fake_projected(student, weight, bias, need_grad=args[-1])
 
 
 def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
@@ -138,5 +120,5 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | Non
 
 
 _library.register(
-    "linear_logits_kl", eager=_eager, fake=_fake, setup_context=_setup_context, backward=_backward
+    "linear_logits_kl", eager=_eager, fake=_fake, setup_context=setup_context, backward=_backward
 )
