@@ -1,4 +1,4 @@
-// KL divergence between the softmaxes of two rows, and its gradient, in place.
+// KL divergence between the softmaxes of two rows, and its gradient.
 //
 //   R = softmax(t), P = softmax(s)    loss = sum_j R_j (log R_j - log P_j)    d loss / d s_j = P_j - R_j
 //
@@ -17,57 +17,81 @@ namespace {
 
 constexpr double kTinyDivergence = 1e-3;
 
+// A row of scores of student and teacher, before their scales.
+struct RowPair {
+  const float *s, *t;  // [length]
+  float scale_s, scale_t;
+  int64_t length;
+  float* weights;  // [2, ld] scratch, ld >= padded(length): e^(scaled - highest) of both
+  int64_t ld;
+};
+
+// The highest of scale * x_j.
+inline float highest_scaled(const float* x, int64_t length, float scale) {
+  constexpr int64_t W = kLanes<float>;
+  const float sign = scale < 0.0f ? -1.0f : 1.0f;
+  Vector<float> most = Vector<float>{} + sign * x[0];
+  int64_t j = 0;
+  for (; j + W <= length; j += W) most = larger(sign * load(x + j), most);
+  if (j < length) most = larger(sign * last_lanes_filled(load_floats(x + j, length - j), length - j, x[0]), most);
+  return sign * scale * highest_of(most);
+}
+
 // e^x - 1 - x without cancellation near 0.
-inline float exp_remainder(float x) {
-  const float direct = fast_exp(x) - 1.0f - x;
-  float series = 1.0f / 40320;
+inline Vector<float> exp_remainder(Vector<float> x) {
+  const Vector<float> limit = Vector<float>{} + 88.0f, direct = fast_exp(x > limit ? limit : x) - 1.0f - x;
+  Vector<float> series = Vector<float>{} + 1.0f / 40320;
   series = series * x + 1.0f / 5040;
   series = series * x + 1.0f / 720;
   series = series * x + 1.0f / 120;
   series = series * x + 1.0f / 24;
   series = series * x + 1.0f / 6;
   series = series * x + 0.5f;
-  return (x < 0.6f) & (x > -0.6f) ? series * x * x : direct;
+  return ((x < 0.6f) & (x > -0.6f)) ? series * x * x : direct;
 }
 
-// s and t hold the rows less their highest entries, weights_t their exponentials for t with sum total_t, and mean the
-// weighted mean of t - s. Rounding leaves x a mean of its own, `drift`; it cancels exactly.
-inline double tiny_divergence(const float* s, const float* t, const float* weights_t, int64_t length, float total_t,
-                              float mean) {
-  float sum = 0.0f, drift = 0.0f;
-#pragma omp simd reduction(+ : sum, drift)
-  for (int64_t j = 0; j < length; ++j) {
-    const float x = (s[j] - t[j]) + mean;
-    sum += weights_t[j] * exp_remainder(x);
-    drift += weights_t[j] * x;
-  }
-  const double rest = static_cast<double>(sum) / total_t, left = static_cast<double>(drift) / total_t;
+// `mean` is the weighted mean of t - s, less the highest of either. Rounding leaves x a mean of its own, `drift`; it
+// cancels exactly.
+inline double tiny_divergence(const RowPair& row, float highest_s, float highest_t, float total_t, float mean) {
+  const float* weights_t = row.weights + row.ld;
+  Vector<float> sum = {}, drift = {};
+  for_vectors(row.length, [&](int64_t j, int64_t n) BERTXFER_INLINE {
+    const Vector<float> s = load_floats(row.s + j, n) * row.scale_s - highest_s;
+    const Vector<float> t = load_floats(row.t + j, n) * row.scale_t - highest_t;
+    const Vector<float> x = (s - t) + mean, weight = load(weights_t + j);
+    sum += weight * exp_remainder(x);
+    drift += weight * x;
+  });
+  const double rest = static_cast<double>(sum_of(sum)) / total_t, left = static_cast<double>(sum_of(drift)) / total_t;
   return std::log1p(rest + left) - left;
 }
 
-// Returns the loss; leaves factor * (P - R) in s, unless factor is 0. `weights` is scratch of 2 * ld >= 2 * length
-// floats.
-inline double kl_row(float* s, float* t, int64_t length, float highest_s, float highest_t, float* weights, int64_t ld,
-                     float factor) {
-  float *weights_s = weights, *weights_t = weights + ld;
-  float total_s = 0.0f, total_t = 0.0f, cross = 0.0f;
-#pragma omp simd reduction(+ : total_s, total_t, cross)
-  for (int64_t j = 0; j < length; ++j) {
-    s[j] -= highest_s;
-    t[j] -= highest_t;
-    weights_s[j] = fast_exp(s[j]);
-    weights_t[j] = fast_exp(t[j]);
-    total_s += weights_s[j];
-    total_t += weights_t[j];
-    cross += weights_t[j] * (t[j] - s[j]);
-  }
-  const float mean = cross / total_t;
+// Returns the loss; writes factor * (P - R) to grad[0..length), unless grad is null. `grad` may be s or t.
+template <class Grad>
+inline double kl_row(const RowPair& row, float highest_s, float highest_t, float factor, Grad* grad) {
+  float *weights_s = row.weights, *weights_t = row.weights + row.ld;
+  const float scale_s = row.scale_s * kLog2E, scale_t = row.scale_t * kLog2E;
+  const float start_s = highest_s * kLog2E, start_t = highest_t * kLog2E;
+  Vector<float> sum_s = {}, sum_t = {}, sum_cross = {};
+  for_vectors(row.length, [&](int64_t j, int64_t n) BERTXFER_INLINE {
+    // In units of log 2, which is what the exponential wants.
+    const Vector<float> s = load_floats(row.s + j, n) * scale_s - start_s;
+    const Vector<float> t = load_floats(row.t + j, n) * scale_t - start_t;
+    const Vector<float> weight_s = first_lanes(fast_exp2(s), n), weight_t = first_lanes(fast_exp2(t), n);
+    store(weight_s, weights_s + j);
+    store(weight_t, weights_t + j);
+    sum_s += weight_s;
+    sum_t += weight_t;
+    sum_cross += weight_t * (t - s);
+  });
+  const float total_s = sum_of(sum_s), total_t = sum_of(sum_t), mean = sum_of(sum_cross) / kLog2E / total_t;
   double loss = mean + std::log(static_cast<double>(total_s)) - std::log(static_cast<double>(total_t));
-  if (!(loss > kTinyDivergence)) loss = tiny_divergence(s, t, weights_t, length, total_t, mean);
-  if (factor != 0.0f) {
+  if (!(loss > kTinyDivergence)) loss = tiny_divergence(row, highest_s, highest_t, total_t, mean);
+  if (grad != nullptr) {
     const float inverse_s = factor / total_s, inverse_t = factor / total_t;
-#pragma omp simd
-    for (int64_t j = 0; j < length; ++j) s[j] = weights_s[j] * inverse_s - weights_t[j] * inverse_t;
+    for_vectors(row.length, [&](int64_t j, int64_t n) BERTXFER_INLINE {
+      store_floats(load(weights_s + j) * inverse_s - load(weights_t + j) * inverse_t, grad + j, n);
+    });
   }
   return loss;
 }

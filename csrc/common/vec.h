@@ -1,16 +1,21 @@
-// What every CPU kernel is made of: number conversion, a matrix micro-kernel, scratch memory. Written with the
-// compiler's vector extension, so one text serves SSE, AVX2, AVX-512 and NEON; included only by *_cpu.cpp.
+// What every CPU kernel is made of: vectors, number conversion, e^x, scratch memory. Written with the compiler's
+// vector extension, so one text serves SSE, AVX2, AVX-512 and NEON; intrinsics only where the extension has no word
+// for what the processor can (masks, half precision). Included only by kernels (*_cpu.cpp and what they include).
 //
 // Everything lives in an unnamed namespace inside BERTXFER_ISA's: a copy per instruction set, none of them shared.
 #pragma once
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <type_traits>
 
-#include "hidden_rows.h"
 #include "types.h"
 
 namespace bertxfer {
@@ -42,6 +47,14 @@ constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
 template <class T = float>
 constexpr int64_t padded(int64_t columns) {
   return (columns + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+}
+
+// The same for a matrix that is read down its columns: an odd number of cache lines a row, because rows a power of two
+// apart share a few sets of the cache and evict each other. (512 floats a row halved the speed of products.)
+template <class T = float>
+constexpr int64_t spread(int64_t columns) {
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+  return ((columns + kLine - 1) / kLine | 1) * kLine;
 }
 
 // ---------------------------------------------------------------------------------------------- numbers
@@ -87,24 +100,167 @@ inline void with_dtype(Dtype dtype, F&& f) {
   }
 }
 
-// e**x to 2 ulp for x in [-87.3, 88.3]; 0 below, clamped above, NaN stays NaN. Branch-free, so that loops over it
-// vectorise.
-inline float fast_exp(float x) {
-  const bool vanishes = x < -87.33f;
-  x = x > 88.37f ? 88.37f : x;
-  x = vanishes ? -87.33f : x;
+// ---------------------------------------------------------------------------------------------- vectors
+
+template <class T>
+inline Vector<T> load(const T* p) {
+  return *reinterpret_cast<const Vector<T>*>(p);
+}
+template <class T>
+inline void store(Vector<T> x, T* p) {
+  *reinterpret_cast<Vector<T>*>(p) = x;
+}
+
+// kLanes<float> numbers of T as floats.
+template <class T>
+inline Vector<float> load_floats(const T* p) {
+  if constexpr (std::is_same_v<T, float>) {
+    return load(p);
+#if defined(__AVX512F__)
+  } else if constexpr (std::is_same_v<T, bf16>) {
+    return (Vector<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
+  } else {
+    return (Vector<float>)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(__AVX2__)
+  } else if constexpr (std::is_same_v<T, bf16>) {
+    return (Vector<float>)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
+  } else {
+    return (Vector<float>)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#else
+  } else {
+    Vector<float> x;
+    for (int l = 0; l < kLanes<float>; ++l) x[l] = to_float(p[l]);
+    return x;
+#endif
+  }
+}
+
+// The first n of them, zeros after; reads nothing beyond. 0 <= n <= kLanes<float>.
+template <class T>
+inline Vector<float> load_floats(const T* p, int64_t n) {
+#if defined(__AVX512F__)
+  const __mmask16 mask = static_cast<__mmask16>((1u << n) - 1);
+  if constexpr (std::is_same_v<T, float>) {
+    return (Vector<float>)_mm512_maskz_loadu_ps(mask, p);
+  } else {
+    const __m256i bits = _mm256_maskz_loadu_epi16(mask, p);
+    if constexpr (std::is_same_v<T, f16>) return (Vector<float>)_mm512_cvtph_ps(bits);
+    return (Vector<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+  }
+#else
+  Vector<float> x = {};
+  for (int64_t l = 0; l < n; ++l) x[l] = to_float(p[l]);
+  return x;
+#endif
+}
+
+#if defined(__AVX512F__)
+inline __m256i rounded(Vector<float> x, bf16) {
+#if defined(__AVX512BF16__)
+  return (__m256i)_mm512_cvtneps_pbh((__m512)x);
+#else
+  const __m512i bits = (__m512i)(__m512)x;
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  __m512i sum = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  sum = _mm512_mask_set1_epi32(sum, _mm512_cmp_ps_mask((__m512)x, (__m512)x, _CMP_UNORD_Q), 0x7fc00000);
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(sum, 16));
+#endif
+}
+inline __m256i rounded(Vector<float> x, f16) {
+  return _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT);
+}
+#endif
+
+// Rounds to T and writes the first n numbers.
+template <class T>
+inline void store_floats(Vector<float> x, T* p, int64_t n = kLanes<float>) {
+#if defined(__AVX512F__)
+  const __mmask16 mask = static_cast<__mmask16>((1u << n) - 1);
+  if constexpr (std::is_same_v<T, float>) {
+    _mm512_mask_storeu_ps(p, mask, (__m512)x);
+  } else {
+    _mm256_mask_storeu_epi16(p, mask, rounded(x, T{}));
+  }
+#else
+  if constexpr (std::is_same_v<T, float>) {
+    std::memcpy(p, &x, n * sizeof(float));
+  } else {
+    for (int64_t l = 0; l < n; ++l) from_float(x[l], p[l]);
+  }
+#endif
+}
+
+// x with zeros in lanes n and up.
+inline Vector<float> first_lanes(Vector<float> x, int64_t n) {
+#if defined(__AVX512F__)
+  return (Vector<float>)_mm512_maskz_mov_ps(static_cast<__mmask16>((1u << n) - 1), (__m512)x);
+#else
+  for (int64_t l = n; l < kLanes<float>; ++l) x[l] = 0.0f;
+  return x;
+#endif
+}
+
+// x with `value` in lanes n and up.
+inline Vector<float> last_lanes_filled(Vector<float> x, int64_t n, float value) {
+  for (int64_t l = n; l < kLanes<float>; ++l) x[l] = value;
+  return x;
+}
+
+// The larger of a and b, lane by lane; b where one is NaN.
+inline Vector<float> larger(Vector<float> a, Vector<float> b) {
+#if defined(__AVX512F__)
+  return (Vector<float>)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+inline float highest_of(Vector<float> x) {
+  float highest = x[0];
+  for (int l = 1; l < kLanes<float>; ++l) highest = x[l] > highest ? x[l] : highest;
+  return highest;
+}
+
+inline float sum_of(Vector<float> x) {
+  for (int half = kLanes<float> / 2; half > 0; half /= 2) {  // as a tree: as accurate as it is quick
+    for (int l = 0; l < half; ++l) x[l] += x[l + half];
+  }
+  return x[0];
+}
+
+// step(j, n) for each vector of a row: n is kLanes<float>, a constant to the compiler, for all but an incomplete last.
+// A step is BERTXFER_INLINE: as a call it would keep its sums in memory.
+#define BERTXFER_INLINE __attribute__((always_inline))
+template <class Step>
+inline BERTXFER_INLINE void for_vectors(int64_t length, const Step& step) {
+  constexpr int64_t W = kLanes<float>;
+  int64_t j = 0;
+  for (; j + W <= length; j += W) step(j, W);
+  if (j < length) step(j, length - j);
+}
+
+// 2**x, 1 ulp from the exact value of the polynomial's 6.2e-8; 0 below -126 instead of subnormal numbers, NaN stays NaN.
+//
+// 2**x = 2**floor(x) 2**r with r in [0, 1), and 2**r is a minimax polynomial (relative error 2e-9, exact at 0).
+constexpr float kExp2[] = {1.0f,
+                           0.6931470036506653f,
+                           0.24022983014583588f,
+                           0.055483341217041016f,
+                           0.009678840637207031f,
+                           0.001243968727067113f,
+                           0.00021702254889532924f};
+constexpr float kLog2E = 1.44269504f;
+
+// Branch-free, so that loops over it vectorise. Clamped above 127.
+inline float fast_exp2(float x) {
+  const bool vanishes = x < -126.0f;
+  x = x > 127.0f ? 127.0f : x;
+  x = vanishes ? -126.0f : x;
   const float magic = 12582912.0f;  // 1.5 * 2**23: adding it rounds to an integer in the low bits
-  const float shifted = x * 1.44269504f + magic;
-  const float n = shifted - magic;
-  float r = x - n * 0.693359375f;
-  r = r + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
+  const float shifted = (x - 0.5f) + magic;
+  const float r = x - (shifted - magic);
+  float p = kExp2[6];
+  for (int i = 5; i >= 0; --i) p = p * r + kExp2[i];
   int32_t bits;
   std::memcpy(&bits, &shifted, 4);
   const int32_t power = static_cast<int32_t>((static_cast<uint32_t>(bits) - 0x4b400000u + 127u) << 23);
@@ -113,152 +269,28 @@ inline float fast_exp(float x) {
   return vanishes ? 0.0f : p * two_n;
 }
 
-// ---------------------------------------------------------------------------------------------- rows
-
-// Rows first..first+count-1 of one head as floats: out[i][0..dim), row length `ld`, columns dim..columns set to zero.
-inline void load_rows(const PackedView& view, int64_t head, int64_t first, int64_t count, float* out, int64_t ld,
-                      int64_t columns) {
-  with_dtype(view.dtype, [&](auto tag) {
-    using T = decltype(tag);
-    const T* source = static_cast<const T*>(view.data) + head * view.head_stride + first * view.token_stride;
-    const int64_t dim = view.dim;
-    for (int64_t i = 0; i < count; ++i, source += view.token_stride, out += ld) {
-#pragma omp simd
-      for (int64_t d = 0; d < dim; ++d) out[d] = to_float(source[d]);
-      for (int64_t d = dim; d < columns; ++d) out[d] = 0.0f;
-    }
-  });
+// The same for a vector.
+inline Vector<float> fast_exp2(Vector<float> x) {
+#if defined(__AVX512F__)
+  const __m512 v = (__m512)x;
+  const __mmask16 remains = _mm512_cmp_ps_mask(v, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
+  const __m512 r = _mm512_reduce_ps(v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  __m512 p = _mm512_set1_ps(kExp2[6]);
+#pragma GCC unroll 6
+  for (int i = 5; i >= 0; --i) p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(kExp2[i]));
+  return (Vector<float>)_mm512_maskz_scalef_ps(remains, p, v);
+#else
+  for (int l = 0; l < kLanes<float>; ++l) x[l] = fast_exp2(x[l]);
+  return x;
+#endif
 }
 
-// The same transposed and scaled: out[d][i], zeros in columns count..columns.
-inline void load_transposed(const PackedView& view, int64_t head, int64_t first, int64_t count, float scale, float* out,
-                            int64_t ld, int64_t columns) {
-  with_dtype(view.dtype, [&](auto tag) {
-    using T = decltype(tag);
-    const T* source = static_cast<const T*>(view.data) + head * view.head_stride + first * view.token_stride;
-    constexpr int64_t kBlock = 16;  // so that both sides of the transposition stay in a few cache lines
-    for (int64_t i0 = 0; i0 < count; i0 += kBlock) {
-      const int64_t rows = count - i0 < kBlock ? count - i0 : kBlock;
-      for (int64_t d = 0; d < view.dim; ++d) {
-        for (int64_t i = 0; i < rows; ++i) {
-          out[d * ld + i0 + i] = scale * to_float(source[(i0 + i) * view.token_stride + d]);
-        }
-      }
-    }
-    for (int64_t d = 0; d < view.dim; ++d) {
-      for (int64_t i = count; i < columns; ++i) out[d * ld + i] = 0.0f;
-    }
-  });
+// e**x, to a relative error of 1.2e-7 (1 + |x|): as good as an x that is itself a rounded number.
+inline float fast_exp(float x) {
+  return fast_exp2(x * kLog2E);
 }
-
-// Writes rows to a contiguous [T, H, dim] tensor: out[first + i][head][d] = rows[i][d].
-inline void store_rows(const float* rows, int64_t ld, int64_t count, void* out, Dtype dtype, int64_t heads,
-                       int64_t head, int64_t first, int64_t dim) {
-  with_dtype(dtype, [&](auto tag) {
-    using T = decltype(tag);
-    T* target = static_cast<T*>(out) + (first * heads + head) * dim;
-    for (int64_t i = 0; i < count; ++i, rows += ld, target += heads * dim) {
-#pragma omp simd
-      for (int64_t d = 0; d < dim; ++d) from_float(rows[d], target[d]);
-    }
-  });
-}
-
-inline void store_zero_rows(int64_t count, void* out, Dtype dtype, int64_t heads, int64_t head, int64_t first,
-                            int64_t dim) {
-  with_dtype(dtype, [&](auto tag) {
-    using T = decltype(tag);
-    T* target = static_cast<T*>(out) + (first * heads + head) * dim;
-    for (int64_t i = 0; i < count; ++i, target += heads * dim) std::memset(target, 0, dim * sizeof(T));
-  });
-}
-
-// ---------------------------------------------------------------------------------------------- matrix product
-
-// C[i][j] (+)= sum_k A(i, k) * B[k][j] for MR rows and NV vectors of columns, the whole of C in registers.
-// A(i, k) = a[i * a_row + k * a_col], so A may be read transposed; B and C rows are contiguous.
-template <class T, int MR, int NV>
-inline __attribute__((always_inline)) void micro_kernel(int64_t depth, const T* a, int64_t a_row, int64_t a_col,
-                                                        const T* b, int64_t ldb, T* c, int64_t ldc, bool accumulate) {
-  using V = Vector<T>;
-  constexpr int W = kLanes<T>;
-  V sum[MR][NV];
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i) {
-#pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) sum[i][j] = accumulate ? *reinterpret_cast<const V*>(c + i * ldc + j * W) : V{};
-  }
-  for (int64_t k = 0; k < depth; ++k) {
-    V row[NV];
-#pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) row[j] = *reinterpret_cast<const V*>(b + j * W);
-#pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i) {
-      const T scalar = a[i * a_row];
-#pragma GCC unroll 4
-      for (int j = 0; j < NV; ++j) sum[i][j] += scalar * row[j];
-    }
-    a += a_col;
-    b += ldb;
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i) {
-#pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) *reinterpret_cast<V*>(c + i * ldc + j * W) = sum[i][j];
-  }
-}
-
-// Rows per call for NV vectors of columns: as many as leave registers for a row of B and one broadcast.
-template <int NV>
-constexpr int kMicroRows = kVectorRegisters == 32 ? (NV == 1   ? 14
-                                                     : NV == 2 ? 12
-                                                     : NV == 3 ? 8
-                                                               : 6)
-                                                  : (NV == 1   ? 8
-                                                     : NV == 2 ? 6
-                                                               : 4);
-constexpr int kMaxVectors = kVectorRegisters == 32 ? 4 : 3;
-
-template <class T, int NV, int MR>
-void micro_rows(int64_t rows, int64_t depth, const T* a, int64_t a_row, int64_t a_col, const T* b, int64_t ldb, T* c,
-                int64_t ldc, bool accumulate) {
-  if constexpr (MR > 0) {
-    if (rows == MR) return micro_kernel<T, MR, NV>(depth, a, a_row, a_col, b, ldb, c, ldc, accumulate);
-    micro_rows<T, NV, MR - 1>(rows, depth, a, a_row, a_col, b, ldb, c, ldc, accumulate);
-  }
-}
-
-template <class T, int NV>
-void gemm_columns(int64_t m, int64_t depth, const T* a, int64_t a_row, int64_t a_col, const T* b, int64_t ldb, T* c,
-                  int64_t ldc, bool accumulate) {
-  constexpr int MR = kMicroRows<NV>;
-  int64_t i = 0;
-  for (; i + MR <= m; i += MR) {
-    micro_kernel<T, MR, NV>(depth, a + i * a_row, a_row, a_col, b, ldb, c + i * ldc, ldc, accumulate);
-  }
-  if (i < m) {
-    micro_rows<T, NV, MR - 1>(m - i, depth, a + i * a_row, a_row, a_col, b, ldb, c + i * ldc, ldc, accumulate);
-  }
-}
-
-// C[m, n] (+)= A[m, depth] B[depth, n]; n is a whole number of vectors, B and C have rows that long.
-template <class T>
-void gemm(int64_t m, int64_t n, int64_t depth, const T* a, int64_t a_row, int64_t a_col, const T* b, int64_t ldb, T* c,
-          int64_t ldc, bool accumulate) {
-  int64_t vectors = n / kLanes<T>;
-  for (int64_t chunks = (vectors + kMaxVectors - 1) / kMaxVectors; chunks > 0; --chunks) {
-    const int64_t now = (vectors + chunks - 1) / chunks;  // even shares: 6 vectors are 3 + 3, not 4 + 2
-    switch (now) {
-      case 1: gemm_columns<T, 1>(m, depth, a, a_row, a_col, b, ldb, c, ldc, accumulate); break;
-      case 2: gemm_columns<T, 2>(m, depth, a, a_row, a_col, b, ldb, c, ldc, accumulate); break;
-      case 3: gemm_columns<T, 3>(m, depth, a, a_row, a_col, b, ldb, c, ldc, accumulate); break;
-      default:
-        if constexpr (kMaxVectors >= 4) gemm_columns<T, 4>(m, depth, a, a_row, a_col, b, ldb, c, ldc, accumulate);
-    }
-    b += now * kLanes<T>;
-    c += now * kLanes<T>;
-    vectors -= now;
-  }
+inline Vector<float> fast_exp(Vector<float> x) {
+  return fast_exp2(x * kLog2E);
 }
 
 // ---------------------------------------------------------------------------------------------- scratch memory
@@ -283,17 +315,6 @@ class Scratch {
  private:
   T* data_;
 };
-
-// The bias of a projection as floats, zeros where there is none.
-inline Scratch<float> load_bias(const HiddenRows& p) {
-  Scratch<float> bias(p.width);
-  if (p.bias == nullptr) {
-    std::memset(bias.get(), 0, p.width * sizeof(float));
-  } else {
-    load_rows({p.bias, p.bias_dtype, 0, 0, p.width}, 0, 0, 1, bias, p.width, p.width);
-  }
-  return bias;
-}
 
 }  // namespace
 }  // namespace BERTXFER_ISA

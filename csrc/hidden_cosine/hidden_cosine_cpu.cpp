@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "../common/parallel.h"
-#include "../common/vec.h"
+#include "../common/rows.h"
 #include "hidden_cosine.h"
 
 namespace bertxfer {

@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "../common/parallel.h"
-#include "../common/vec.h"
+#include "../common/rows.h"
 #include "hidden_mse.h"
 
 namespace bertxfer {

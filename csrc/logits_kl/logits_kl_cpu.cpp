@@ -4,7 +4,7 @@
 
 #include "../common/kl_row.h"
 #include "../common/parallel.h"
-#include "../common/vec.h"
+#include "../common/rows.h"
 #include "logits_kl.h"
 
 namespace bertxfer {
@@ -63,7 +63,8 @@ double run_row(float* s, float* t, int64_t classes, Range range_s, Range range_t
   // A row in which no class is possible has no softmax.
   const bool undefined = range_s.highest <= kLowest || range_t.highest <= kLowest;
   const bool infinite = range_s.lowest <= kLowest && contradicts(s, t, classes, range_t.highest);
-  const double loss = kl_row(s, t, classes, range_s.highest, range_t.highest, weights, ld, need_grad ? 1.0f : 0.0f);
+  const RowPair row{s, t, 1.0f, 1.0f, classes, weights, ld};
+  const double loss = kl_row(row, range_s.highest, range_t.highest, 1.0f, need_grad ? s : nullptr);
   if (!undefined) return infinite && loss == loss ? std::numeric_limits<double>::infinity() : loss;
   std::fill(s, s + classes, std::numeric_limits<float>::quiet_NaN());
   return std::numeric_limits<double>::quiet_NaN();

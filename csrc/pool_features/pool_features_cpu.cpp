@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "../common/parallel.h"
-#include "../common/vec.h"
+#include "../common/rows.h"
 #include "pool_features.h"
 
 namespace bertxfer {

@@ -3,8 +3,9 @@
 #include <cmath>
 #include <limits>
 
+#include "../common/gemm.h"
 #include "../common/parallel.h"
-#include "../common/vec.h"
+#include "../common/rows.h"
 #include "varlen_attention.h"
 
 namespace bertxfer {

@@ -1,0 +1,110 @@
+// attention_map in float32: any mixture of dtypes, every processor.
+#pragma once
+
+#include <algorithm>
+
+#include "../common/gemm.h"
+#include "../common/rows.h"
+#include "map_row.h"
+
+namespace bertxfer {
+namespace BERTXFER_ISA {
+namespace {
+
+class Strips {
+ public:
+  Strips(const AttentionMap& problem, int64_t longest)
+      : p_(problem),
+        ds_columns_(padded(p_.q_student.dim)),
+        dt_columns_(padded(p_.q_teacher.dim)),
+        ld_(spread(longest)),
+        rows_(std::clamp(kStripBytes / (2 * ld_ * int64_t{sizeof(float)}), kMinRows, kMaxRows)),
+        keys_student_t_(p_.q_student.dim * ld_),
+        keys_teacher_t_(p_.q_teacher.dim * ld_),
+        keys_(p_.need_grad ? longest * ds_columns_ : 0),
+        queries_student_(rows_ * ds_columns_),
+        queries_teacher_(rows_ * dt_columns_),
+        student_(rows_ * ld_),
+        teacher_(rows_ * ld_),
+        weights_(2 * ld_),
+        grad_q_(p_.need_grad ? (p_.grad_k == nullptr ? longest : rows_) * ds_columns_ : 0),
+        grad_k_t_(p_.need_grad ? ds_columns_ * ld_ : 0) {}
+
+  double run(int64_t head, int64_t first, int64_t length) {
+    const int64_t width = padded(length);
+    load_transposed(p_.k_student, head, first, length, 1.0f, keys_student_t_, ld_, width);
+    load_transposed(p_.k_teacher, head, first, length, 1.0f, keys_teacher_t_, ld_, width);
+    if (p_.need_grad) load_rows(p_.k_student, head, first, length, keys_, ds_columns_, ds_columns_);
+    double sum = 0.0;
+    for (int64_t query = 0; query < length; query += rows_) {
+      sum += run_rows(head, first, length, query, std::min(rows_, length - query));
+    }
+    if (p_.need_grad) store_keys(head, first, length);
+    return sum;
+  }
+
+ private:
+  static constexpr int64_t kStripBytes = 768 * 1024;  // student's and teacher's strip together
+  static constexpr int64_t kMaxRows = 48, kMinRows = 12;
+  static constexpr int64_t kKeyTile = 256;  // keys whose transposed block a product reads at a time
+
+  double run_rows(int64_t head, int64_t first, int64_t length, int64_t query, int64_t rows) {
+    if (head + 1 < p_.heads) {
+      for (const PackedView* view : {&p_.q_student, &p_.k_student, &p_.q_teacher, &p_.k_teacher}) {
+        prefetch_rows(*view, head + 1, first + query, rows);
+      }
+    }
+    const int64_t ds = p_.q_student.dim, dt = p_.q_teacher.dim, width = padded(length);
+    load_rows(p_.q_student, head, first + query, rows, queries_student_, ds_columns_, ds_columns_);
+    load_rows(p_.q_teacher, head, first + query, rows, queries_teacher_, dt_columns_, dt);
+    for (int64_t key = 0; key < width; key += kKeyTile) {
+      const int64_t keys = std::min(kKeyTile, width - key);
+      gemm<float>(rows, keys, ds, queries_student_, ds_columns_, 1, keys_student_t_ + key, ld_, student_ + key, ld_,
+                  false);
+      gemm<float>(rows, keys, dt, queries_teacher_, dt_columns_, 1, keys_teacher_t_ + key, ld_, teacher_ + key, ld_,
+                  false);
+    }
+    double sum = 0.0;
+    for (int64_t i = 0; i < rows; ++i) {
+      float* s = student_ + i * ld_;
+      const RowPair row{s, teacher_ + i * ld_, p_.scale_student, p_.scale_teacher, length, weights_, ld_};
+      sum += map_row(p_.kind, row, p_.stored, p_.need_grad ? s : nullptr);
+    }
+    if (p_.need_grad) gradients(head, first, length, query, rows);
+    return sum;
+  }
+
+  // student_ holds ss G, zeros beyond `length`: the keys there are zeros, and so are their scores' gradients.
+  void gradients(int64_t head, int64_t first, int64_t length, int64_t query, int64_t rows) {
+    const int64_t ds = p_.q_student.dim;
+    const bool same = p_.grad_k == nullptr;
+    float* grad_q = same ? grad_q_ + query * ds_columns_ : grad_q_.get();
+    gemm<float>(ds, padded(length), rows, queries_student_, 1, ds_columns_, student_, ld_, grad_k_t_, ld_, query > 0);
+    gemm<float>(rows, ds_columns_, length, student_, ld_, 1, keys_, ds_columns_, grad_q, ds_columns_, false);
+    if (!same) store_rows(grad_q, ds_columns_, rows, p_.grad_q, p_.q_student.dtype, p_.heads, head, first + query, ds);
+  }
+
+  void store_keys(int64_t head, int64_t first, int64_t length) {
+    const int64_t ds = p_.q_student.dim;
+    if (p_.grad_k != nullptr) {
+      store_transposed(grad_k_t_, ld_, length, p_.grad_k, p_.q_student.dtype, p_.heads, head, first, ds);
+    } else {
+      add_transposed(grad_k_t_, ld_, length, grad_q_, ds_columns_, ds_columns_);
+      store_rows(grad_q_, ds_columns_, length, p_.grad_q, p_.q_student.dtype, p_.heads, head, first, ds);
+    }
+  }
+
+  const AttentionMap& p_;
+  const int64_t ds_columns_, dt_columns_, ld_, rows_;
+  Scratch<float> keys_student_t_, keys_teacher_t_;    // [ds, ld], [dt, ld]
+  Scratch<float> keys_;                               // [longest, ds_columns]
+  Scratch<float> queries_student_, queries_teacher_;  // [rows, ds_columns], [rows, dt_columns]
+  Scratch<float> student_, teacher_;                  // [rows, ld]
+  Scratch<float> weights_;                            // [2, ld] one row of both maps before division
+  Scratch<float> grad_q_;                             // [rows, ds_columns]; [longest, ds_columns] where q is k
+  Scratch<float> grad_k_t_;                           // [ds_columns, ld]
+};
+
+}  // namespace
+}  // namespace BERTXFER_ISA
+}  // namespace bertxfer

@@ -1,0 +1,113 @@
+// attention_score_mse by Gram matrices in float32: any mixture of dtypes, every processor.
+#pragma once
+
+#include <algorithm>
+
+#include "gram_pair.h"
+
+namespace bertxfer {
+namespace BERTXFER_ISA {
+namespace {
+
+class Gram {
+ public:
+  Gram(const AttentionScoreMse& problem, int64_t longest)
+      : p_(problem),
+        ds_(p_.q_student.dim),
+        depth_(ds_ + p_.q_teacher.dim),
+        ds_columns_(padded(ds_)),
+        columns_(padded(depth_)),
+        block_(std::min(longest, std::max(kHotTokens, kResidentBytes / (2 * columns_ * int64_t{sizeof(float)}) /
+                                                          kHotTokens * kHotTokens))),
+        grams_(p_, columns_),
+        a_(block_ * columns_),
+        b_(block_ * columns_),
+        narrow_(2 * columns_ * columns_),
+        mixers_(2 * depth_ * ds_columns_),
+        out_(kHotTokens * ds_columns_) {}
+
+  double run(int64_t head, int64_t first, int64_t length) {
+    fill_grams(head, first, length);
+    bool exact = true;
+    double sum = grams_.sum_of_squares(exact);
+    if (!exact) {
+      grams_.fill_exactly(head, first, length);
+      sum = grams_.sum_of_squares(exact);
+      sum = sum < 0.0 ? 0.0 : sum;
+    }
+    if (p_.grad_q != nullptr) gradients(head, first, length);
+    return sum;
+  }
+
+ private:
+  static constexpr int64_t kHotTokens = 128;             // rows of A or B that an update keeps in the nearest cache
+  static constexpr int64_t kFlushTokens = 256;           // float32 sums longer than this move to float64
+  static constexpr int64_t kResidentBytes = 512 * 1024;  // A and B stay for the second pass while they fit in this
+
+  void load_block(int64_t head, int64_t first, int64_t count) {
+    load_pair(p_.q_student, p_.q_teacher, head, first, count, a_, columns_);
+    load_pair(p_.k_student, p_.k_teacher, head, first, count, b_, columns_);
+  }
+
+  void prefetch_next(int64_t head, int64_t first, int64_t count) {
+    if (head + 1 == p_.heads) return;
+    for (const PackedView* view : {&p_.q_student, &p_.k_student, &p_.q_teacher, &p_.k_teacher}) {
+      prefetch_rows(*view, head + 1, first, count);
+    }
+  }
+
+  void fill_grams(int64_t head, int64_t first, int64_t length) {
+    const int64_t size = columns_ * columns_;
+    grams_.clear();
+    std::fill(narrow_.get(), narrow_ + 2 * size, 0.0f);
+    int64_t pending = 0;
+    for (int64_t start = 0; start < length; start += block_) {
+      const int64_t count = std::min(block_, length - start);
+      load_block(head, first + start, count);
+      for (int64_t i = 0; i < count; i += kHotTokens) {
+        const int64_t hot = std::min(kHotTokens, count - i);
+        prefetch_next(head, first + start + i, hot);
+        add_gram<float>(a_ + i * columns_, hot, columns_, narrow_);
+        add_gram<float>(b_ + i * columns_, hot, columns_, narrow_ + size);
+        pending += hot;
+        if (pending >= kFlushTokens || start + i + hot == length) {
+          grams_.add(narrow_, narrow_ + size);
+          std::fill(narrow_.get(), narrow_ + 2 * size, 0.0f);
+          pending = 0;
+        }
+      }
+    }
+  }
+
+  void gradients(int64_t head, int64_t first, int64_t length) {
+    float* mixer_k = mixers_ + depth_ * ds_columns_;
+    grams_.fill_mixers(mixers_, mixer_k, ds_columns_);
+    for (int64_t start = 0; start < length; start += block_) {
+      const int64_t count = std::min(block_, length - start);
+      if (length > block_) load_block(head, first + start, count);  // else still there from the first pass
+      for (int64_t i = 0; i < count; i += kHotTokens) {
+        const int64_t hot = std::min(kHotTokens, count - i);
+        const int64_t token = first + start + i;
+        multiply(a_ + i * columns_, hot, mixers_, p_.grad_q, head, token);
+        multiply(b_ + i * columns_, hot, mixer_k, p_.grad_k, head, token);
+      }
+    }
+  }
+
+  void multiply(const float* rows, int64_t count, const float* mixer, void* grad, int64_t head, int64_t token) {
+    gemm<float>(count, ds_columns_, depth_, rows, columns_, 1, mixer, ds_columns_, out_, ds_columns_, false);
+    store_rows(out_, ds_columns_, count, grad, p_.q_student.dtype, p_.heads, head, token, ds_);
+  }
+
+  const AttentionScoreMse& p_;
+  const int64_t ds_, depth_, ds_columns_, columns_, block_;
+  GramPair grams_;
+  Scratch<float> a_, b_;   // [block, columns]
+  Scratch<float> narrow_;  // [2, columns, columns]
+  Scratch<float> mixers_;  // [2, depth, ds_columns]
+  Scratch<float> out_;     // [kHotTokens, ds_columns]
+};
+
+}  // namespace
+}  // namespace BERTXFER_ISA
+}  // namespace bertxfer

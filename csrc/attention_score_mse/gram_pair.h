@@ -1,0 +1,129 @@
+// The two Gram matrices of attention_score_mse's linear method, A^T A and B^T B with A = [Qs, Qt] and B = [Ks, Kt], and
+// what is made of them: the loss, and the right factors of the gradients. See attention_score_mse.h for the math.
+#pragma once
+
+#include <algorithm>
+
+#include "../common/gemm.h"
+#include "../common/rows.h"
+#include "attention_score_mse.h"
+
+namespace bertxfer {
+namespace BERTXFER_ISA {
+namespace {
+
+// [student, teacher] side by side as floats, zeros up to `columns`.
+inline void load_pair(const PackedView& student, const PackedView& teacher, int64_t head, int64_t first, int64_t count,
+                      float* out, int64_t columns) {
+  load_rows(student, head, first, count, out, columns, student.dim);
+  load_rows(teacher, head, first, count, out + student.dim, columns, columns - student.dim);
+}
+
+// G += X^T X for `count` rows of X, upper triangle by blocks of rows (what lies left of a block stays unset).
+template <class T>
+void add_gram(const T* x, int64_t count, int64_t columns, T* gram) {
+  constexpr int64_t kBlock = 16;  // a multiple of every vector's lanes
+  for (int64_t i = 0; i < columns; i += kBlock) {
+    const int64_t rows = std::min(kBlock, columns - i);
+    gemm<T>(rows, columns - i, count, x + i, 1, columns, x + i, columns, gram + i * columns + i, columns, true);
+  }
+}
+
+class GramPair {
+ public:
+  // Matrices of `columns` >= depth rows and columns.
+  GramPair(const AttentionScoreMse& problem, int64_t columns)
+      : p_(problem),
+        ds_(p_.q_student.dim),
+        depth_(ds_ + p_.q_teacher.dim),
+        columns_(columns),
+        a_(columns * columns),
+        b_(columns * columns) {}
+
+  void clear() {
+    std::fill(a_.get(), a_ + columns_ * columns_, 0.0);
+    std::fill(b_.get(), b_ + columns_ * columns_, 0.0);
+  }
+
+  // Adds the upper triangles of float32 partial sums.
+  void add(const float* gram_a, const float* gram_b) {
+    for (int64_t i = 0; i < depth_; ++i) {
+      const int64_t row = i * columns_;
+#pragma omp simd
+      for (int64_t j = i / kLanes<float> * kLanes<float>; j < columns_; ++j) {
+        a_[row + j] += gram_a[row + j];
+        b_[row + j] += gram_b[row + j];
+      }
+    }
+  }
+
+  // Both matrices from the tensors in float64, where products of float32 numbers are exact.
+  void fill_exactly(int64_t head, int64_t first, int64_t length) {
+    clear();
+    Scratch<float> rows(kExactTokens * columns_);
+    Scratch<double> wide_rows(kExactTokens * columns_);
+    for (int64_t start = 0; start < length; start += kExactTokens) {
+      const int64_t count = std::min(kExactTokens, length - start);
+      load_pair(p_.q_student, p_.q_teacher, head, first + start, count, rows, columns_);
+      std::copy(rows.get(), rows + count * columns_, wide_rows.get());
+      add_gram<double>(wide_rows, count, columns_, a_);
+      load_pair(p_.k_student, p_.k_teacher, head, first + start, count, rows, columns_);
+      std::copy(rows.get(), rows + count * columns_, wide_rows.get());
+      add_gram<double>(wide_rows, count, columns_, b_);
+    }
+  }
+
+  // ||S - T||^2 = <A^T A, B^T B> with the signs and scales of A's columns. Not `exact` and too small beside
+  // ||S||^2 + ||T||^2 to have its digits, or NaN: then fill_exactly() is due.
+  double sum_of_squares(bool& exact) const {
+    double student = 0.0, cross = 0.0, teacher = 0.0;
+    for (int64_t i = 0; i < depth_; ++i) {
+      const double* a = a_ + i * columns_;
+      const double* b = b_ + i * columns_;
+      (i < ds_ ? student : teacher) += a[i] * b[i] + 2.0 * dot(a, b, i + 1, i < ds_ ? ds_ : depth_);
+      if (i < ds_) cross += 2.0 * dot(a, b, ds_, depth_);
+    }
+    const double ss = p_.scale_student, st = p_.scale_teacher;
+    const double norms = ss * ss * student + st * st * teacher, sum = norms - ss * st * cross;
+    exact = sum > kCancellation * norms;
+    return sum;
+  }
+
+  // Right factors [depth, ds], row length `ld` >= ds filled up with zeros, of dQs = A mixer_q and dKs = B mixer_k:
+  // 2 stored ss sigma_i G_ij, with sigma = (ss.., -st..).
+  void fill_mixers(float* mixer_q, float* mixer_k, int64_t ld) const {
+    std::fill(mixer_q, mixer_q + depth_ * ld, 0.0f);
+    std::fill(mixer_k, mixer_k + depth_ * ld, 0.0f);
+    const double factor = 2.0 * p_.stored * p_.scale_student;
+    for (int64_t j = 0; j < ds_; ++j) {
+      for (int64_t i = j; i < depth_; ++i) {
+        const double sigma = factor * (i < ds_ ? p_.scale_student : -p_.scale_teacher);
+        const float q = static_cast<float>(sigma * b_[j * columns_ + i]);
+        const float k = static_cast<float>(sigma * a_[j * columns_ + i]);
+        mixer_q[i * ld + j] = q;
+        mixer_k[i * ld + j] = k;
+        if (i < ds_) mixer_q[j * ld + i] = q;
+        if (i < ds_) mixer_k[j * ld + i] = k;
+      }
+    }
+  }
+
+ private:
+  static constexpr int64_t kExactTokens = 128;
+  static constexpr double kCancellation = 1e-2;
+
+  static double dot(const double* a, const double* b, int64_t first, int64_t last) {
+    double sum = 0.0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = first; j < last; ++j) sum += a[j] * b[j];
+    return sum;
+  }
+
+  const AttentionScoreMse& p_;
+  const int64_t ds_, depth_, columns_;
+  Scratch<double> a_, b_;  // [columns, columns], upper triangles
+};
+
+}  // namespace
+}  // namespace BERTXFER_ISA
+}  // namespace bertxfer

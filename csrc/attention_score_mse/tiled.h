@@ -1,0 +1,100 @@
+// attention_score_mse by tiles of S - T in float32: less work than Gram matrices for short sequences.
+#pragma once
+
+#include <algorithm>
+
+#include "gram_pair.h"
+
+namespace bertxfer {
+namespace BERTXFER_ISA {
+namespace {
+
+class Tiled {
+ public:
+  Tiled(const AttentionScoreMse& problem, int64_t longest)
+      : p_(problem),
+        ds_(p_.q_student.dim),
+        depth_(ds_ + p_.q_teacher.dim),
+        ds_columns_(padded(ds_)),
+        columns_(padded(depth_)),
+        key_tile_(std::min(kKeyTile, padded(longest))),
+        ld_(spread(key_tile_)),
+        queries_(longest * columns_),
+        keys_(key_tile_ * ds_columns_),
+        keys_t_(depth_ * ld_),
+        difference_(kQueryTile * ld_),
+        grad_q_(p_.grad_q ? longest * ds_columns_ : 0),
+        grad_k_t_(ds_columns_ * ld_) {}
+
+  double run(int64_t head, int64_t first, int64_t length) {
+    load_pair(p_.q_student, p_.q_teacher, head, first, length, queries_, columns_);
+    double sum = 0.0;
+    for (int64_t key = 0; key < length; key += key_tile_) {
+      sum += run_keys(head, first, length, key, std::min(key_tile_, length - key));
+    }
+    if (p_.grad_q != nullptr) {
+      store_rows(grad_q_, ds_columns_, length, p_.grad_q, p_.q_student.dtype, p_.heads, head, first, ds_);
+    }
+    return sum;
+  }
+
+ private:
+  static constexpr int64_t kQueryTile = 48;
+  static constexpr int64_t kKeyTile = 256;
+
+  double run_keys(int64_t head, int64_t first, int64_t length, int64_t key, int64_t keys) {
+    const int64_t width = padded(keys);
+    const bool need_grad = p_.grad_q != nullptr;
+    load_transposed(p_.k_student, head, first + key, keys, static_cast<float>(p_.scale_student), keys_t_,
+                    ld_, width);
+    load_transposed(p_.k_teacher, head, first + key, keys, static_cast<float>(-p_.scale_teacher),
+                    keys_t_ + ds_ * ld_, ld_, width);
+    if (need_grad) load_rows(p_.k_student, head, first + key, keys, keys_, ds_columns_, ds_columns_);
+
+    const float factor = static_cast<float>(2.0 * p_.stored * p_.scale_student);
+    double sum = 0.0;
+    for (int64_t query = 0; query < length; query += kQueryTile) {
+      const int64_t rows = std::min(kQueryTile, length - query);
+      const float* queries = queries_ + query * columns_;
+      gemm<float>(rows, width, depth_, queries, columns_, 1, keys_t_, ld_, difference_, ld_, false);
+      sum += square_and_scale(rows, keys, need_grad ? factor : 0.0f);
+      if (!need_grad) continue;
+      gemm<float>(rows, ds_columns_, keys, difference_, ld_, 1, keys_, ds_columns_,
+                  grad_q_ + query * ds_columns_, ds_columns_, key > 0);
+      gemm<float>(ds_, width, rows, queries, 1, columns_, difference_, ld_, grad_k_t_, ld_, query > 0);
+    }
+    if (need_grad) {
+      store_transposed(grad_k_t_, ld_, keys, p_.grad_k, p_.q_student.dtype, p_.heads, head, first + key, ds_);
+    }
+    return sum;
+  }
+
+  // Sum of squares of the tile, which is left multiplied by `factor`.
+  double square_and_scale(int64_t rows, int64_t keys, float factor) {
+    double sum = 0.0;
+    for (int64_t i = 0; i < rows; ++i) {
+      float* row = difference_ + i * ld_;
+      Vector<float> squares = {};
+      for_vectors(keys, [&](int64_t j, int64_t) BERTXFER_INLINE {  // columns after the last key are zeros
+        const Vector<float> x = load(row + j);
+        squares += x * x;
+        store(x * factor, row + j);
+      });
+      sum += sum_of(squares);
+    }
+    return sum;
+  }
+
+  const AttentionScoreMse& p_;
+  const int64_t ds_, depth_, ds_columns_, columns_, key_tile_, ld_;
+  Scratch<float> queries_;     // [longest, columns]
+  Scratch<float> keys_;        // [key_tile, ds_columns]
+  Scratch<float> keys_t_;      // [depth, ld], scaled, the teacher's negative
+  Scratch<float> difference_;  // [kQueryTile, ld]
+  Scratch<float> grad_q_;      // [longest, ds_columns]
+  Scratch<float> grad_k_t_;    // [ds_columns, ld]
+};
+
+}  // namespace
+}  // namespace BERTXFER_ISA
+}  // namespace bertxfer
