@@ -41,6 +41,7 @@ class Bf16Strips {
         grad_k_t_(p_.need_grad ? ds_columns_ * ld_ : 0) {}
 
   double run(int64_t head, int64_t first, int64_t length) {
+    look_ahead(p_, head, first, length, ahead_);
     load_keys(head, first, length);
     double sum = 0.0;
     for (int64_t query = 0; query < length; query += rows_) {
@@ -73,16 +74,11 @@ class Bf16Strips {
   }
 
   double run_rows(int64_t head, int64_t first, int64_t length, int64_t query, int64_t rows) {
-    if (head + 1 < p_.heads) {
-      for (const PackedView* view : {&p_.q_student, &p_.k_student, &p_.q_teacher, &p_.k_teacher}) {
-        prefetch_rows(*view, head + 1, first + query, rows);
-      }
-    }
     const int64_t width = round_up(length, kDepthTile), tall = round_up(rows, kDepthTile);
     load_bf16_rows(p_.q_student, head, first + query, rows, tall, queries_student_, ds_depth_, ds_depth_);
     load_bf16_rows(p_.q_teacher, head, first + query, rows, tall, queries_teacher_, dt_depth_, dt_depth_);
-    bf16_gemm(tall, width, ds_depth_, queries_student_, ds_depth_, keys_student_t_, ld_, student_, ld_, false);
-    bf16_gemm(tall, width, dt_depth_, queries_teacher_, dt_depth_, keys_teacher_t_, ld_, teacher_, ld_, false);
+    bf16_gemm(tall, width, ds_depth_, queries_student_, ds_depth_, keys_student_t_, ld_, student_, ld_, false, &ahead_);
+    bf16_gemm(tall, width, dt_depth_, queries_teacher_, dt_depth_, keys_teacher_t_, ld_, teacher_, ld_, false, &ahead_);
     double sum = 0.0;
     for (int64_t i = 0; i < rows; ++i) {
       const RowPair row{student_ + i * ld_, teacher_ + i * ld_, p_.scale_student, p_.scale_teacher,
@@ -126,6 +122,7 @@ class Bf16Strips {
   const bool same_;  // q is k, and grad_q receives both gradients
   const int64_t ds_depth_, dt_depth_, ds_columns_, ld_, rows_;
   const Bf16Units units_;
+  Ahead ahead_;
   Scratch<bf16> block_;                                // [kDepthTile, depth]
   Scratch<uint32_t> keys_student_t_, keys_teacher_t_;  // [depth / 2, ld] pairs of K^T
   Scratch<uint32_t> key_pairs_;                        // [ld / 2, ds_columns]

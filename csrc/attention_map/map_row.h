@@ -1,12 +1,29 @@
 // Loss and gradient of one row of two maps: softmax of both, then KL divergence (common/kl_row.h) or MSE.
 #pragma once
 
+#include "../common/ahead.h"
 #include "../common/kl_row.h"
 #include "attention_map.h"
 
 namespace bertxfer {
 namespace BERTXFER_ISA {
 namespace {
+
+// What the next head will read, and this one will write.
+inline void look_ahead(const AttentionMap& p, int64_t head, int64_t first, int64_t length, Ahead& ahead) {
+  ahead.clear();
+  for (const void* grad : {p.grad_q, p.grad_k}) {
+    if (p.need_grad && grad != nullptr) {
+      ahead.write(grad, p.q_student.dtype, p.heads, head, first, length, p.q_student.dim);
+    }
+  }
+  if (head + 1 == p.heads) return;
+  ahead.read(p.q_student, head + 1, first, length);
+  ahead.read(p.q_teacher, head + 1, first, length);
+  if (p.grad_k == nullptr) return;  // q is k
+  ahead.read(p.k_student, head + 1, first, length);
+  ahead.read(p.k_teacher, head + 1, first, length);
+}
 
 // ||P - R||^2; writes factor * P . (P - R - rowsum((P - R) . P)) to grad, unless it is null. `grad` may be s or t.
 template <class Grad>

@@ -31,6 +31,7 @@ class Strips {
         grad_k_t_(p_.need_grad ? ds_columns_ * ld_ : 0) {}
 
   double run(int64_t head, int64_t first, int64_t length) {
+    look_ahead(p_, head, first, length, ahead_);
     const int64_t width = padded(length);
     load_transposed(p_.k_student, head, first, length, 1.0f, keys_student_t_, ld_, width);
     load_transposed(p_.k_teacher, head, first, length, 1.0f, keys_teacher_t_, ld_, width);
@@ -49,20 +50,15 @@ class Strips {
   static constexpr int64_t kKeyTile = 256;  // keys whose transposed block a product reads at a time
 
   double run_rows(int64_t head, int64_t first, int64_t length, int64_t query, int64_t rows) {
-    if (head + 1 < p_.heads) {
-      for (const PackedView* view : {&p_.q_student, &p_.k_student, &p_.q_teacher, &p_.k_teacher}) {
-        prefetch_rows(*view, head + 1, first + query, rows);
-      }
-    }
     const int64_t ds = p_.q_student.dim, dt = p_.q_teacher.dim, width = padded(length);
     load_rows(p_.q_student, head, first + query, rows, queries_student_, ds_columns_, ds_columns_);
     load_rows(p_.q_teacher, head, first + query, rows, queries_teacher_, dt_columns_, dt);
     for (int64_t key = 0; key < width; key += kKeyTile) {
       const int64_t keys = std::min(kKeyTile, width - key);
       gemm<float>(rows, keys, ds, queries_student_, ds_columns_, 1, keys_student_t_ + key, ld_, student_ + key, ld_,
-                  false);
+                  false, &ahead_);
       gemm<float>(rows, keys, dt, queries_teacher_, dt_columns_, 1, keys_teacher_t_ + key, ld_, teacher_ + key, ld_,
-                  false);
+                  false, &ahead_);
     }
     double sum = 0.0;
     for (int64_t i = 0; i < rows; ++i) {
@@ -96,6 +92,7 @@ class Strips {
 
   const AttentionMap& p_;
   const int64_t ds_columns_, dt_columns_, ld_, rows_;
+  Ahead ahead_;
   Scratch<float> keys_student_t_, keys_teacher_t_;    // [ds, ld], [dt, ld]
   Scratch<float> keys_;                               // [longest, ds_columns]
   Scratch<float> queries_student_, queries_teacher_;  // [rows, ds_columns], [rows, dt_columns]

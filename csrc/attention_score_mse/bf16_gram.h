@@ -19,13 +19,12 @@ class Bf16Gram {
   Bf16Gram(const AttentionScoreMse& problem, int64_t longest)
       : p_(problem),
         ds_(p_.q_student.dim),
-        depth_(ds_ + p_.q_teacher.dim),
         ds_columns_(round_up(ds_, kTile)),
-        columns_(round_up(depth_, kDepthTile)),
+        columns_(round_up(ds_columns_ + p_.q_teacher.dim, kDepthTile)),
         ld_pairs_(spread<uint32_t>(columns_)),
         block_(std::min(kBlock, round_up(longest, kDepthTile))),
         ld_t_(spread<bf16>(block_) / 2),
-        grams_(p_, columns_),
+        grams_(p_, ds_columns_, columns_),
         a_(block_ * columns_),
         b_(block_ * columns_),
         pairs_(block_ / 2 * ld_pairs_),
@@ -34,16 +33,14 @@ class Bf16Gram {
         mixers_(2 * columns_ * ds_columns_),
         rest_(columns_ * ds_columns_),
         mixer_pairs_(4 * columns_ / 2 * ds_columns_),
-        out_(block_ * ds_columns_) {
-    std::fill(mixers_.get(), mixers_ + 2 * columns_ * ds_columns_, 0.0f);
-  }
+        out_(block_ * ds_columns_) {}
 
   double run(int64_t head, int64_t first, int64_t length) {
+    look_ahead(p_, head, first, length, ahead_);
     grams_.clear();
     for (int64_t start = 0; start < length; start += block_) {
       const int64_t count = std::min(block_, length - start);
       load_block(head, first + start, count);
-      prefetch_next(head, first + start, count);
       gram_of(a_, round_up(count, kDepthTile), narrow_);
       gram_of(b_, round_up(count, kDepthTile), narrow_ + columns_ * columns_);
       grams_.add(narrow_, narrow_ + columns_ * columns_);
@@ -63,18 +60,11 @@ class Bf16Gram {
   static constexpr int64_t kBlock = 256;  // tokens whose products are summed in float32
 
   void load_block(int64_t head, int64_t first, int64_t count) {
-    const int64_t rows = round_up(count, kDepthTile), rest = columns_ - ds_;
-    load_bf16_rows(p_.q_student, head, first, count, rows, a_, columns_, ds_);
-    load_bf16_rows(p_.q_teacher, head, first, count, rows, a_ + ds_, columns_, rest);
-    load_bf16_rows(p_.k_student, head, first, count, rows, b_, columns_, ds_);
-    load_bf16_rows(p_.k_teacher, head, first, count, rows, b_ + ds_, columns_, rest);
-  }
-
-  void prefetch_next(int64_t head, int64_t first, int64_t count) {
-    if (head + 1 == p_.heads) return;
-    for (const PackedView* view : {&p_.q_student, &p_.k_student, &p_.q_teacher, &p_.k_teacher}) {
-      prefetch_rows(*view, head + 1, first, count);
-    }
+    const int64_t rows = round_up(count, kDepthTile), rest = columns_ - ds_columns_;
+    load_bf16_rows(p_.q_student, head, first, count, rows, a_, columns_, ds_columns_);
+    load_bf16_rows(p_.q_teacher, head, first, count, rows, a_ + ds_columns_, columns_, rest);
+    load_bf16_rows(p_.k_student, head, first, count, rows, b_, columns_, ds_columns_);
+    load_bf16_rows(p_.k_teacher, head, first, count, rows, b_ + ds_columns_, columns_, rest);
   }
 
   // Upper triangle of X^T X, by blocks of 32 rows.
@@ -84,7 +74,7 @@ class Bf16Gram {
     const bf16* x_t = reinterpret_cast<const bf16*>(rows_t_.get());
     for (int64_t i = 0; i < columns_; i += kDepthTile) {
       bf16_gemm(kDepthTile, columns_ - i, rows, x_t + i * 2 * ld_t_, 2 * ld_t_, pairs_ + i, ld_pairs_,
-                gram + i * columns_ + i, columns_, false);
+                gram + i * columns_ + i, columns_, false, &ahead_);
     }
   }
 
@@ -119,21 +109,22 @@ class Bf16Gram {
   // `mixer`: its high part, and its low part after it.
   void multiply(const bf16* rows, int64_t count, const uint32_t* mixer, void* grad, int64_t head, int64_t token) {
     const int64_t tall = round_up(count, kDepthTile);
-    bf16_gemm(tall, ds_columns_, columns_, rows, columns_, mixer, ds_columns_, out_, ds_columns_, false);
+    bf16_gemm(tall, ds_columns_, columns_, rows, columns_, mixer, ds_columns_, out_, ds_columns_, false, &ahead_);
     bf16_gemm(tall, ds_columns_, columns_, rows, columns_, mixer + columns_ / 2 * ds_columns_, ds_columns_, out_,
-              ds_columns_, true);
+              ds_columns_, true, &ahead_);
     store_rows(out_, ds_columns_, count, grad, p_.q_student.dtype, p_.heads, head, token, ds_);
   }
 
   const AttentionScoreMse& p_;
-  const int64_t ds_, depth_, ds_columns_, columns_, ld_pairs_, block_, ld_t_;
+  const int64_t ds_, ds_columns_, columns_, ld_pairs_, block_, ld_t_;
   const Bf16Units units_;
   GramPair grams_;
+  Ahead ahead_;
   Scratch<bf16> a_, b_;            // [block, columns]
   Scratch<uint32_t> pairs_;        // [block / 2, ld_pairs]
   Scratch<uint32_t> rows_t_;       // [columns, ld_t]: rows of X^T
   Scratch<float> narrow_;          // [2, columns, columns]
-  Scratch<float> mixers_;          // [2, columns, ds_columns]; rows after depth_ stay zero
+  Scratch<float> mixers_;          // [2, columns, ds_columns]
   Scratch<float> rest_;            // [columns, ds_columns]
   Scratch<uint32_t> mixer_pairs_;  // [2, 2, columns / 2, ds_columns]: of q and k, high and low
   Scratch<float> out_;             // [block, ds_columns]

@@ -14,19 +14,19 @@ class Gram {
   Gram(const AttentionScoreMse& problem, int64_t longest)
       : p_(problem),
         ds_(p_.q_student.dim),
-        depth_(ds_ + p_.q_teacher.dim),
         ds_columns_(padded(ds_)),
-        columns_(padded(depth_)),
+        columns_(ds_columns_ + padded(p_.q_teacher.dim)),
         block_(std::min(longest, std::max(kHotTokens, kResidentBytes / (2 * columns_ * int64_t{sizeof(float)}) /
                                                           kHotTokens * kHotTokens))),
-        grams_(p_, columns_),
+        grams_(p_, ds_columns_, columns_),
         a_(block_ * columns_),
         b_(block_ * columns_),
         narrow_(2 * columns_ * columns_),
-        mixers_(2 * depth_ * ds_columns_),
+        mixers_(2 * columns_ * ds_columns_),
         out_(kHotTokens * ds_columns_) {}
 
   double run(int64_t head, int64_t first, int64_t length) {
+    look_ahead(p_, head, first, length, ahead_);
     fill_grams(head, first, length);
     bool exact = true;
     double sum = grams_.sum_of_squares(exact);
@@ -45,15 +45,8 @@ class Gram {
   static constexpr int64_t kResidentBytes = 512 * 1024;  // A and B stay for the second pass while they fit in this
 
   void load_block(int64_t head, int64_t first, int64_t count) {
-    load_pair(p_.q_student, p_.q_teacher, head, first, count, a_, columns_);
-    load_pair(p_.k_student, p_.k_teacher, head, first, count, b_, columns_);
-  }
-
-  void prefetch_next(int64_t head, int64_t first, int64_t count) {
-    if (head + 1 == p_.heads) return;
-    for (const PackedView* view : {&p_.q_student, &p_.k_student, &p_.q_teacher, &p_.k_teacher}) {
-      prefetch_rows(*view, head + 1, first, count);
-    }
+    load_pair(p_.q_student, p_.q_teacher, head, first, count, a_, ds_columns_, columns_);
+    load_pair(p_.k_student, p_.k_teacher, head, first, count, b_, ds_columns_, columns_);
   }
 
   void fill_grams(int64_t head, int64_t first, int64_t length) {
@@ -66,9 +59,8 @@ class Gram {
       load_block(head, first + start, count);
       for (int64_t i = 0; i < count; i += kHotTokens) {
         const int64_t hot = std::min(kHotTokens, count - i);
-        prefetch_next(head, first + start + i, hot);
-        add_gram<float>(a_ + i * columns_, hot, columns_, narrow_);
-        add_gram<float>(b_ + i * columns_, hot, columns_, narrow_ + size);
+        add_gram<float>(a_ + i * columns_, hot, columns_, narrow_, &ahead_);
+        add_gram<float>(b_ + i * columns_, hot, columns_, narrow_ + size, &ahead_);
         pending += hot;
         if (pending >= kFlushTokens || start + i + hot == length) {
           grams_.add(narrow_, narrow_ + size);
@@ -80,7 +72,7 @@ class Gram {
   }
 
   void gradients(int64_t head, int64_t first, int64_t length) {
-    float* mixer_k = mixers_ + depth_ * ds_columns_;
+    float* mixer_k = mixers_ + columns_ * ds_columns_;
     grams_.fill_mixers(mixers_, mixer_k, ds_columns_);
     for (int64_t start = 0; start < length; start += block_) {
       const int64_t count = std::min(block_, length - start);
@@ -95,16 +87,18 @@ class Gram {
   }
 
   void multiply(const float* rows, int64_t count, const float* mixer, void* grad, int64_t head, int64_t token) {
-    gemm<float>(count, ds_columns_, depth_, rows, columns_, 1, mixer, ds_columns_, out_, ds_columns_, false);
+    gemm<float>(count, ds_columns_, columns_, rows, columns_, 1, mixer, ds_columns_, out_, ds_columns_, false,
+                &ahead_);
     store_rows(out_, ds_columns_, count, grad, p_.q_student.dtype, p_.heads, head, token, ds_);
   }
 
   const AttentionScoreMse& p_;
-  const int64_t ds_, depth_, ds_columns_, columns_, block_;
+  const int64_t ds_, ds_columns_, columns_, block_;
   GramPair grams_;
+  Ahead ahead_;
   Scratch<float> a_, b_;   // [block, columns]
   Scratch<float> narrow_;  // [2, columns, columns]
-  Scratch<float> mixers_;  // [2, depth, ds_columns]
+  Scratch<float> mixers_;  // [2, columns, ds_columns]
   Scratch<float> out_;     // [kHotTokens, ds_columns]
 };
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "../common/ahead.h"
 #include "../common/gemm.h"
 #include "../common/rows.h"
 #include "attention_score_mse.h"
@@ -12,30 +13,45 @@ namespace bertxfer {
 namespace BERTXFER_ISA {
 namespace {
 
-// [student, teacher] side by side as floats, zeros up to `columns`.
+// [student, teacher] side by side as floats, each filled up with zeros: the teacher starts at column `teacher_at`, a
+// whole number of vectors (right behind the student, stores that overlap took three times as long), and ends by `columns`.
 inline void load_pair(const PackedView& student, const PackedView& teacher, int64_t head, int64_t first, int64_t count,
-                      float* out, int64_t columns) {
-  load_rows(student, head, first, count, out, columns, student.dim);
-  load_rows(teacher, head, first, count, out + student.dim, columns, columns - student.dim);
+                      float* out, int64_t teacher_at, int64_t columns) {
+  load_rows(student, head, first, count, out, columns, teacher_at);
+  load_rows(teacher, head, first, count, out + teacher_at, columns, columns - teacher_at);
+}
+
+// What the next head will read, and this one will write.
+inline void look_ahead(const AttentionScoreMse& p, int64_t head, int64_t first, int64_t length, Ahead& ahead) {
+  ahead.clear();
+  if (p.grad_q != nullptr) {
+    ahead.write(p.grad_q, p.q_student.dtype, p.heads, head, first, length, p.q_student.dim);
+    ahead.write(p.grad_k, p.q_student.dtype, p.heads, head, first, length, p.q_student.dim);
+  }
+  if (head + 1 == p.heads) return;
+  for (const PackedView* view : {&p.q_student, &p.q_teacher, &p.k_student, &p.k_teacher}) {
+    ahead.read(*view, head + 1, first, length);
+  }
 }
 
 // G += X^T X for `count` rows of X, upper triangle by blocks of rows (what lies left of a block stays unset).
 template <class T>
-void add_gram(const T* x, int64_t count, int64_t columns, T* gram) {
+void add_gram(const T* x, int64_t count, int64_t columns, T* gram, Ahead* ahead = nullptr) {
   constexpr int64_t kBlock = 16;  // a multiple of every vector's lanes
   for (int64_t i = 0; i < columns; i += kBlock) {
     const int64_t rows = std::min(kBlock, columns - i);
-    gemm<T>(rows, columns - i, count, x + i, 1, columns, x + i, columns, gram + i * columns + i, columns, true);
+    gemm<T>(rows, columns - i, count, x + i, 1, columns, x + i, columns, gram + i * columns + i, columns, true, ahead);
   }
 }
 
 class GramPair {
  public:
-  // Matrices of `columns` >= depth rows and columns.
-  GramPair(const AttentionScoreMse& problem, int64_t columns)
+  // Matrices of `columns` rows and columns; the student's come first, the teacher's start at `teacher_at`.
+  GramPair(const AttentionScoreMse& problem, int64_t teacher_at, int64_t columns)
       : p_(problem),
         ds_(p_.q_student.dim),
-        depth_(ds_ + p_.q_teacher.dim),
+        dt_(p_.q_teacher.dim),
+        teacher_at_(teacher_at),
         columns_(columns),
         a_(columns * columns),
         b_(columns * columns) {}
@@ -47,7 +63,7 @@ class GramPair {
 
   // Adds the upper triangles of float32 partial sums.
   void add(const float* gram_a, const float* gram_b) {
-    for (int64_t i = 0; i < depth_; ++i) {
+    for (int64_t i = 0; i < teacher_at_ + dt_; ++i) {
       const int64_t row = i * columns_;
 #pragma omp simd
       for (int64_t j = i / kLanes<float> * kLanes<float>; j < columns_; ++j) {
@@ -64,10 +80,10 @@ class GramPair {
     Scratch<double> wide_rows(kExactTokens * columns_);
     for (int64_t start = 0; start < length; start += kExactTokens) {
       const int64_t count = std::min(kExactTokens, length - start);
-      load_pair(p_.q_student, p_.q_teacher, head, first + start, count, rows, columns_);
+      load_pair(p_.q_student, p_.q_teacher, head, first + start, count, rows, teacher_at_, columns_);
       std::copy(rows.get(), rows + count * columns_, wide_rows.get());
       add_gram<double>(wide_rows, count, columns_, a_);
-      load_pair(p_.k_student, p_.k_teacher, head, first + start, count, rows, columns_);
+      load_pair(p_.k_student, p_.k_teacher, head, first + start, count, rows, teacher_at_, columns_);
       std::copy(rows.get(), rows + count * columns_, wide_rows.get());
       add_gram<double>(wide_rows, count, columns_, b_);
     }
@@ -76,12 +92,16 @@ class GramPair {
   // ||S - T||^2 = <A^T A, B^T B> with the signs and scales of A's columns. Not `exact` and too small beside
   // ||S||^2 + ||T||^2 to have its digits, or NaN: then fill_exactly() is due.
   double sum_of_squares(bool& exact) const {
+    const int64_t end = teacher_at_ + dt_;
     double student = 0.0, cross = 0.0, teacher = 0.0;
-    for (int64_t i = 0; i < depth_; ++i) {
-      const double* a = a_ + i * columns_;
-      const double* b = b_ + i * columns_;
-      (i < ds_ ? student : teacher) += a[i] * b[i] + 2.0 * dot(a, b, i + 1, i < ds_ ? ds_ : depth_);
-      if (i < ds_) cross += 2.0 * dot(a, b, ds_, depth_);
+    for (int64_t i = 0; i < ds_; ++i) {
+      const double *a = a_ + i * columns_, *b = b_ + i * columns_;
+      student += a[i] * b[i] + 2.0 * dot(a, b, i + 1, ds_);
+      cross += 2.0 * dot(a, b, teacher_at_, end);
+    }
+    for (int64_t i = teacher_at_; i < end; ++i) {
+      const double *a = a_ + i * columns_, *b = b_ + i * columns_;
+      teacher += a[i] * b[i] + 2.0 * dot(a, b, i + 1, end);
     }
     const double ss = p_.scale_student, st = p_.scale_teacher;
     const double norms = ss * ss * student + st * st * teacher, sum = norms - ss * st * cross;
@@ -89,14 +109,15 @@ class GramPair {
     return sum;
   }
 
-  // Right factors [depth, ds], row length `ld` >= ds filled up with zeros, of dQs = A mixer_q and dKs = B mixer_k:
+  // Right factors [columns, ds], row length `ld` >= ds filled up with zeros, of dQs = A mixer_q and dKs = B mixer_k:
   // 2 stored ss sigma_i G_ij, with sigma = (ss.., -st..).
   void fill_mixers(float* mixer_q, float* mixer_k, int64_t ld) const {
-    std::fill(mixer_q, mixer_q + depth_ * ld, 0.0f);
-    std::fill(mixer_k, mixer_k + depth_ * ld, 0.0f);
+    std::fill(mixer_q, mixer_q + columns_ * ld, 0.0f);
+    std::fill(mixer_k, mixer_k + columns_ * ld, 0.0f);
     const double factor = 2.0 * p_.stored * p_.scale_student;
     for (int64_t j = 0; j < ds_; ++j) {
-      for (int64_t i = j; i < depth_; ++i) {
+      for (int64_t i = j; i < teacher_at_ + dt_; ++i) {
+        if (i == ds_) i = teacher_at_;
         const double sigma = factor * (i < ds_ ? p_.scale_student : -p_.scale_teacher);
         const float q = static_cast<float>(sigma * b_[j * columns_ + i]);
         const float k = static_cast<float>(sigma * a_[j * columns_ + i]);
@@ -120,7 +141,7 @@ class GramPair {
   }
 
   const AttentionScoreMse& p_;
-  const int64_t ds_, depth_, columns_;
+  const int64_t ds_, dt_, teacher_at_, columns_;
   Scratch<double> a_, b_;  // [columns, columns], upper triangles
 };
 

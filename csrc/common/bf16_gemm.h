@@ -12,6 +12,7 @@
 // fast as float32 there (one port instead of two), so where AMX is absent the gain is a processor's with two such ports.
 #pragma once
 
+#include "ahead.h"
 #include "rows.h"
 
 #if defined(__AMX_BF16__) || defined(__AVX512BF16__)
@@ -137,9 +138,9 @@ inline void bf16_block(int64_t depth, const bf16* a, int64_t lda, const uint32_t
 
 #endif
 
-// C (+)= A B. On AMX the calling thread holds a Bf16Units.
+// C (+)= A B. On AMX the calling thread holds a Bf16Units. `ahead`, if given, is stepped on the way.
 inline void bf16_gemm(int64_t m, int64_t n, int64_t depth, const bf16* a, int64_t lda, const uint32_t* b, int64_t ldb,
-                      float* c, int64_t ldc, bool accumulate) {
+                      float* c, int64_t ldc, bool accumulate, Ahead* ahead = nullptr) {
   asm volatile("" ::: "memory");  // GCC's tile intrinsics do not say that they read and write memory
   for (int64_t j = 0; j < n; j += 2 * kTile) {
     const bool wide = j + kTile < n;
@@ -147,6 +148,7 @@ inline void bf16_gemm(int64_t m, int64_t n, int64_t depth, const bf16* a, int64_
       const bool tall = i + kTile < m;
       const bf16* rows = a + i * lda;
       float* block = c + i * ldc + j;
+      if (ahead != nullptr) ahead->step();
       if (tall && wide) {
         bf16_block<2, 2>(depth, rows, lda, b + j, ldb, block, ldc, accumulate);
       } else if (tall) {

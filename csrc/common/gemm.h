@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "ahead.h"
 #include "vec.h"
 
 namespace bertxfer {
@@ -64,10 +65,11 @@ void micro_rows(int64_t rows, int64_t depth, const T* a, int64_t a_row, int64_t 
 
 template <class T, int NV>
 void gemm_columns(int64_t m, int64_t depth, const T* a, int64_t a_row, int64_t a_col, const T* b, int64_t ldb, T* c,
-                  int64_t ldc, bool accumulate) {
+                  int64_t ldc, bool accumulate, Ahead* ahead) {
   constexpr int MR = kMicroRows<NV>;
   for (int64_t calls = (m + MR - 1) / MR; calls > 0; --calls) {
     const int64_t rows = (m + calls - 1) / calls;  // even shares: 26 rows are 13 + 13, not 14 + 12
+    if (ahead != nullptr) ahead->step();
     micro_rows<T, NV, MR>(rows, depth, a, a_row, a_col, b, ldb, c, ldc, accumulate);
     a += rows * a_row;
     c += rows * ldc;
@@ -75,19 +77,20 @@ void gemm_columns(int64_t m, int64_t depth, const T* a, int64_t a_row, int64_t a
   }
 }
 
-// C[m, n] (+)= A[m, depth] B[depth, n]; n is a whole number of vectors, B and C have rows that long.
+// C[m, n] (+)= A[m, depth] B[depth, n]; n is a whole number of vectors, B and C have rows that long. `ahead`, if given,
+// is stepped on the way.
 template <class T>
 void gemm(int64_t m, int64_t n, int64_t depth, const T* a, int64_t a_row, int64_t a_col, const T* b, int64_t ldb, T* c,
-          int64_t ldc, bool accumulate) {
+          int64_t ldc, bool accumulate, Ahead* ahead = nullptr) {
   int64_t vectors = n / kLanes<T>;
   for (int64_t chunks = (vectors + kMaxVectors - 1) / kMaxVectors; chunks > 0; --chunks) {
     const int64_t now = (vectors + chunks - 1) / chunks;  // even shares: 6 vectors are 3 + 3, not 4 + 2
     switch (now) {
-      case 1: gemm_columns<T, 1>(m, depth, a, a_row, a_col, b, ldb, c, ldc, accumulate); break;
-      case 2: gemm_columns<T, 2>(m, depth, a, a_row, a_col, b, ldb, c, ldc, accumulate); break;
-      case 3: gemm_columns<T, 3>(m, depth, a, a_row, a_col, b, ldb, c, ldc, accumulate); break;
+      case 1: gemm_columns<T, 1>(m, depth, a, a_row, a_col, b, ldb, c, ldc, accumulate, ahead); break;
+      case 2: gemm_columns<T, 2>(m, depth, a, a_row, a_col, b, ldb, c, ldc, accumulate, ahead); break;
+      case 3: gemm_columns<T, 3>(m, depth, a, a_row, a_col, b, ldb, c, ldc, accumulate, ahead); break;
       default:
-        if constexpr (kMaxVectors >= 4) gemm_columns<T, 4>(m, depth, a, a_row, a_col, b, ldb, c, ldc, accumulate);
+        if constexpr (kMaxVectors >= 4) gemm_columns<T, 4>(m, depth, a, a_row, a_col, b, ldb, c, ldc, accumulate, ahead);
     }
     b += now * kLanes<T>;
     c += now * kLanes<T>;

@@ -33,17 +33,6 @@ inline void load_rows(const PackedView& view, int64_t head, int64_t first, int64
   });
 }
 
-// Asks for rows that will be read soon. One head's rows lie a token apart, in as many pages, where the processor's own
-// prefetcher does not follow.
-inline void prefetch_rows(const PackedView& view, int64_t head, int64_t first, int64_t count) {
-  const int64_t size = view.dtype == Dtype::f32 ? 4 : 2;
-  const char* row = static_cast<const char*>(view.data) + (head * view.head_stride + first * view.token_stride) * size;
-  for (int64_t i = 0; i < count; ++i, row += view.token_stride * size) {
-    for (int64_t byte = 0; byte < view.dim * size; byte += 64) __builtin_prefetch(row + byte, 0, 2);
-    __builtin_prefetch(row + view.dim * size - 1, 0, 2);
-  }
-}
-
 template <class V>
 inline V shuffle(V a, V b, const Vector<int32_t>& lanes) {
 #if defined(__clang__)
