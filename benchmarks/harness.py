@@ -67,8 +67,8 @@ def compare(
     Args:
         benchmark: pytest-benchmark's fixture; its own statistics are of a single call of ``ours`` and not used.
         implementations: name -> a call without arguments, or None to leave it out. ``"plain"`` is eager code as people
-            write it, ``"compile"`` torch.compile of that, ``"cpp"`` and ``"eager"`` our backends, and a name that starts
-            with ``"floor: "`` is work that no implementation can do without.
+            write it, ``"compile"`` torch.compile of that, ``"cpp"`` and ``"eager"`` our backends, and a name that
+            starts with ``"floor: "`` is work that no implementation can do without.
         op, case, shape, dtype: together they name the record; ``case`` tells records of one shape apart.
         length: of the sequences, for plots; None where there is none.
         valid: share of the tokens of the padded batch that are real.
@@ -81,10 +81,11 @@ def compare(
 
     Returns:
         The record: ``op``, ``case``, ``shape``, ``length``, ``dtype`` (without ``torch.``), ``valid``, ``ours``,
-        ``threads``, ``rounds``, ``gradient_mb`` and ``memory_note`` (why there is no memory) or None, ``left_out`` (name ->
-        why), and ``implementations``: name -> ``ms`` (median), ``quartiles`` ([lower, upper], ms), ``ratio`` (ms over ours'
-        ms: above 1, ours is faster), ``memory_mb`` (peak beyond what was there before, results included), ``memory_ratio``
-        (over ours) and ``memory_per_gradient`` (memory over the gradients' size, 1 at best). 1 MB is 10**6 bytes.
+        ``threads``, ``rounds``, ``gradient_mb`` and ``memory_note`` (why there is no memory) or None, ``left_out`` (name
+        -> why), and ``implementations``: name -> ``ms`` (median), ``quartiles`` ([lower, upper], ms), ``ratio`` (ms over
+        ours: above 1, ours is faster), ``memory_mb`` (peak beyond what was there before, results included),
+        ``memory_ratio`` (over ours) and ``memory_per_gradient`` (memory over the gradients' size, 1 at best). 1 MB is
+        10**6 bytes. Benchmarks of ragged batches add ``gain`` (time at full length over packed) and ``ideal_gain``.
     """
     present, left_out = _that_fit(implementations, needs or {})
     for call in present.values():

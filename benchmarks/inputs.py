@@ -23,7 +23,9 @@ attention_shapes = pytest.mark.parametrize(
     "shape", ATTENTION_SHAPES, ids=["x".join(map(str, shape)) for shape in ATTENTION_SHAPES]
 )
 
-_BLOCK = 1 << 18  # entries of the maps that `map_products` holds at once: 1 MB of float32, about a core's cache
+_BLOCK = (
+    1 << 18
+)  # entries of the maps that `map_products` holds at once: 1 MB of float32, about a core's cache
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32, grad: bool = False) -> Tensor:
@@ -83,7 +85,7 @@ class Ragged:
 def attention_inputs(
     shape: tuple[int, ...], dtype: torch.dtype
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(q, k) of the student, which want gradients, and of the teacher, ``[B, L, H, D]`` as a linear layer leaves them."""
+    """(q, k) of the student, which want gradients, and of the teacher: ``[B, L, H, D]``, as linear layers leave them."""
     sequences, length, heads, ds, dt = shape
     student = [random(sequences, length, heads, ds, dtype=dtype, grad=True) for _ in range(2)]
     teacher = [random(sequences, length, heads, dt, dtype=dtype) for _ in range(2)]
@@ -102,8 +104,8 @@ def heads_first(x: Tensor) -> Tensor:
 def map_products(pairs: list[tuple[Tensor, Tensor]], outs: list[Tensor]) -> Callable[[], None]:
     """Bare products of the size that losses on attention maps need, on maps that stay in the cache.
 
-    For each ``(a, b)`` the product ``a @ b.T`` (``[B * H, L, D]`` both), and for each ``x`` of ``outs`` a product of a map
-    with ``x``; a few heads at a time, the maps always written to the same buffer.
+    For each ``(a, b)`` the product ``a @ b.T`` (``[B * H, L, D]`` both), and for each ``x`` of ``outs`` a product of a
+    map with ``x``; a few heads at a time, the maps always written to the same buffer.
     """
     total, length, _ = pairs[0][0].shape
     group = max(1, min(total, _BLOCK // length**2))
