@@ -63,7 +63,7 @@ def hidden_loss(
     student: Sequence[Tensor], teacher: Sequence[Tensor], tokens: Tensor, linear: nn.Linear
 ) -> Tensor:
     """MSE of projected hidden states, mean over real tokens, summed over the layers. ``tokens``: ``[B, L]``, 0 or 1."""
-    count = tokens.sum() * linear.out_features
+    count = tokens.float().sum() * linear.out_features
     differences = (linear(x) - teacher[i * EVERY] for i, x in enumerate(student))
     return sum((d.square() * tokens[:, :, None]).sum() / count for d in differences)
 
@@ -71,7 +71,7 @@ def hidden_loss(
 def scores_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], tokens: Tensor) -> Tensor:
     """MSE of attention scores, mean over pairs of real tokens, summed over the layers."""
     pairs = tokens[:, None, :, None] * tokens[:, None, None, :]
-    count = tokens.sum(1).square().sum() * student[0].shape[1]
+    count = tokens.float().sum(1).square().sum() * student[0].shape[1]
     differences = (x - teacher[(i + 1) * EVERY - 1] for i, x in enumerate(student))
     return sum((d.square() * pairs).sum() / count for d in differences)
 
@@ -122,7 +122,7 @@ def test_step(benchmark: Any, sequences: int, length: int, dtype: torch.dtype, c
     for module in modules:
         module.student.set_attn_implementation(attention)
     check_same_loss(distiller, modules[0], lambda: distiller(**batch).loss, lambda: modules[0](rows))
-    fast = compiled(modules[1], fullgraph=False)
+    fast = compiled(modules[1].forward, fullgraph=False)
     implementations = {
         "cpp": on_backend("cpp", step(distiller, lambda: distiller(**batch).loss)),
         "plain": step(modules[0], lambda: modules[0](rows)),

@@ -81,9 +81,9 @@ def compare(
 
     Returns:
         The record: ``op``, ``case``, ``shape``, ``length``, ``dtype`` (without ``torch.``), ``valid``, ``ours``,
-        ``threads``, ``rounds``, ``gradient_mb`` and ``memory_note`` (why there is no memory) or None, ``left_out`` (name
-        -> why), and ``implementations``: name -> ``ms`` (median), ``quartiles`` ([lower, upper], ms), ``ratio`` (ms over
-        ours: above 1, ours is faster), ``memory_mb`` (peak beyond what was there before, results included),
+        ``threads``, ``rounds``, ``gradient_mb`` and ``memory_note`` (why there is no memory) or None, ``left_out``
+        (name -> why), and ``implementations``: name -> ``ms`` (median), ``quartiles`` ([lower, upper], ms), ``ratio``
+        (ms over ours: above 1, ours is faster), ``memory_mb`` (peak beyond what was there before, results included),
         ``memory_ratio`` (over ours) and ``memory_per_gradient`` (memory over the gradients' size, 1 at best). 1 MB is
         10**6 bytes. Benchmarks of ragged batches add ``gain`` (time at full length over packed) and ``ideal_gain``.
     """

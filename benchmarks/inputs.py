@@ -85,7 +85,7 @@ class Ragged:
 def attention_inputs(
     shape: tuple[int, ...], dtype: torch.dtype
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(q, k) of the student, which want gradients, and of the teacher: ``[B, L, H, D]``, as linear layers leave them."""
+    """(q, k) of the student, which want gradients, and of the teacher: ``[B, L, H, D]``, as linear layers make them."""
     sequences, length, heads, ds, dt = shape
     student = [random(sequences, length, heads, ds, dtype=dtype, grad=True) for _ in range(2)]
     teacher = [random(sequences, length, heads, dt, dtype=dtype) for _ in range(2)]
