@@ -18,8 +18,8 @@ from .harness import compare, compiled, full_or_quick, on_backend
 from .inputs import both_dtypes
 from .models import TEACHER, bert, padded, ragged_texts, with_attention
 
-BATCHES = full_or_quick([(64, 128), (16, 512)], [(4, 32)])
-PER_BATCH = full_or_quick(16, 2)
+BATCHES = full_or_quick([(32, 128), (8, 512)], [(4, 32)])
+PER_BATCH = full_or_quick(4, 2)
 LAYERS = (-4, -3, -2, -1)
 
 

@@ -77,7 +77,7 @@ def test_relation_kl(benchmark: Any, sequences: int, length: int, dtype: torch.d
         length=length,
         dtype=dtype,
         gradient_bytes=student.nbytes,
-        needs={"plain": 8 * maps, "compile": 6 * maps},
+        needs={"plain": 6 * maps, "compile": 6 * maps},
     )
 
 

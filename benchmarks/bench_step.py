@@ -34,7 +34,7 @@ from .models import (
     with_attention,
 )
 
-BATCHES = full_or_quick([(16, 128), (4, 512), (1, 2048)], [(2, 32)])
+BATCHES = full_or_quick([(16, 128), (4, 512)], [(2, 32)])  # 512: as many positions as BERT has
 EVERY = TEACHER[0] // STUDENT[0]
 
 
