@@ -22,7 +22,9 @@ LENGTHS = (128, 512, 2048)  # columns of the short table
 Record = Mapping[str, Any]
 Results = Mapping[str, Any]
 
-_LABELS = {"cpp": "ours", "compile": "torch.compile", "plain": "plain eager"}
+#: How a plot names and colours an implementation, the same in every figure; others take the colours that are left.
+_LABELS = {"cpp": "ours", "compile": "torch.compile", "plain": "plain eager", "eager": "our reference"}
+_COLOURS = {"cpp": "black", "compile": "C1", "plain": "C0", "eager": "C2"}
 
 
 # ---- tables -------------------------------------------------------------------------------------------------
@@ -243,6 +245,8 @@ def _figure(name: str, records: Sequence[Record], path: Path) -> Path:
 
 def _lines(axis: Axes, records: Sequence[Record], key: str, wanted: Callable[[str], bool]) -> None:
     names = dict.fromkeys(name for record in records for name in record["implementations"] if wanted(name))
+    free = [name for name in names if name not in _COLOURS and not name.startswith("floor: ")]
+    others = (f"C{3 + i}" for i in range(len(free)))
     for name in names:
         points = [
             (record["length"], value)
@@ -257,7 +261,7 @@ def _lines(axis: Axes, records: Sequence[Record], key: str, wanted: Callable[[st
                 lengths,
                 values,
                 style,
-                color="black" if ours else "grey" if floor else None,
+                color=next(others) if name in free else _COLOURS.get(name, "grey"),
                 linewidth=2.2 if ours else 1.3,
                 marker="o",
                 markersize=4 if ours else 3,
