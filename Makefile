@@ -16,12 +16,13 @@ SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 ENVIRONMENT := $(VENV)/.environment-torch-$(TORCH)
 BUILT := $(VENV)/.built-torch-$(TORCH)
 
-.PHONY: help test slow demo lint format build clean
+.PHONY: help test slow demo bench lint format build clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n '/^# Two/,/^$$/s/^# //p' Makefile
 	@echo "also: make slow | lint | format | build | clean"
+	@echo "      make bench    the operators against plain and compiled PyTorch; NAMES='attention_map step' for some"
 
 $(ENVIRONMENT): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "bertxfer_fast needs Python >= 3.10")'
@@ -47,6 +48,9 @@ demo: export MALLOC_MMAP_THRESHOLD_ = 1073741824
 demo: export MALLOC_TRIM_THRESHOLD_ = 2147483648
 demo: $(BUILT)
 	$(PY) examples/sentiment/demo.py --output demo
+
+bench: $(BUILT)
+	$(PY) -m bertxfer_fast bench $(NAMES)
 
 lint: $(BUILT)
 	$(PIP) --no-build-isolation --editable '.[dev]' torch==$(TORCH)

@@ -1,7 +1,8 @@
-"""attention_map_loss against the plain expression, eager and compiled."""
+"""attention_map_loss, KL and MSE, against the plain expression, eager and compiled, and the bare products."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,19 @@ from torch import Tensor
 
 from bertxfer_fast import ops
 
-from .harness import ATTENTION_SHAPES, compare, even_packing, on_backend, random, with_gradients
+from .harness import backends, compare, compiled, nbytes, on_backend, with_gradients
+from .inputs import (
+    Ragged,
+    attention_inputs,
+    attention_shapes,
+    both_dtypes,
+    even_packing,
+    heads_first,
+    in_float32,
+    map_products,
+)
+
+kinds = pytest.mark.parametrize("kind", ["kl", "mse"])
 
 
 def plain_kl(qs: Tensor, ks: Tensor, qt: Tensor, kt: Tensor) -> Tensor:
@@ -27,25 +40,73 @@ def plain_mse(qs: Tensor, ks: Tensor, qt: Tensor, kt: Tensor) -> Tensor:
     return torch.nn.functional.mse_loss(student, teacher)
 
 
-@pytest.mark.parametrize("kind", ["kl", "mse"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", ATTENTION_SHAPES, ids=str)
-def test_attention_map_loss(benchmark: Any, shape: tuple[int, ...], dtype: torch.dtype, kind: str) -> None:
-    sequences, length, heads, ds, dt = shape
-    student = [random(sequences, length, heads, ds, dtype=dtype, grad=True) for _ in range(2)]
-    teacher = [random(sequences, length, heads, dt, dtype=dtype) for _ in range(2)]
-    cu_seqlens = even_packing(sequences, length)
+def ours(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], kind: str) -> Callable[[], Any]:
+    """Forward and backward on a batch without padding."""
+    sequences, length = student[0].shape[:2]
     packed = [x.flatten(0, 1) for x in (*student, *teacher)]
+    cu_seqlens = even_packing(sequences, length)
+    return with_gradients(
+        lambda: ops.attention_map_loss(*packed, cu_seqlens, max_seqlen=length, kind=kind), student
+    )
+
+
+@kinds
+@both_dtypes
+@attention_shapes
+def test_attention_map(benchmark: Any, shape: tuple[int, ...], dtype: torch.dtype, kind: str) -> None:
+    student, teacher = attention_inputs(shape, dtype)
     padded = [x.transpose(1, 2) for x in (*student, *teacher)]
     plain = {"kl": plain_kl, "mse": plain_mse}[kind]
-    compiled = torch.compile(plain)
+    fast = compiled(plain)
+    qs, ks, qt, kt = (heads_first(x) for x in (*student, *teacher))
+    implementations = {
+        **backends(ours(student, teacher, kind)),
+        "plain": with_gradients(lambda: plain(*padded), student),
+        "compile": fast and with_gradients(lambda: fast(*padded), student),
+        "floor: four products": map_products([(qs, ks), (qt, kt)], [qs, ks]),
+    }
+    if dtype == torch.bfloat16:
+        wide = [tuple(in_float32(x) for x in pair) for pair in (student, teacher)]
+        implementations["cpp float32"] = on_backend("cpp", ours(*wide, kind))
+    compare(
+        benchmark,
+        implementations,
+        op="attention_map",
+        case=kind,
+        shape="x".join(map(str, shape)),
+        length=shape[1],
+        dtype=dtype,
+        gradient_bytes=nbytes(student),
+    )
+
+
+@kinds
+@both_dtypes
+@attention_shapes
+def test_attention_map_ragged(benchmark: Any, shape: tuple[int, ...], dtype: torch.dtype, kind: str) -> None:
+    """What packing brings: the work goes with the pairs, so ideally 1 / (share of real pairs)."""
+    student, teacher = attention_inputs(shape, dtype)
+    batch = Ragged.draw(*shape[:2])
+    packed = [batch.pack(x) for x in (*student, *teacher)]
+    cu_seqlens, longest = batch.cu_seqlens, batch.max_seqlen
 
     def loss() -> Tensor:
-        return ops.attention_map_loss(*packed, cu_seqlens, max_seqlen=length, kind=kind)
+        return ops.attention_map_loss(*packed, cu_seqlens, max_seqlen=longest, kind=kind)
 
     implementations = {
-        "cpp": on_backend("cpp", with_gradients(loss, student)),
-        "eager": with_gradients(lambda: plain(*padded), student),
-        "compile": with_gradients(lambda: compiled(*padded), student),
+        "cpp": on_backend("cpp", with_gradients(loss, packed[:2])),
+        "cpp full length": on_backend("cpp", ours(student, teacher, kind)),
     }
-    compare(benchmark, implementations, shape=str(shape), dtype=str(dtype), kind=kind)
+    record = compare(
+        benchmark,
+        implementations,
+        op="attention_map",
+        case=f"{kind} ragged",
+        shape="x".join(map(str, shape)),
+        length=shape[1],
+        dtype=dtype,
+        valid=batch.tokens,
+        gradient_bytes=nbytes(packed[:2]),
+    )
+    gain = record["implementations"]["cpp full length"]["ratio"]
+    benchmark.extra_info.update(gain=gain, ideal_gain=1 / batch.pairs)

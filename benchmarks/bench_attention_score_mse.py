@@ -1,16 +1,26 @@
-"""attention_score_mse against the plain expression, eager and compiled, and bare products of its Gram matrices."""
+"""attention_score_mse against the plain expression, eager and compiled, and the bare products of either method."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
 from bertxfer_fast import ops
 
-from .harness import ATTENTION_SHAPES, compare, even_packing, on_backend, random, with_gradients
+from .harness import backends, compare, compiled, nbytes, on_backend, with_gradients
+from .inputs import (
+    Ragged,
+    attention_inputs,
+    attention_shapes,
+    both_dtypes,
+    even_packing,
+    heads_first,
+    in_float32,
+    map_products,
+)
 
 
 def plain(qs: Tensor, ks: Tensor, qt: Tensor, kt: Tensor) -> Tensor:
@@ -20,28 +30,85 @@ def plain(qs: Tensor, ks: Tensor, qt: Tensor, kt: Tensor) -> Tensor:
     return torch.nn.functional.mse_loss(student, teacher)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", ATTENTION_SHAPES, ids=str)
-def test_attention_score_mse(benchmark: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    sequences, length, heads, ds, dt = shape
-    student = [random(sequences, length, heads, ds, dtype=dtype, grad=True) for _ in range(2)]
-    teacher = [random(sequences, length, heads, dt, dtype=dtype) for _ in range(2)]
-    cu_seqlens = even_packing(sequences, length)
+def ours(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], method: str = "auto") -> Callable[[], Any]:
+    """Forward and backward on a batch without padding."""
+    sequences, length = student[0].shape[:2]
     packed = [x.flatten(0, 1) for x in (*student, *teacher)]
+    cu_seqlens = even_packing(sequences, length)
+    return with_gradients(
+        lambda: ops.attention_score_mse(*packed, cu_seqlens, max_seqlen=length, method=method), student
+    )
+
+
+def floor(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> dict[str, Callable[[], Any]]:
+    """The products of the method that does fewer operations at this shape."""
+    qs, ks, qt, kt = (heads_first(x) for x in (*student, *teacher))
+    length, ds, both = qs.shape[1], qs.shape[2], qs.shape[2] + qt.shape[2]
+    if 2 * both * both + 2 * both * ds >= length * (both + 2 * ds):
+        return {"floor: products of scores": map_products([(qs, ks), (qt, kt)], [qs, ks])}
+    a, b = torch.cat([qs, qt], dim=-1), torch.cat([ks, kt], dim=-1)  # [B * H, L, ds + dt]
+
+    def gram() -> tuple[Tensor, ...]:
+        aa, bb = a.mT @ a, b.mT @ b
+        return a @ bb[:, :, :ds], b @ aa[:, :, :ds]
+
+    return {"floor: products of Gram": gram}
+
+
+@both_dtypes
+@attention_shapes
+def test_attention_score_mse(benchmark: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    student, teacher = attention_inputs(shape, dtype)
     padded = [x.transpose(1, 2) for x in (*student, *teacher)]
-    compiled = torch.compile(plain)
-
-    def ours(method: str) -> Any:
-        loss = lambda: ops.attention_score_mse(*packed, cu_seqlens, max_seqlen=length, method=method)  # noqa: E731
-        return on_backend("cpp", with_gradients(loss, student))
-
-    stacked = torch.cat([padded[0], padded[2]], dim=-1).detach().float().contiguous()  # [B, H, L, ds + dt]
+    fast = compiled(plain)
     implementations = {
-        "cpp": ours("auto"),
-        "cpp gram": ours("gram"),
-        "cpp tiled": ours("tiled"),
-        "eager": with_gradients(lambda: plain(*padded), student),
-        "compile": with_gradients(lambda: compiled(*padded), student),
-        "two float32 Gram products": lambda: [stacked.mT @ stacked for _ in range(2)],
+        **backends(ours(student, teacher)),
+        "cpp gram": on_backend("cpp", ours(student, teacher, "gram")),
+        "cpp tiled": on_backend("cpp", ours(student, teacher, "tiled")),
+        "plain": with_gradients(lambda: plain(*padded), student),
+        "compile": fast and with_gradients(lambda: fast(*padded), student),
+        **floor(student, teacher),
     }
-    compare(benchmark, implementations, shape=str(shape), dtype=str(dtype))
+    if dtype == torch.bfloat16:
+        wide = [tuple(in_float32(x) for x in pair) for pair in (student, teacher)]
+        implementations["cpp float32"] = on_backend("cpp", ours(*wide))
+    compare(
+        benchmark,
+        implementations,
+        op="attention_score_mse",
+        shape="x".join(map(str, shape)),
+        length=shape[1],
+        dtype=dtype,
+        gradient_bytes=nbytes(student),
+    )
+
+
+@both_dtypes
+@attention_shapes
+def test_attention_score_mse_ragged(benchmark: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """What packing brings: the work is linear in the tokens, so ideally 1 / (share of real tokens)."""
+    student, teacher = attention_inputs(shape, dtype)
+    batch = Ragged.draw(*shape[:2])
+    packed = [batch.pack(x) for x in (*student, *teacher)]
+    cu_seqlens, longest = batch.cu_seqlens, batch.max_seqlen
+
+    def loss() -> Tensor:
+        return ops.attention_score_mse(*packed, cu_seqlens, max_seqlen=longest)
+
+    implementations = {
+        "cpp": on_backend("cpp", with_gradients(loss, packed[:2])),
+        "cpp full length": on_backend("cpp", ours(student, teacher)),
+    }
+    record = compare(
+        benchmark,
+        implementations,
+        op="attention_score_mse",
+        case="ragged",
+        shape="x".join(map(str, shape)),
+        length=shape[1],
+        dtype=dtype,
+        valid=batch.tokens,
+        gradient_bytes=nbytes(packed[:2]),
+    )
+    gain = record["implementations"]["cpp full length"]["ratio"]
+    benchmark.extra_info.update(gain=gain, ideal_gain=1 / batch.tokens)

@@ -1,4 +1,4 @@
-"""linear_logits_kl at BERT's vocabulary against whole logits, eager and compiled, and the four bare products."""
+"""logits_kl at BERT's vocabulary against plain eager and compiled code, and a copy of the bytes it must move."""
 
 from __future__ import annotations
 
@@ -10,31 +10,40 @@ from torch.nn import functional as F
 
 from bertxfer_fast import ops
 
-from .harness import compare, on_backend, random, with_gradients
+from .harness import backends, compare, compiled, full_or_quick, on_backend, with_gradients
+from .inputs import both_dtypes, in_float32, random
 
-TOKENS, CLASSES, STUDENT, TEACHER = 1024, 30522, 312, 768
-
-
-def plain(student: Tensor, weight_student: Tensor, teacher: Tensor, weight_teacher: Tensor) -> Tensor:
-    return F.kl_div(
-        F.linear(student, weight_student).log_softmax(-1),
-        F.linear(teacher, weight_teacher).log_softmax(-1),
-        reduction="batchmean",
-        log_target=True,
-    )
+TOKENS, CLASSES = full_or_quick((1024, 30522), (16, 300))
 
 
-def test_linear_logits_kl(benchmark: Any) -> None:
-    student, weight_student = random(TOKENS, STUDENT, grad=True), random(CLASSES, STUDENT, grad=True)
-    teacher, weight_teacher = random(TOKENS, TEACHER), random(CLASSES, TEACHER)
-    arguments = (student, weight_student, teacher, weight_teacher)
-    wrt = (student, weight_student)
-    compiled = torch.compile(plain)
-    x, w, g = student.detach(), weight_student.detach(), random(TOKENS, CLASSES)
+def plain(student: Tensor, teacher: Tensor) -> Tensor:
+    return F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="batchmean", log_target=True)
+
+
+@both_dtypes
+def test_logits_kl(benchmark: Any, dtype: torch.dtype) -> None:
+    student = random(TOKENS, CLASSES, dtype=dtype, grad=True)
+    teacher = random(TOKENS, CLASSES, dtype=dtype)
+    fast = compiled(plain)
+    # Both logits are read and the gradient is written; a copy reads as much as it writes.
+    source = random(3 * TOKENS * CLASSES // 2, dtype=dtype)
+    target = torch.empty_like(source)
     implementations = {
-        "cpp": on_backend("cpp", with_gradients(lambda: ops.linear_logits_kl(*arguments), wrt)),
-        "eager": with_gradients(lambda: plain(*arguments), wrt),
-        "compile": with_gradients(lambda: compiled(*arguments), wrt),
-        "four bare products": lambda: (x @ w.T, teacher @ weight_teacher.T, g @ w, g.T @ x),
+        **backends(with_gradients(lambda: ops.logits_kl(student, teacher), [student])),
+        "plain": with_gradients(lambda: plain(student, teacher), [student]),
+        "compile": fast and with_gradients(lambda: fast(student, teacher), [student]),
+        "floor: copy": lambda: target.copy_(source),
     }
-    compare(benchmark, implementations, shape=str((TOKENS, CLASSES, STUDENT, TEACHER)))
+    if dtype == torch.bfloat16:
+        wide, wide_teacher = in_float32(student), in_float32(teacher)
+        implementations["cpp float32"] = on_backend(
+            "cpp", with_gradients(lambda: ops.logits_kl(wide, wide_teacher), [wide])
+        )
+    compare(
+        benchmark,
+        implementations,
+        op="logits_kl",
+        shape=f"{TOKENS}x{CLASSES}",
+        dtype=dtype,
+        gradient_bytes=student.nbytes,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,9 +11,22 @@ from torch import Tensor
 
 from bertxfer_fast import ops
 
-from .harness import compare, even_packing, on_backend, random, with_gradients
+from .harness import backends, compare, compiled, full_or_quick, on_backend, with_gradients
+from .inputs import (
+    BATCHES,
+    Ragged,
+    both_dtypes,
+    even_packing,
+    heads_first,
+    in_float32,
+    map_products,
+    random,
+)
 
-HEADS, STUDENT, TEACHER = 48, 384, 768
+HEADS = full_or_quick(48, 4)
+STUDENT, TEACHER = full_or_quick((384, 768), (32, 64))
+
+batches = pytest.mark.parametrize("sequences, length", BATCHES)
 
 
 def plain(student: Tensor, teacher: Tensor) -> Tensor:
@@ -23,25 +37,77 @@ def plain(student: Tensor, teacher: Tensor) -> Tensor:
         return (split @ split.transpose(-1, -2) * split.shape[-1] ** -0.5).log_softmax(-1)
 
     rows = student.shape[0] * student.shape[1] * HEADS
-    return (
-        torch.nn.functional.kl_div(relation(student), relation(teacher), reduction="sum", log_target=True)
-        / rows
+    divergence = torch.nn.functional.kl_div(
+        relation(student), relation(teacher), reduction="sum", log_target=True
+    )
+    return divergence / rows
+
+
+def ours(student: Tensor, teacher: Tensor) -> Callable[[], Any]:
+    """Forward and backward on a batch without padding."""
+    packed = student.flatten(0, 1), teacher.flatten(0, 1)
+    cu_seqlens, length = even_packing(*student.shape[:2]), student.shape[1]
+    return with_gradients(
+        lambda: ops.relation_kl(*packed, cu_seqlens, heads=HEADS, max_seqlen=length), [student]
     )
 
 
-@pytest.mark.parametrize("sequences, length", [(32, 128), (8, 512), (2, 2048)])
-def test_relation_kl(benchmark: Any, sequences: int, length: int) -> None:
-    student, teacher = random(sequences, length, STUDENT, grad=True), random(sequences, length, TEACHER)
-    cu_seqlens = even_packing(sequences, length)
-    compiled = torch.compile(plain)
+@both_dtypes
+@batches
+def test_relation_kl(benchmark: Any, sequences: int, length: int, dtype: torch.dtype) -> None:
+    student = random(sequences, length, STUDENT, dtype=dtype, grad=True)
+    teacher = random(sequences, length, TEACHER, dtype=dtype)
+    fast = compiled(plain)
+    s, t = (heads_first(x.unflatten(-1, (HEADS, -1))) for x in (student, teacher))
+    maps = sequences * HEADS * length**2 * student.element_size()
+    implementations = {
+        **backends(ours(student, teacher)),
+        "plain": with_gradients(lambda: plain(student, teacher), [student]),
+        "compile": fast and with_gradients(lambda: fast(student, teacher), [student]),
+        # q is k here: both gradients are one product with the symmetrised map.
+        "floor: three products": map_products([(s, s), (t, t)], [s]),
+    }
+    if dtype == torch.bfloat16:
+        implementations["cpp float32"] = on_backend("cpp", ours(in_float32(student), in_float32(teacher)))
+    compare(
+        benchmark,
+        implementations,
+        op="relation_kl",
+        shape=f"{sequences}x{length}x{STUDENT}/{TEACHER}, {HEADS} heads",
+        length=length,
+        dtype=dtype,
+        gradient_bytes=student.nbytes,
+        needs={"plain": 6 * maps, "compile": 6 * maps},
+    )
+
+
+@both_dtypes
+@batches
+def test_relation_kl_ragged(benchmark: Any, sequences: int, length: int, dtype: torch.dtype) -> None:
+    """What packing brings: the work goes with the pairs, so ideally 1 / (share of real pairs)."""
+    student = random(sequences, length, STUDENT, dtype=dtype, grad=True)
+    teacher = random(sequences, length, TEACHER, dtype=dtype)
+    batch = Ragged.draw(sequences, length)
+    packed = batch.pack(student), batch.pack(teacher)
+    cu_seqlens, longest = batch.cu_seqlens, batch.max_seqlen
 
     def loss() -> Tensor:
-        packed = student.flatten(0, 1), teacher.flatten(0, 1)
-        return ops.relation_kl(*packed, cu_seqlens, heads=HEADS, max_seqlen=length)
+        return ops.relation_kl(*packed, cu_seqlens, heads=HEADS, max_seqlen=longest)
 
     implementations = {
-        "cpp": on_backend("cpp", with_gradients(loss, [student])),
-        "eager": with_gradients(lambda: plain(student, teacher), [student]),
-        "compile": with_gradients(lambda: compiled(student, teacher), [student]),
+        "cpp": on_backend("cpp", with_gradients(loss, packed[:1])),
+        "cpp full length": on_backend("cpp", ours(student, teacher)),
     }
-    compare(benchmark, implementations, shape=str((sequences, length, STUDENT, TEACHER)))
+    record = compare(
+        benchmark,
+        implementations,
+        op="relation_kl",
+        case="ragged",
+        shape=f"{sequences}x{length}x{STUDENT}/{TEACHER}, {HEADS} heads",
+        length=length,
+        dtype=dtype,
+        valid=batch.tokens,
+        gradient_bytes=packed[0].nbytes,
+    )
+    gain = record["implementations"]["cpp full length"]["ratio"]
+    benchmark.extra_info.update(gain=gain, ideal_gain=1 / batch.pairs)

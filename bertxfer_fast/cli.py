@@ -1,7 +1,8 @@
-"""The `bertxfer` command: `distill`, `extract`, `info`.
+"""The `bertxfer` command: `distill`, `extract`, `bench`, `info`.
 
 Whatever is wrong with a user's input is found before work starts, said in one line on stderr, and ends with exit
-code 2 (`--debug` shows the traceback). A training that stops because a loss is not finite ends with code 1.
+code 2 (`--debug` shows the traceback). A training that stops because a loss is not finite ends with code 1,
+and so does a benchmark of what fails its tests.
 """
 
 from __future__ import annotations
@@ -30,8 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        args.run(args)
-        return 0
+        return args.run(args) or 0
     except (InputError, NonFiniteLossError, KeyboardInterrupt) as error:
         if debug:
             raise
@@ -86,10 +86,34 @@ def _parser() -> argparse.ArgumentParser:
     extract.add_argument("--tokens-per-batch", type=int, default=8192)
     extract.set_defaults(run=_extract)
 
+    bench = commands.add_parser(
+        "bench",
+        help="measure the operators against plain and compiled PyTorch",
+        description="Test each operator, then time it and read its memory beside what it replaces, in one process. "
+        "Needs a source checkout. An operator whose tests fail gets no numbers, and the exit code is 1.",
+        allow_abbrev=False,
+    )
+    bench.add_argument(
+        "names", nargs="*", metavar="NAME", help="for example attention_map, step (default: all)"
+    )
+    bench.add_argument(
+        "--quick", action="store_true", help="tiny shapes, to see that all runs; means nothing"
+    )
+    bench.add_argument("--threads", type=int, help="default: as many as this process may use")
+    bench.add_argument(
+        "--output", type=Path, help="results file (default: one per processor in benchmarks/results/)"
+    )
+    bench.add_argument("--no-plots", action="store_true", help="leave docs/plots/ alone")
+    bench.add_argument("--skip-compile", action="store_true", help="leave torch.compile out")
+    bench.add_argument(
+        "--docs", action="store_true", help="measure nothing: put the results on disk into the documentation"
+    )
+    bench.set_defaults(run=_bench)
+
     info = commands.add_parser("info", help="versions, devices, and which implementation each op uses")
     info.add_argument("--json", action="store_true", help="print JSON")
     info.set_defaults(run=_info)
-    for command in (distill, extract, info):
+    for command in (distill, extract, bench, info):
         command.add_argument(
             "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks"
         )
@@ -156,6 +180,24 @@ def _extract(args: argparse.Namespace) -> None:
     with user_input("--output"):
         save_features(rows, output)
     print(f"{rows.shape[0]:,} x {rows.shape[1]} features in {output}")
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from . import bench
+
+    if args.docs:
+        if args.names:
+            raise InputError("--docs: measures nothing, so it takes no NAME")
+        bench.write_docs(args.output)
+        return 0
+    return bench.run(
+        args.names,
+        quick=args.quick,
+        threads=args.threads,
+        output=args.output,
+        plots=not args.no_plots,
+        skip_compile=args.skip_compile,
+    )
 
 
 def _info(args: argparse.Namespace) -> None:

@@ -307,7 +307,7 @@ def test_help_needs_no_torch() -> None:
     """Help, and every mistake that can be seen without the models, comes at once."""
     code = (
         "import sys, bertxfer_fast.cli as cli\n"
-        "for words in (['--help'], ['distill', '--help'], ['extract', '--help']):\n"
+        "for words in (['--help'], ['distill', '--help'], ['extract', '--help'], ['bench', 'no-such']):\n"
         "    try: cli.main(words)\n"
         "    except SystemExit: pass\n"
         "assert cli.main(['distill', 'no-such-recipe.yaml']) == 2\n"

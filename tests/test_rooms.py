@@ -25,6 +25,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "activations": (set(), {"torch"}),
     "packing": (set(), {"numpy", "torch"}),
     "errors": (set(), set()),
+    "bench": ({"bench_report", "errors"}, set()),
+    "bench_report": ({"errors", "report"}, {"matplotlib"}),
     "objectives": ({"activations", "errors", "ops"}, {"torch"}),
     "recipes": ({"errors", "objectives"}, set()),
     "attention": ({"activations", "ops"}, {"torch", "transformers"}),

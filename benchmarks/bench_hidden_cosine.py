@@ -1,0 +1,21 @@
+"""hidden_cosine through a projection, against plain eager and compiled code and the bare products."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .inputs import both_dtypes
+from .projected import compare_projected
+
+
+def plain(student: Tensor, teacher: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return (1 - F.cosine_similarity(F.linear(student, weight, bias), teacher)).mean()
+
+
+@both_dtypes
+def test_hidden_cosine(benchmark: Any, dtype: torch.dtype) -> None:
+    compare_projected(benchmark, "hidden_cosine", plain, dtype)

@@ -1,0 +1,47 @@
+"""linear_logits_kl at BERT's vocabulary against whole logits, eager and compiled, and the four bare products."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from bertxfer_fast import ops
+
+from .harness import backends, compare, compiled, full_or_quick, nbytes, with_gradients
+from .inputs import random
+
+TOKENS, CLASSES, STUDENT, TEACHER = full_or_quick((1024, 30522, 312, 768), (16, 300, 12, 16))
+
+
+def plain(student: Tensor, weight_student: Tensor, teacher: Tensor, weight_teacher: Tensor) -> Tensor:
+    return F.kl_div(
+        F.linear(student, weight_student).log_softmax(-1),
+        F.linear(teacher, weight_teacher).log_softmax(-1),
+        reduction="batchmean",
+        log_target=True,
+    )
+
+
+def test_linear_logits_kl(benchmark: Any) -> None:
+    """Memory matters as much as time: the record has it in multiples of the gradients that all return."""
+    student, weight_student = random(TOKENS, STUDENT, grad=True), random(CLASSES, STUDENT, grad=True)
+    teacher, weight_teacher = random(TOKENS, TEACHER), random(CLASSES, TEACHER)
+    arguments = (student, weight_student, teacher, weight_teacher)
+    wrt = (student, weight_student)
+    fast = compiled(plain)
+    x, w, g = student.detach(), weight_student.detach(), random(TOKENS, CLASSES)
+    implementations = {
+        **backends(with_gradients(lambda: ops.linear_logits_kl(*arguments), wrt)),
+        "plain": with_gradients(lambda: plain(*arguments), wrt),
+        "compile": fast and with_gradients(lambda: fast(*arguments), wrt),
+        "floor: four products": lambda: (x @ w.T, teacher @ weight_teacher.T, g @ w, g.T @ x),
+    }
+    compare(
+        benchmark,
+        implementations,
+        op="linear_logits_kl",
+        shape=f"{TOKENS}x{STUDENT}/{TEACHER}->{CLASSES}",
+        gradient_bytes=nbytes(wrt),
+    )

@@ -1,0 +1,140 @@
+"""A whole TinyBERT-4 training step on a ragged batch: both models, losses, backward, optimizer.
+
+Student: 4 layers, 312 wide; teacher: 12 layers, 768 wide; random weights. Ours is `Distiller` with the recipe's
+intermediate stage on packed tokens. The plain version is a competent one: the batch padded, no pooler, the teacher
+under no_grad, scores and hidden states handed out by both models, the same losses over real tokens in plain torch.
+The case "hidden" matches hidden states alone, which lets the plain version use torch's fast attention.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import BertModel
+
+from bertxfer_fast import Distiller, recipes
+from bertxfer_fast.objectives import HiddenStates, Objective
+
+from .harness import Call, compare, compiled, full_or_quick, on_backend
+from .inputs import both_dtypes
+from .models import (
+    SCORES,
+    STUDENT,
+    TEACHER,
+    bert,
+    packed,
+    padded,
+    ragged_texts,
+    register_scores,
+    with_attention,
+)
+
+BATCHES = full_or_quick([(16, 128), (4, 512)], [(2, 32)])  # 512: as many positions as BERT has
+EVERY = TEACHER[0] // STUDENT[0]
+
+
+class Plain(nn.Module):
+    """The padded student, its projection, and the loss against the padded teacher (which is not a submodule)."""
+
+    def __init__(self, teacher: BertModel, student: BertModel, *, scores: bool) -> None:
+        super().__init__()
+        self.scores, self.student = scores, student
+        self.projection = nn.Linear(STUDENT[1], TEACHER[1])
+        self._teacher = [teacher.eval()]
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        wanted = {"output_hidden_states": True, "output_attentions": self.scores}
+        with torch.no_grad():
+            teacher = self._teacher[0](**batch, **wanted)
+        student = self.student(**batch, **wanted)
+        tokens = batch["attention_mask"].to(student.hidden_states[0].dtype)
+        loss = hidden_loss(student.hidden_states, teacher.hidden_states, tokens, self.projection)
+        if self.scores:
+            loss = loss + scores_loss(student.attentions, teacher.attentions, tokens)
+        return loss
+
+
+def hidden_loss(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], tokens: Tensor, linear: nn.Linear
+) -> Tensor:
+    """MSE of projected hidden states, mean over real tokens, summed over the layers. ``tokens``: ``[B, L]``, 0 or 1."""
+    count = tokens.float().sum() * linear.out_features
+    differences = (linear(x) - teacher[i * EVERY] for i, x in enumerate(student))
+    return sum((d.square() * tokens[:, :, None]).sum() / count for d in differences)
+
+
+def scores_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], tokens: Tensor) -> Tensor:
+    """MSE of attention scores, mean over pairs of real tokens, summed over the layers."""
+    pairs = tokens[:, None, :, None] * tokens[:, None, None, :]
+    count = tokens.float().sum(1).square().sum() * student[0].shape[1]
+    differences = (x - teacher[(i + 1) * EVERY - 1] for i, x in enumerate(student))
+    return sum((d.square() * pairs).sum() / count for d in differences)
+
+
+def step(module: nn.Module, loss: Callable[[], Tensor]) -> Call:
+    """Loss, backward, optimizer; leaves no gradient behind."""
+    module.train()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-6)
+
+    def call() -> None:
+        loss().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return call
+
+
+def check_same_loss(
+    distiller: Distiller, plain: Plain, ours: Callable[[], Tensor], theirs: Callable[[], Tensor]
+) -> None:
+    """Fails unless both compute the same: without dropout, with one projection."""
+    for module in (distiller, plain):
+        module.eval()
+    linear = next(p for o in distiller.objectives if isinstance(o, HiddenStates) for p in o.projections)
+    linear.load_state_dict(plain.projection.state_dict())
+    tolerance = 1e-3 if plain.projection.weight.dtype == torch.float32 else 0.05
+    torch.testing.assert_close(ours(), theirs().float(), rtol=tolerance, atol=0)
+
+
+def objectives(case: str) -> list[Objective]:
+    return [HiddenStates()] if case == "hidden" else recipes.get("tinybert").stages[0].build_objectives()
+
+
+@pytest.mark.parametrize("case", ["tinybert", "hidden"])
+@both_dtypes
+@pytest.mark.parametrize("sequences, length", BATCHES)
+def test_step(benchmark: Any, sequences: int, length: int, dtype: torch.dtype, case: str) -> None:
+    register_scores()
+    teacher, student = (bert(size, length).to(dtype) for size in (TEACHER, STUDENT))
+    texts = ragged_texts(sequences, length)
+    batch, rows = packed(texts), padded(texts, length)
+    distiller = Distiller(with_attention(teacher, "sdpa"), copy.deepcopy(student), objectives(case))
+    attention = SCORES if case == "tinybert" else "sdpa"
+    modules = [
+        Plain(with_attention(teacher, attention), copy.deepcopy(student), scores=case == "tinybert").to(dtype)
+        for _ in range(2)
+    ]
+    for module in modules:
+        module.student.set_attn_implementation(attention)
+    check_same_loss(distiller, modules[0], lambda: distiller(**batch).loss, lambda: modules[0](rows))
+    fast = compiled(modules[1].forward, fullgraph=False)
+    implementations = {
+        "cpp": on_backend("cpp", step(distiller, lambda: distiller(**batch).loss)),
+        "plain": step(modules[0], lambda: modules[0](rows)),
+        "compile": fast and step(modules[1], lambda: fast(rows)),
+    }
+    compare(
+        benchmark,
+        implementations,
+        op="step",
+        case=case,
+        shape=f"{sequences}x{length}",
+        length=length,
+        dtype=dtype,
+        valid=float(rows["attention_mask"].float().mean()),
+    )

@@ -1,0 +1,124 @@
+"""Tensors and batches that the benchmarks share. Seeded by the fixture `fresh`: every run sees the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from .harness import full_or_quick
+
+DTYPES = [torch.float32, torch.bfloat16]
+both_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
+
+#: Sequences and their length: 4096 tokens each.
+BATCHES = full_or_quick([(32, 128), (8, 512), (2, 2048)], [(2, 32), (1, 64)])
+
+#: Sequences, length, heads, student's and teacher's head width. TinyBERT's 26 where it is used, 32 in long sequences.
+ATTENTION_SHAPES = [(n, length, 12, 32 if length > 1024 else 26, 64) for n, length in BATCHES]
+attention_shapes = pytest.mark.parametrize(
+    "shape", ATTENTION_SHAPES, ids=["x".join(map(str, shape)) for shape in ATTENTION_SHAPES]
+)
+
+_BLOCK = (
+    1 << 18
+)  # entries of the maps that `map_products` holds at once: 1 MB of float32, about a core's cache
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32, grad: bool = False) -> Tensor:
+    return torch.randn(*shape).to(dtype).requires_grad_(grad)
+
+
+def even_packing(sequences: int, length: int) -> Tensor:
+    """cu_seqlens of a batch without padding."""
+    return torch.arange(sequences + 1, dtype=torch.int32) * length
+
+
+def ragged_lengths(sequences: int, length: int) -> Tensor:
+    """Lengths drawn evenly from ``length / 4`` to ``length``, int32 ``[sequences]``; always the same ones."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(length // 4, length + 1, (sequences,), generator=generator, dtype=torch.int32)
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """A batch of ragged sequences: the padded ``[B, L]`` and the packed ``[T]`` view of the same tokens."""
+
+    lengths: Tensor  # int32 [B]
+    length: int
+
+    @staticmethod
+    def draw(sequences: int, length: int) -> Ragged:
+        return Ragged(ragged_lengths(sequences, length), length)
+
+    @property
+    def cu_seqlens(self) -> Tensor:
+        return torch.nn.functional.pad(self.lengths.cumsum(0), (1, 0)).int()
+
+    @property
+    def mask(self) -> Tensor:
+        """bool ``[B, L]``, true at real tokens."""
+        return torch.arange(self.length) < self.lengths[:, None]
+
+    @property
+    def max_seqlen(self) -> int:
+        return int(self.lengths.max())
+
+    @property
+    def tokens(self) -> float:
+        """Share of the padded batch's tokens that are real."""
+        return float(self.lengths.float().mean()) / self.length
+
+    @property
+    def pairs(self) -> float:
+        """Share of the padded batch's ``B * L * L`` pairs that are between real tokens of one sequence."""
+        return float(self.lengths.double().square().mean()) / self.length**2
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """``[B, L, ...]`` -> ``[T, ...]``, a leaf of its own that asks for a gradient as ``padded`` does."""
+        return padded.detach()[self.mask].requires_grad_(padded.requires_grad)
+
+
+def attention_inputs(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """(q, k) of the student, which want gradients, and of the teacher: ``[B, L, H, D]``, as linear layers make them."""
+    sequences, length, heads, ds, dt = shape
+    student = [random(sequences, length, heads, ds, dtype=dtype, grad=True) for _ in range(2)]
+    teacher = [random(sequences, length, heads, dt, dtype=dtype) for _ in range(2)]
+    return (student[0], student[1]), (teacher[0], teacher[1])
+
+
+def in_float32(x: Tensor) -> Tensor:
+    return x.detach().float().requires_grad_(x.requires_grad)
+
+
+def heads_first(x: Tensor) -> Tensor:
+    """``[B, L, H, D]`` -> contiguous ``[B * H, L, D]`` for bare products."""
+    return x.detach().transpose(1, 2).flatten(0, 1).contiguous()
+
+
+def map_products(pairs: list[tuple[Tensor, Tensor]], outs: list[Tensor]) -> Callable[[], None]:
+    """Bare products of the size that losses on attention maps need, on maps that stay in the cache.
+
+    For each ``(a, b)`` the product ``a @ b.T`` (``[B * H, L, D]`` both), and for each ``x`` of ``outs`` a product of a
+    map with ``x``; a few heads at a time, the maps always written to the same buffer.
+    """
+    total, length, _ = pairs[0][0].shape
+    group = max(1, min(total, _BLOCK // length**2))
+    buffer = pairs[0][0].new_zeros(group, length, length)
+    results = [x.new_empty(group, length, x.shape[-1]) for x in outs]
+
+    def call() -> None:
+        for start in range(0, total, group):
+            part = slice(start, min(start + group, total))
+            maps = buffer[: part.stop - part.start]
+            for a, b in pairs:
+                torch.bmm(a[part], b[part].mT, out=maps)
+            for x, result in zip(outs, results, strict=True):
+                torch.bmm(maps, x[part], out=result[: len(maps)])
+
+    return call
