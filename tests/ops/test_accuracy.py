@@ -38,18 +38,20 @@ from .test_pool_features import check_accuracy as check_pooling
 
 CASES = int(os.environ.get("BERTXFER_CASES", "10000"))
 ONE_CASE = os.environ.get("BERTXFER_CASE", "")
+STRICT = os.environ.get("BERTXFER_STRICT") == "1"
 #: Cases for each op in the default suite, and in one slow test.
 FEW, CHUNK = 50, 500
-#: Where kernels miss the rule today, and by which fraction of the largest number at most. To be emptied, not extended:
-#: - attention_score_mse sums Gram matrices in float32 until the loss is 1e-2 of the squared scores, and tiles add up
-#:   student and teacher in one sum, twice as long as plain PyTorch's two.
-#: - attention_map_loss multiplies a row by one rounded 1 / sum, which shifts all of its small differences together.
+#: Where kernels miss the rule today, and by how much at most: roundings (eps of float32 for a loss, of the dtype for a
+#: gradient) of the largest number. To be emptied, not extended. BERTXFER_STRICT=1 leaves it out.
+#: - attention_score_mse sums Gram matrices in float32 until the loss is 1e-2 of the squared scores; and tiles sum
+#:   student and teacher together, over twice as many terms as plain PyTorch's two products.
+#: - attention_map_loss, mse: a few cases in ten thousand, near the teacher, up to ten times plain PyTorch's error.
 #: - hidden_mse stores its gradient divided by the width: one rounding too many, of numbers that float16 may hold only
 #:   as subnormal ones.
 MISSED = {
-    "attention_score_mse": {"result": 1e-5},
-    "attention_map_loss": {"result": 1e-4},
-    "hidden_mse": {"gradient of student": 4e-3},
+    "attention_score_mse": {"result": 100},
+    "attention_map_loss mse": {"result": 1000},
+    "hidden_mse": {"gradient of student": 2},
 }
 
 
@@ -174,10 +176,12 @@ def check(
         return getattr(reference, name)(**x, **known)
 
     floors = dict(floors or {})
-    if missed := MISSED.get(name):
+    missed = MISSED.get(f"{name} {options.get('kind', '')}".strip(), {})
+    if missed and not STRICT:
         exact = evaluate(plain, problem.dense(), wrt, dtype=torch.float64)
         for output, value in exact.items():
-            floors[output] = floors.get(output, 0.0) + missed.get(output, 0.0) * largest(value)
+            eps = EPS32 if output == "result" else torch.finfo(problem.dtype).eps
+            floors[output] = floors.get(output, 0.0) + missed.get(output, 0) * eps * largest(value)
     assert_as_accurate_as_pytorch(
         lambda **x: getattr(ops, name)(**x, **options),
         plain,
