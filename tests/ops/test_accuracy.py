@@ -46,12 +46,12 @@ FEW, CHUNK = 50, 500
 #: - attention_score_mse sums Gram matrices in float32 until the loss is 1e-2 of the squared scores; and tiles sum
 #:   student and teacher together, over twice as many terms as plain PyTorch's two products.
 #:   Gradients of a sum are stored divided by max_seqlen, where float16 ends earlier: see `stored_in_steps`.
-#: - attention_map_loss, mse: a few cases in ten thousand, near the teacher, up to ten times plain PyTorch's error.
+#: - attention_map_loss, mse: rarely, near the teacher; why is not known yet.
 #: - hidden_mse stores its gradient divided by the width: one rounding too many, of numbers that float16 may hold only
 #:   as subnormal ones.
 MISSED = {
     "attention_score_mse": {"result": 100},
-    "attention_map_loss mse": {"result": 1000},
+    "attention_map_loss mse": {"result": 100},
     "hidden_mse": {"gradient of student": 2},
 }
 
