@@ -16,12 +16,12 @@ SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 ENVIRONMENT := $(VENV)/.environment-torch-$(TORCH)
 BUILT := $(VENV)/.built-torch-$(TORCH)
 
-.PHONY: help test slow demo bench lint format build clean
+.PHONY: help test slow sanitize demo bench lint format build clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n '/^# Two/,/^$$/s/^# //p' Makefile
-	@echo "also: make slow | lint | format | build | clean"
+	@echo "also: make slow | sanitize | lint | format | build | clean"
 	@echo "      make bench    the operators against plain and compiled PyTorch; NAMES='attention_map step' for some"
 
 $(ENVIRONMENT): pyproject.toml constraints.txt
@@ -42,6 +42,10 @@ test: $(BUILT)
 
 slow: $(BUILT)
 	$(PY) -m pytest -m slow
+
+# Kernels built with AddressSanitizer and UBSan, in build/sanitize, on every instruction set that runs here.
+sanitize: $(BUILT)
+	$(PY) tests/sanitize.py
 
 # glibc hands large tensors back to the kernel after every step and has their pages cleared again; these keep them.
 demo: export MALLOC_MMAP_THRESHOLD_ = 1073741824

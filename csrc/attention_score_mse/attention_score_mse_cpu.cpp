@@ -3,6 +3,7 @@
 #include "attention_score_mse.h"
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 
 #include "../common/parallel.h"
@@ -14,15 +15,20 @@ namespace bertxfer {
 namespace BERTXFER_ISA {
 namespace {
 
-// Measured: on bfloat16 units Gram matrices win from about here on, whatever the widths.
-[[maybe_unused]] constexpr int64_t kBf16Crossover = 48;
-
-// The length below which tiles cost fewer multiply-adds than Gram matrices, whose triangles are 0.6 of a square.
+// The length from which on Gram matrices are faster than tiles. Tiles do L^2 (D + 2 ds) multiply-adds, Gram matrices
+// 1.2 L D^2 + 2 L D ds, and a fixed share beside: 1.4 was measured at 26/64 (about 145 tokens).
 int64_t crossover(const AttentionScoreMse& p) {
   const double ds = static_cast<double>(p.q_student.dim), depth = ds + static_cast<double>(p.q_teacher.dim);
-  const bool need_grad = p.grad_q != nullptr;
-  return static_cast<int64_t>((1.2 * depth * depth + (need_grad ? 2 * depth * ds : 0)) /
-                              (depth + (need_grad ? 2 * ds : 0)));
+  const double gradient = p.grad_q != nullptr ? 2.0 * ds : 0.0;
+  return static_cast<int64_t>(1.4 * (1.2 * depth * depth + gradient * depth) / (depth + gradient));
+}
+
+// The same on bfloat16 units, where Gram matrices cost little but what is done once for them, D^2 (measured at 26/64:
+// 96 tokens).
+[[maybe_unused]] int64_t bf16_crossover(const AttentionScoreMse& p) {
+  const double ds = static_cast<double>(p.q_student.dim), depth = ds + static_cast<double>(p.q_teacher.dim);
+  const double gradient = p.grad_q != nullptr ? 2.0 * ds : 0.0;
+  return static_cast<int64_t>(depth * std::sqrt(160.0 / (depth + gradient)));
 }
 
 template <class GramKernel>
@@ -71,7 +77,7 @@ void attention_score_mse(const AttentionScoreMse& p) {
 #if defined(BERTXFER_BF16_GEMM)
   const bool bf16_only = p.q_student.dtype == Dtype::bf16 && p.k_student.dtype == Dtype::bf16 &&
                          p.q_teacher.dtype == Dtype::bf16 && p.k_teacher.dtype == Dtype::bf16;
-  if (bf16_only) return for_each_head<Bf16Gram>(p, limit(kBf16Crossover));
+  if (bf16_only) return for_each_head<Bf16Gram>(p, limit(bf16_crossover(p)));
 #endif
   for_each_head<Gram>(p, limit(crossover(p)));
 }

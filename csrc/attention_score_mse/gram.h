@@ -42,7 +42,7 @@ class Gram {
  private:
   static constexpr int64_t kHotTokens = 128;             // rows of A or B that an update keeps in the nearest cache
   static constexpr int64_t kFlushTokens = 256;           // float32 sums longer than this move to float64
-  static constexpr int64_t kResidentBytes = 512 * 1024;  // A and B stay for the second pass while they fit in this
+  static constexpr int64_t kResidentBytes = 1792 * 1024;  // A and B stay for the second pass while they fit in this
 
   void load_block(int64_t head, int64_t first, int64_t count) {
     load_pair(p_.q_student, p_.q_teacher, head, first, count, a_, ds_columns_, columns_);

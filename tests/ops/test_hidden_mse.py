@@ -47,6 +47,29 @@ def exact_projection(tensors: dict[str, Tensor]) -> Tensor:
     return out + tensors["bias"].double() if "bias" in tensors else out
 
 
+SPOILT_STATES = [
+    *spoilt_tensor("student", 2),
+    *spoilt_tensor("teacher", 2, pair="student"),
+    spoilt("teacher with fewer tokens", "teacher", {"teacher": lambda t: t[:-1]}),
+    spoilt("widths differ without weight", "weight|teacher", {"teacher": lambda t: t[:, :-1]}),
+    spoilt("bias without weight", "bias", {"bias": torch.zeros(52)}),
+    spoilt("reduction unknown", "reduction", {"reduction": "none"}),
+    spoilt("reduction batchmean", "reduction", {"reduction": "batchmean"}),
+    spoilt("reduction None", "reduction", {"reduction": None}),
+]
+SPOILT_PROJECTION = [
+    # None is a meaning of its own for these two
+    *spoilt_tensor("weight", 2, pair="student")[1:],
+    *spoilt_tensor("bias", 1, pair="student")[1:],
+    spoilt("weight transposed", "weight", {"weight": lambda t: t.T}),
+    spoilt("weight too narrow", "weight", {"weight": lambda t: t[:, 1:]}),
+    spoilt("bias too short", "bias", {"bias": lambda t: t[1:]}),
+    spoilt("weight of another dtype", "weight", {"weight": lambda t: t.bfloat16()}),
+    spoilt("bias of another dtype", "bias", {"bias": lambda t: t.half()}),
+    spoilt("teacher with more tokens", "teacher", {"teacher": lambda t: torch.cat([t, t])}),
+]
+
+
 class HiddenContract(LossContract):
     operator = "hidden_mse"
     function = staticmethod(ops.hidden_mse)
@@ -69,18 +92,7 @@ class TestContractPlain(HiddenContract):
     call_kind = "plain"
     student = ("student",)
 
-    @pytest.fixture(
-        params=[
-            *spoilt_tensor("student", 2),
-            *spoilt_tensor("teacher", 2, pair="student"),
-            spoilt("teacher with fewer tokens", "teacher", {"teacher": lambda t: t[:-1]}),
-            spoilt("widths differ without weight", "weight|teacher", {"teacher": lambda t: t[:, :-1]}),
-            spoilt("bias without weight", "bias", {"bias": torch.zeros(52)}),
-            spoilt("reduction unknown", "reduction", {"reduction": "none"}),
-            spoilt("reduction batchmean", "reduction", {"reduction": "batchmean"}),
-            spoilt("reduction None", "reduction", {"reduction": None}),
-        ]
-    )
+    @pytest.fixture(params=SPOILT_STATES)
     def bad_argument(self, request: pytest.FixtureRequest) -> Any:
         return request.param
 
@@ -91,19 +103,7 @@ class TestContractProjected(HiddenContract):
     uses_library_products = True  # for the gradient of the weight
     student = ("student", "weight", "bias")
 
-    @pytest.fixture(
-        params=[
-            # None is a meaning of its own for these two
-            *spoilt_tensor("weight", 2, pair="student")[1:],
-            *spoilt_tensor("bias", 1, pair="student")[1:],
-            spoilt("weight transposed", "weight", {"weight": lambda t: t.T}),
-            spoilt("weight too narrow", "weight", {"weight": lambda t: t[:, 1:]}),
-            spoilt("bias too short", "bias", {"bias": lambda t: t[1:]}),
-            spoilt("weight of another dtype", "weight", {"weight": lambda t: t.bfloat16()}),
-            spoilt("bias of another dtype", "bias", {"bias": lambda t: t.half()}),
-            spoilt("teacher with more tokens", "teacher", {"teacher": lambda t: torch.cat([t, t])}),
-        ]
-    )
+    @pytest.fixture(params=SPOILT_PROJECTION)
     def bad_argument(self, request: pytest.FixtureRequest) -> Any:
         return request.param
 

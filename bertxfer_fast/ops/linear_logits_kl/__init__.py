@@ -53,6 +53,9 @@ def linear_logits_kl(
     check_tensor("weight_student", weight_student, 2, "[V, Ds]")
     check_tensor("teacher", teacher, 2, "[T, Dt]")
     check_tensor("weight_teacher", weight_teacher, 2, "[V, Dt]")
+    for name, bias in (("bias_student", bias_student), ("bias_teacher", bias_teacher)):
+        if bias is not None:
+            check_tensor(name, bias, 1, "[V]")
     classes = weight_student.shape[0]
     for name, x, wanted in (
         ("weight_student", weight_student, (classes, student.shape[1])),
