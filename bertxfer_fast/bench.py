@@ -35,10 +35,6 @@ _TESTS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-#: glibc hands large tensors back to the kernel after every call and has their pages cleared again, which would be a
-#: large part of what is timed, most of all for whoever makes the largest tensors. These keep them, for all alike.
-_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 31)}
-
 
 def checkout() -> Path:
     """The source checkout that this package stands in.
@@ -160,7 +156,11 @@ def write_docs(output: Path | None = None, *, root: Path | None = None) -> None:
     links = sorted(f"plots/{path.name}" for path in (root / "docs" / "plots").glob("*.svg"))
     sections = [markdown(results, links if not i else ()) for i, results in enumerate(loaded)]
     replace_block(root / "docs" / "performance.md", "\n\n".join(sections))
-    replace_block(root / "README.md", readme_markdown(max(loaded, key=lambda r: r["machine"]["threads"])))
+    replace_block(root / "README.md", readme_markdown(max(loaded, key=_prominence)))
+
+
+def _prominence(results: Mapping[str, Any]) -> tuple[int, bool]:
+    return results["machine"]["threads"], not results["machine"]["allocator"]
 
 
 # ---- running ------------------------------------------------------------------------------------------------
@@ -218,7 +218,6 @@ def _reason(output: str) -> str:
 def _environment(root: Path, threads: int, *, quick: bool, skip_compile: bool) -> dict[str, str]:
     switches = {"BERTXFER_BENCH_QUICK": quick, "BERTXFER_BENCH_SKIP_COMPILE": skip_compile}
     return {
-        **_ALLOCATOR,
         **{name: value for name, value in os.environ.items() if name not in switches},
         **{name: "1" for name, on in switches.items() if on},
         "OMP_NUM_THREADS": str(threads),
@@ -249,7 +248,8 @@ def _tell(line: str) -> None:
 def _results_file(root: Path, machine: Mapping[str, Any]) -> Path:
     words = re.sub(r"\(r\)|\(tm\)|@.*", " ", str(machine["processor"]).lower())
     slug = "-".join(re.findall(r"[a-z0-9]+", words)) or "cpu"
-    return root / "benchmarks" / "results" / f"{slug}-{machine['threads']}threads.json"
+    allocator = "-malloc" if machine["allocator"] else ""  # other numbers, beside those of the default
+    return root / "benchmarks" / "results" / f"{slug}-{machine['threads']}threads{allocator}.json"
 
 
 def _save(path: Path, new: Mapping[str, Any]) -> dict[str, Any]:

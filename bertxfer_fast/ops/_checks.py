@@ -119,12 +119,13 @@ def check_attention_pair(
         ("k_teacher", k_teacher),
     ):
         check_tensor(name, value, 3, "[T, H, D]")
-        if not 1 <= value.shape[2] <= 256:
-            raise ValueError(f"{name}: got head_dim {value.shape[2]}, want 1 to 256")
-        if value.shape[0] != q_student.shape[0]:
-            raise ValueError(f"{name}: got {value.shape[0]} tokens, want {q_student.shape[0]} as q_student")
-        if value.shape[1] != q_student.shape[1]:
-            raise ValueError(f"{name}: got {value.shape[1]} heads, want {q_student.shape[1]} as q_student")
+        tokens, heads, head_dim = value.shape
+        if not 1 <= head_dim <= 256:
+            raise ValueError(f"{name}: got head_dim {head_dim}, want 1 to 256")
+        if tokens != q_student.shape[0]:
+            raise ValueError(f"{name}: got {tokens} tokens, want {q_student.shape[0]} as q_student")
+        if heads != q_student.shape[1]:
+            raise ValueError(f"{name}: got {heads} heads, want {q_student.shape[1]} as q_student")
     if k_student.shape[2] != q_student.shape[2]:
         raise ValueError(
             f"k_student: got head_dim {k_student.shape[2]}, want {q_student.shape[2]} as q_student"

@@ -73,6 +73,7 @@ SCHEMAS: dict[str, str] = {
         "float scale, float dropout_p, Tensor? seed) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)"
     ),
     "scale_grad": "(Tensor grad, Tensor factor, ScalarType dtype) -> Tensor",
+    "scale_grad_": "(Tensor(a!) grad, Tensor factor) -> ()",
 }
 
 _library = torch.library.Library(NAMESPACE, "DEF")
@@ -82,6 +83,9 @@ for _name, _schema in SCHEMAS.items():
 
 #: Operators that exist in more than one implementation, filled by :func:`register`: name -> backends written for it.
 IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {}
+
+#: What differentiates an operator: name -> (setup_context, backward).
+FORMULAS: dict[str, tuple[Callable[..., None], Callable[..., Any]]] = {}
 
 #: Operators whose kernel a stale extension lacks, with the sentence that says so.
 MISSING_KERNELS: dict[str, str] = {}
@@ -112,6 +116,8 @@ def register(
     ``compiled`` names the backends that compiled code brings; their kernels register themselves when they load.
     """
     IMPLEMENTATIONS[name] = (*compiled, "eager")
+    if setup_context is not None and backward is not None:
+        FORMULAS[name] = setup_context, backward
     if "cpp" in compiled and extension is not None:
         present = torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}.cpp", "CPU")
         if not present:

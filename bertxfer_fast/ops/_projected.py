@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _backend, _library
+from ._autograd import run_loss
 from ._checks import REDUCTIONS, check_choice, check_same_device, check_same_dtype, check_tensor
 from .scale_grad import scale_grad
 
@@ -50,8 +50,7 @@ def projected_loss(
     need_grad = torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in (student, weight, bias)
     )
-    op = _library.overload(name, _backend.pick(name, student.device.type))
-    return op(student, teacher.detach(), weight, bias, reduction, need_grad)[0]
+    return run_loss(name, student.device.type, student, teacher.detach(), weight, bias, reduction, need_grad)
 
 
 def fake_projected(

@@ -30,11 +30,10 @@ template <class Grad>
 inline double mse_row(const RowPair& row, float highest_s, float highest_t, float factor, Grad* grad) {
   float *weights_s = row.weights, *weights_t = row.weights + row.ld;
   const float scale_s = row.scale_s * kLog2E, scale_t = row.scale_t * kLog2E;
-  const float start_s = highest_s * kLog2E, start_t = highest_t * kLog2E;
   Vector<float> sum_s = {}, sum_t = {};
   for_vectors(row.length, [&](int64_t j, int64_t n) BERTXFER_INLINE {
-    const Vector<float> s = load_floats(row.s + j, n) * scale_s - start_s;
-    const Vector<float> t = load_floats(row.t + j, n) * scale_t - start_t;
+    const Vector<float> s = (load_floats(row.s + j, n) - highest_s) * scale_s;
+    const Vector<float> t = (load_floats(row.t + j, n) - highest_t) * scale_t;
     const Vector<float> weight_s = first_lanes(fast_exp2(s), n), weight_t = first_lanes(fast_exp2(t), n);
     store(weight_s, weights_s + j);
     store(weight_t, weights_t + j);
@@ -62,8 +61,8 @@ inline double mse_row(const RowPair& row, float highest_s, float highest_t, floa
 // The row's loss; writes ss G (see attention_map.h) times `stored` to grad, unless it is null.
 template <class Grad>
 inline double map_row(AttentionMap::Kind kind, const RowPair& row, float stored, Grad* grad) {
-  const float highest_s = highest_scaled(row.s, row.length, row.scale_s);
-  const float highest_t = highest_scaled(row.t, row.length, row.scale_t);
+  const float highest_s = highest_score(row.s, row.length, row.scale_s);
+  const float highest_t = highest_score(row.t, row.length, row.scale_t);
   const float factor = stored * row.scale_s;
   return kind == AttentionMap::Kind::kl ? kl_row(row, highest_s, highest_t, factor, grad)
                                         : mse_row(row, highest_s, highest_t, 2.0f * factor, grad);

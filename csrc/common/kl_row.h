@@ -26,15 +26,16 @@ struct RowPair {
   int64_t ld;
 };
 
-// The highest of scale * x_j.
-inline float highest_scaled(const float* x, int64_t length, float scale) {
+// The x_j whose product with `scale` is the highest. Scores are taken less this one before anything else, so that it
+// becomes exactly 0 and its exponential exactly 1.
+inline float highest_score(const float* x, int64_t length, float scale) {
   constexpr int64_t W = kLanes<float>;
   const float sign = scale < 0.0f ? -1.0f : 1.0f;
   Vector<float> most = Vector<float>{} + sign * x[0];
   int64_t j = 0;
   for (; j + W <= length; j += W) most = larger(sign * load(x + j), most);
   if (j < length) most = larger(sign * last_lanes_filled(load_floats(x + j, length - j), length - j, x[0]), most);
-  return sign * scale * highest_of(most);
+  return sign * highest_of(most);
 }
 
 // e^x - 1 - x without cancellation near 0.
@@ -56,8 +57,8 @@ inline double tiny_divergence(const RowPair& row, float highest_s, float highest
   const float* weights_t = row.weights + row.ld;
   Vector<float> sum = {}, drift = {};
   for_vectors(row.length, [&](int64_t j, int64_t n) BERTXFER_INLINE {
-    const Vector<float> s = load_floats(row.s + j, n) * row.scale_s - highest_s;
-    const Vector<float> t = load_floats(row.t + j, n) * row.scale_t - highest_t;
+    const Vector<float> s = (load_floats(row.s + j, n) - highest_s) * row.scale_s;
+    const Vector<float> t = (load_floats(row.t + j, n) - highest_t) * row.scale_t;
     const Vector<float> x = (s - t) + mean, weight = load(weights_t + j);
     sum += weight * exp_remainder(x);
     drift += weight * x;
@@ -71,12 +72,11 @@ template <class Grad>
 inline double kl_row(const RowPair& row, float highest_s, float highest_t, float factor, Grad* grad) {
   float *weights_s = row.weights, *weights_t = row.weights + row.ld;
   const float scale_s = row.scale_s * kLog2E, scale_t = row.scale_t * kLog2E;
-  const float start_s = highest_s * kLog2E, start_t = highest_t * kLog2E;
   Vector<float> sum_s = {}, sum_t = {}, sum_cross = {};
   for_vectors(row.length, [&](int64_t j, int64_t n) BERTXFER_INLINE {
     // In units of log 2, which is what the exponential wants.
-    const Vector<float> s = load_floats(row.s + j, n) * scale_s - start_s;
-    const Vector<float> t = load_floats(row.t + j, n) * scale_t - start_t;
+    const Vector<float> s = (load_floats(row.s + j, n) - highest_s) * scale_s;
+    const Vector<float> t = (load_floats(row.t + j, n) - highest_t) * scale_t;
     const Vector<float> weight_s = first_lanes(fast_exp2(s), n), weight_t = first_lanes(fast_exp2(t), n);
     store(weight_s, weights_s + j);
     store(weight_t, weights_t + j);

@@ -18,7 +18,7 @@ int64_t num_threads();
 //
 // `together`: neighbouring items that share cache lines and pages (the heads of a sequence), best done by one thread;
 // they are handed out that many at a time while every thread still gets a few turns.
-constexpr double kSerialWork = 2e5;
+constexpr double kSerialWork = 6e5;
 constexpr int64_t kTurns = 4;
 
 template <class MakeWorker>

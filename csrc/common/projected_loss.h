@@ -1,7 +1,9 @@
 // Tensor side shared by hidden_mse and hidden_cosine: loss(student W^T + b, teacher), chunk by chunk.
 //
-// Three library products per chunk of kChunk tokens, P = X W^T, dX = G W and dW += G^T X, and between them one pass of
-// the operator's own over the chunk (`pass`), which turns P into G in place while it is in the cache.
+// Three library products per chunk of tokens, P = X W^T, dX = G W and dW += G^T X, and between them one pass of
+// the operator's own over the chunk (`pass`), which turns P into G in place while it is in the cache. float16 is widened
+// to float32 chunk by chunk: it ends at 65504, which sums over a chunk pass, and no scale suits both them and small
+// residuals.
 #pragma once
 
 #include <algorithm>
@@ -20,7 +22,8 @@ class ProjectedLoss {
 
   ProjectedLoss(const Tensor& student, const Tensor& teacher, const std::optional<Tensor>& weight,
                 const std::optional<Tensor>& bias, bool need_grad, Pass pass)
-      : student_(dense(student)),
+      : dtype_(student.scalar_type() == ScalarType::Half && weight ? ScalarType::Float : student.scalar_type()),
+        student_(dense(student)),
         teacher_(rows_contiguous(teacher)),
         tokens_(teacher.size(0)),
         width_(teacher.size(1)),
@@ -32,7 +35,7 @@ class ProjectedLoss {
       STD_TORCH_CHECK(weight->dim() == 2 && weight->size(0) == width_ && weight->size(1) == student.size(1) &&
                           weight->scalar_type() == student.scalar_type(),
                       "weight: want [Dt, Ds] in the dtype of student");
-      weight_ = dense(*weight);
+      weight_ = dense(in_dtype(*weight));
     }
     STD_TORCH_CHECK(weight || student.size(1) == width_, "weight: wanted where the widths differ");
     STD_TORCH_CHECK(!bias || bias->numel() == width_, "bias: want [Dt]");
@@ -52,22 +55,33 @@ class ProjectedLoss {
   }
 
  private:
-  static constexpr int64_t kChunk = 1024;
+  Tensor in_dtype(const Tensor& tensor) const {
+    return tensor.scalar_type() == dtype_ ? tensor : torch::stable::to(tensor, dtype_);
+  }
+
+  // A chunk's rows are still in the second-level caches when the pass and the next products come to them. In bfloat16
+  // the library packs the weight anew for each product, which a chunk has to be worth.
+  static constexpr int64_t kChunk = 2048, kBf16Chunk = 4096;
 
   double projected() {
     const Tensor weight_t = torch::stable::transpose(*weight_, 0, 1);
-    const int64_t chunk = std::min(kChunk, std::max<int64_t>(tokens_, 1));
-    const Tensor buffer = empty({chunk, width_}, student_.scalar_type());
+    const int64_t most = dtype_ == ScalarType::BFloat16 ? kBf16Chunk : kChunk;
+    const int64_t chunk = std::min(most, std::max<int64_t>(tokens_, 1));
+    const Tensor buffer = empty({chunk, width_}, dtype_);
+    const bool widened = dtype_ != student_.scalar_type();
+    Tensor wide_grad = empty({widened ? chunk : 0, student_.size(1)}, dtype_);
     double total = 0.0;
     for (int64_t first = 0; first < tokens_; first += chunk) {
       const int64_t rows = std::min(chunk, tokens_ - first);
-      const Tensor student = rows_of(student_, first, rows);
+      const Tensor student = in_dtype(rows_of(student_, first, rows));
       Tensor direction = rows_of(buffer, 0, rows);
       matmul_out(direction, student, weight_t);
       total += run_pass(direction, first, rows, direction);
       if (!need_grad_) continue;
       Tensor grad_student = rows_of(grad_student_, first, rows);
-      matmul_out(grad_student, direction, *weight_);
+      Tensor product = widened ? rows_of(wide_grad, 0, rows) : grad_student;
+      matmul_out(product, direction, *weight_);
+      if (widened) torch::stable::copy_(grad_student, product);
       matmul_add(grad_weight_, torch::stable::transpose(direction, 0, 1), student, first > 0);
     }
     return total;
@@ -109,6 +123,7 @@ class ProjectedLoss {
     return total;
   }
 
+  const ScalarType dtype_;  // of the products
   const Tensor student_, teacher_;
   std::optional<Tensor> weight_, bias_;
   const int64_t tokens_, width_;

@@ -12,34 +12,21 @@ namespace {
 template <class Student, class Teacher>
 void run_block(const HiddenRows& p, const float* bias, int64_t block) {
   const int64_t first = block * kRowBlock, last = std::min(p.rows, first + kRowBlock);
-  const float factor = 2.0f / static_cast<float>(p.width);
   float* column_sums = p.column_sums == nullptr ? nullptr : p.column_sums + block * p.width;
   if (column_sums != nullptr) std::fill(column_sums, column_sums + p.width, 0.0f);
   double sum = 0.0;
   for (int64_t t = first; t < last; ++t) {
     const Student* student = static_cast<const Student*>(p.student) + t * p.student_stride;
     const Teacher* teacher = static_cast<const Teacher*>(p.teacher) + t * p.teacher_stride;
-    float row_sum = 0.0f;
-    if (p.direction == nullptr) {
-#pragma omp simd reduction(+ : row_sum)
-      for (int64_t d = 0; d < p.width; ++d) {
-        const float r = to_float(student[d]) + bias[d] - to_float(teacher[d]);
-        row_sum += r * r;
-      }
-    } else {
-      Student* direction = static_cast<Student*>(p.direction) + t * p.width;
-#pragma omp simd reduction(+ : row_sum)
-      for (int64_t d = 0; d < p.width; ++d) {
-        const float r = to_float(student[d]) + bias[d] - to_float(teacher[d]);
-        row_sum += r * r;
-        from_float(factor * r, direction[d]);
-      }
-      if (column_sums != nullptr) {
-#pragma omp simd
-        for (int64_t d = 0; d < p.width; ++d) column_sums[d] += to_float(direction[d]);
-      }
-    }
-    sum += row_sum;
+    Student* direction = p.direction == nullptr ? nullptr : static_cast<Student*>(p.direction) + t * p.width;
+    Vector<float> squares = {};
+    for_vectors(p.width, [&](int64_t d, int64_t n) BERTXFER_INLINE {
+      const Vector<float> r = load_floats(student + d, n) + load_floats(bias + d, n) - load_floats(teacher + d, n);
+      squares += r * r;
+      if (direction != nullptr) store_floats(r, direction + d, n);
+      if (column_sums != nullptr) store_floats(load_floats(column_sums + d, n) + r, column_sums + d, n);
+    });
+    sum += sum_of(squares);
   }
   p.sums[block] = sum;
 }

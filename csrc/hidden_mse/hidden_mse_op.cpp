@@ -13,8 +13,7 @@ ProjectedLoss::Result hidden_mse_cpu(Tensor student,                // [T, Ds]
                                      std::optional<Tensor> bias,    // [Dt]
                                      std::string reduction, bool need_grad) {
   ProjectedLoss loss(student, teacher, weight, bias, need_grad, BERTXFER_DISPATCH(hidden_mse));
-  const double width = static_cast<double>(teacher.size(1));
-  return loss.run(reduction, static_cast<double>(teacher.size(0)) * width, std::max(width, 1.0));
+  return loss.run(reduction, static_cast<double>(teacher.numel()), 2.0);
 }
 
 }  // namespace

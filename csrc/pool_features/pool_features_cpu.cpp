@@ -30,15 +30,17 @@ void add_rows(const PackedView& hidden, int64_t first, int64_t rows, float weigh
   const int64_t stride = hidden.token_stride, width = hidden.dim;
   int64_t t = 0;
   for (; t + 4 <= rows; t += 4, source += 4 * stride) {  // four rows a pass: the sums are loaded and stored less often
-#pragma omp simd
-    for (int64_t d = 0; d < width; ++d) {
-      sum[d] += weight * ((to_float(source[d]) + to_float(source[stride + d])) +
-                          (to_float(source[2 * stride + d]) + to_float(source[3 * stride + d])));
-    }
+    for_vectors(width, [&](int64_t d, int64_t n) BERTXFER_INLINE {
+      const T* column = source + d;
+      const Vector<float> pair = load_floats(column, n) + load_floats(column + stride, n);
+      const Vector<float> next = load_floats(column + 2 * stride, n) + load_floats(column + 3 * stride, n);
+      store_floats(load_floats(sum + d, n) + weight * (pair + next), sum + d, n);
+    });
   }
   for (; t < rows; ++t, source += stride) {
-#pragma omp simd
-    for (int64_t d = 0; d < width; ++d) sum[d] += weight * to_float(source[d]);
+    for_vectors(width, [&](int64_t d, int64_t n) BERTXFER_INLINE {
+      store_floats(load_floats(sum + d, n) + weight * load_floats(source + d, n), sum + d, n);
+    });
   }
 }
 
@@ -113,7 +115,7 @@ void spread(const PoolFeaturesBackward& p, int64_t n, int64_t l, const float* gr
     T* target = static_cast<T*>(p.grad_hidden[l]) + first * f.width;
     const float weight = f.layer_weights[l];
     if (f.mode == Mode::max) {
-      std::memset(target, 0, length * f.width * sizeof(T));
+      if (length > 0) std::memset(target, 0, length * f.width * sizeof(T));
       const int32_t* argmax = f.argmax + n * f.width;
       for (int64_t d = 0; used > 0 && d < f.width; ++d) {
         from_float(weight * grad[d], target[(argmax[d] - first) * f.width + d]);
@@ -126,7 +128,7 @@ void spread(const PoolFeaturesBackward& p, int64_t n, int64_t l, const float* gr
 #pragma omp simd
       for (int64_t d = 0; d < f.width; ++d) from_float(row[d], target[t * f.width + d]);
     }
-    std::memset(target + rows * f.width, 0, (length - rows) * f.width * sizeof(T));
+    if (length > rows) std::memset(target + rows * f.width, 0, (length - rows) * f.width * sizeof(T));
   });
 }
 

@@ -16,7 +16,7 @@ void scale_grad(const ScaleGrad& p) {
       using Out = decltype(out_tag);
       const In* grad = static_cast<const In*>(p.grad);
       Out* out = static_cast<Out*>(p.out);
-      for_each_item((p.size + kBlock - 1) / kBlock, static_cast<double>(p.size), [&] {
+      for_each_item((p.size + kBlock - 1) / kBlock, 4.0 * static_cast<double>(p.size), [&] {
         return [&](int64_t block) {
           const int64_t end = std::min(p.size, (block + 1) * kBlock);
 #pragma omp simd

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _backend, _library
+from .. import _library
+from .._autograd import run_loss
 from .._checks import REDUCTIONS, check_attention_pair, check_choice, check_packing, check_scale
 from ..attention_score_mse import attention_backward, fake_attention_loss, setup_attention_context
 from .eager import attention_map_loss as _eager
@@ -61,8 +62,9 @@ def attention_map_loss(
     check_choice("reduction", reduction, REDUCTIONS)
     max_seqlen = check_packing(q_student.shape[0], cu_seqlens, max_seqlen, seqused)
     need_grad = torch.is_grad_enabled() and (q_student.requires_grad or k_student.requires_grad)
-    op = _library.overload("attention_map_loss", _backend.pick("attention_map_loss", q_student.device.type))
-    loss, _, _, _ = op(
+    return run_loss(
+        "attention_map_loss",
+        q_student.device.type,
         q_student,
         k_student,
         q_teacher.detach(),
@@ -76,7 +78,6 @@ def attention_map_loss(
         reduction,
         need_grad,
     )
-    return loss
 
 
 _library.register(

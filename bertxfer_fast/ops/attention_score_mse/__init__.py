@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _backend, _library
+from .. import _library
+from .._autograd import run_loss
 from .._checks import REDUCTIONS, check_attention_pair, check_choice, check_packing, check_scale
 from ..scale_grad import scale_grad
 from .eager import attention_score_mse as _eager
@@ -66,8 +67,9 @@ def attention_score_mse(
     check_choice("method", method, METHODS)
     max_seqlen = check_packing(q_student.shape[0], cu_seqlens, max_seqlen, seqused)
     need_grad = torch.is_grad_enabled() and (q_student.requires_grad or k_student.requires_grad)
-    op = _library.overload("attention_score_mse", _backend.pick("attention_score_mse", q_student.device.type))
-    loss, _, _, _ = op(
+    return run_loss(
+        "attention_score_mse",
+        q_student.device.type,
         q_student,
         k_student,
         q_teacher.detach(),
@@ -81,7 +83,6 @@ def attention_score_mse(
         method,
         need_grad,
     )
-    return loss
 
 
 def fake_attention_loss(q_student: Tensor, k_student: Tensor, *args: Any) -> tuple[Tensor, ...]:

@@ -22,17 +22,15 @@ def hidden_mse(
     normaliser = 1.0 if reduction == "sum" else 1.0 / max(tokens * width, 1)
     loss = (residual.square().sum(dtype=torch.float64) * normaliser).float()
 
-    stored = 1.0 / max(width, 1)  # keeps the stored gradients inside half precision's range
-    factor = torch.full_like(loss, normaliser / stored)
+    factor = torch.full_like(loss, 2.0 * normaliser)
     nothing = student.new_empty(0, dtype=torch.float32)
     if not need_grad:
         return loss, student.new_empty(0), nothing, nothing.clone(), factor
-    direction = (2.0 * stored) * residual
-    grad_student = direction if weight is None else direction @ weight.float()
+    grad_student = residual if weight is None else residual @ weight.float()
     return (
         loss,
         grad_student.to(student.dtype),
-        nothing if weight is None else direction.T @ student.float(),
-        nothing.clone() if bias is None else direction.sum(0),
+        nothing if weight is None else residual.T @ student.float(),
+        nothing.clone() if bias is None else residual.sum(0),
         factor,
     )

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _backend, _library
+from .. import _library
+from .._autograd import run_loss
 from .._checks import check_choice, check_same_device, check_same_dtype, check_temperature, check_tensor
 from .._projected import fake_projected, setup_context
 from ..logits_kl import LOGIT_REDUCTIONS
@@ -92,8 +93,9 @@ def linear_logits_kl(
     need_grad = torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in (student, weight_student, bias_student)
     )
-    op = _library.overload("linear_logits_kl", _backend.pick("linear_logits_kl", device_type))
-    return op(
+    return run_loss(
+        "linear_logits_kl",
+        device_type,
         student,
         weight_student,
         bias_student,
@@ -103,7 +105,7 @@ def linear_logits_kl(
         temperature,
         reduction,
         need_grad,
-    )[0]
+    )
 
 
 def _fake(student: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> tuple[Tensor, ...]:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _backend, _library
+from .. import _library
+from .._autograd import run_loss
 from .._checks import check_choice, check_same_device, check_temperature, check_tensor
 from ..scale_grad import scale_grad
 from .eager import logits_kl as _eager
@@ -46,8 +47,9 @@ def logits_kl(
     check_choice("reduction", reduction, LOGIT_REDUCTIONS)
     check_same_device("student", student, teacher=teacher)
     need_grad = torch.is_grad_enabled() and student.requires_grad
-    op = _library.overload("logits_kl", _backend.pick("logits_kl", student.device.type))
-    return op(student, teacher.detach(), temperature, reduction, need_grad)[0]
+    return run_loss(
+        "logits_kl", student.device.type, student, teacher.detach(), temperature, reduction, need_grad
+    )
 
 
 def _fake(

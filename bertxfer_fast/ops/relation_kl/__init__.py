@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _backend, _library
+from .. import _library
+from .._autograd import run_loss
 from .._checks import REDUCTIONS, check_choice, check_packing, check_same_device, check_scale, check_tensor
 from ..scale_grad import scale_grad
 from .eager import relation_kl as _eager
@@ -71,8 +72,9 @@ def relation_kl(
     max_seqlen = check_packing(x_student.shape[0], cu_seqlens, max_seqlen, seqused)
     check_same_device("x_student", x_student, x_teacher=x_teacher, cu_seqlens=cu_seqlens, seqused=seqused)
     need_grad = torch.is_grad_enabled() and x_student.requires_grad
-    op = _library.overload("relation_kl", _backend.pick("relation_kl", x_student.device.type))
-    return op(
+    return run_loss(
+        "relation_kl",
+        x_student.device.type,
         x_student,
         x_teacher.detach(),
         cu_seqlens,
@@ -83,7 +85,7 @@ def relation_kl(
         check_scale("scale_teacher", scale_teacher, x_teacher.shape[1] // heads),
         reduction,
         need_grad,
-    )[0]
+    )
 
 
 def _fake(x_student: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:

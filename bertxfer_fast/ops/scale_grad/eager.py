@@ -6,3 +6,7 @@ from torch import Tensor
 
 def scale_grad(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     return (grad.float() * factor).to(dtype)
+
+
+def scale_grad_(grad: Tensor, factor: Tensor) -> None:
+    grad.copy_(grad.float() * factor)
