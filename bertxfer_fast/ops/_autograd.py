@@ -35,6 +35,15 @@ def run_loss(name: str, device_type: str, *args: Any) -> Tensor:
         return op(*args)[0]
 
 
+def run_constant(name: str, device_type: str, *args: Any) -> Any:
+    """All outputs of operator ``name`` on the backend in force, where nobody wants a gradient."""
+    op = _library.overload(name, _backend.pick(name, device_type))
+    if torch.compiler.is_compiling() or _transformed():
+        return op(*args)
+    with _below_autograd():
+        return op(*args)
+
+
 class _Formula(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:

@@ -24,18 +24,19 @@ struct Range {
 // out = (row + bias) / temperature
 template <class T>
 Range load_logits(const T* row, const T* bias, int64_t classes, float inverse_temperature, float* out) {
-  float highest = kLowest, lowest = -kLowest;
-#pragma omp simd reduction(max : highest) reduction(min : lowest)
-  for (int64_t j = 0; j < classes; ++j) {
-    float x = to_float(row[j]);
-    if (bias != nullptr) x += to_float(bias[j]);
-    x *= inverse_temperature;
-    x = x < kLowest ? kLowest : x;
-    out[j] = x;
-    highest = x > highest ? x : highest;
-    lowest = x < lowest ? x : lowest;
-  }
-  return {lowest, highest};
+  const Vector<float> floor = Vector<float>{} + kLowest;
+  Vector<float> highest = floor, least = floor;  // `least` is the highest of -x
+  for_vectors(classes, [&](int64_t j, int64_t n) BERTXFER_INLINE {
+    Vector<float> x = load_floats(row + j, n);
+    if (bias != nullptr) x += load_floats(bias + j, n);
+    x = larger(floor, x * inverse_temperature);  // NaN stays
+    store_floats(x, out + j, n);
+    // An incomplete last vector repeats its first number where it has none.
+    if (n < kLanes<float>) x = last_lanes_filled(x, n, x[0]);
+    highest = larger(x, highest);
+    least = larger(-x, least);
+  });
+  return {-highest_of(least), highest_of(highest)};
 }
 
 Range load_logits(const void* data, Dtype dtype, int64_t row, int64_t stride, const void* bias, int64_t classes,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _backend, _library
+from .._autograd import run_constant
 from .._checks import check_choice, check_packing, check_same_device, check_same_dtype, check_tensor
 from .eager import pool_features as _eager
 from .eager import pool_features_backward as _eager_backward
@@ -73,8 +74,11 @@ def pool_features(
     )
     check_same_device("hidden", first, cu_seqlens=cu_seqlens, seqused=seqused)
     weights = _layer_weights(layer_weights, len(layers), first.device)
-    op = _library.overload("pool_features", _backend.pick("pool_features", first.device.type))
-    return op(layers, cu_seqlens, seqused, weights, mode, normalize)[0]
+    args = (layers, cu_seqlens, seqused, weights, mode, normalize)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (*layers, weights)):
+        op = _library.overload("pool_features", _backend.pick("pool_features", first.device.type))
+        return op(*args)[0]
+    return run_constant("pool_features", first.device.type, *args)[0]
 
 
 def cu_seqlens_is_cheap(cu_seqlens: object) -> bool:

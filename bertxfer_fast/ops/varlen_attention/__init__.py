@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _backend, _library
+from .._autograd import run_constant
 from .._checks import check_packing, check_same_device, check_same_dtype, check_scale, check_tensor
 from .eager import varlen_attention as _eager
 from .eager import varlen_attention_backward as _eager_backward
@@ -56,8 +57,12 @@ def varlen_attention(
     check_same_device("q", q, k=k, v=v, cu_seqlens=cu_seqlens)
     seed = torch.randint(2**62, (1,), device=q.device) if dropout_p > 0 else None
     scale = check_scale("scale", scale, q.shape[2])
-    op = _library.overload("varlen_attention", _backend.pick("varlen_attention", q.device.type))
-    return op(q, k, v, cu_seqlens, max_seqlen, scale, dropout_p, seed)[0]
+    args = (q, k, v, cu_seqlens, max_seqlen, scale, dropout_p, seed)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+        return _library.overload("varlen_attention", _backend.pick("varlen_attention", q.device.type))(*args)[
+            0
+        ]
+    return run_constant("varlen_attention", q.device.type, *args)[0]
 
 
 def _fake(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
