@@ -42,21 +42,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_map_loss_cpu(Tensor q_stude
   problem.scale_student = static_cast<float>(scale_student);
   problem.scale_teacher = static_cast<float>(scale_teacher);
   problem.kind = kind == "kl" ? AttentionMap::Kind::kl : AttentionMap::Kind::mse;
-  problem.stored = kind == "kl" ? 1.0f : 64.0f;  // entries of maps are small: keeps half precision's digits
+  double terms = 0.0;
+  for (int64_t n = 0; n < packing.sequences; ++n) {
+    const double used = static_cast<double>(packing.used(n));
+    terms += static_cast<double>(heads) * (kind == "kl" ? used : used * used);
+  }
+  const double normaliser = reduction == "sum" ? 1.0 : terms > 0 ? 1.0 / terms : 0.0;
+  // Entries of maps are small: 64 keeps float16's digits.
+  problem.stored = dtype == ScalarType::Half && kind == "mse" ? 64.0f : stored_factor(dtype, normaliser, 1.0);
   problem.need_grad = need_grad;
   problem.grad_q = grad_q.data_ptr();
   problem.grad_k = grad_k.data_ptr();
   problem.sums = sums.data();
   BERTXFER_DISPATCH(attention_map)(problem);
 
-  double total = 0.0, terms = 0.0;
+  double total = 0.0;
   for (double sum : sums) total += sum;
-  for (int64_t n = 0; n < packing.sequences; ++n) {
-    const double used = static_cast<double>(packing.used(n));
-    terms += static_cast<double>(heads) * (kind == "kl" ? used : used * used);
-  }
-  const double normaliser = reduction == "sum" ? 1.0 : terms > 0 ? 1.0 / terms : 0.0;
-  return {scalar(total * normaliser), grad_q, grad_k, scalar(normaliser / problem.stored)};
+  return {scalar(total * normaliser), grad_q, grad_k, missing_factor(normaliser, problem.stored)};
 }
 
 }  // namespace

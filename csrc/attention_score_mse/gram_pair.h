@@ -13,12 +13,12 @@ namespace bertxfer {
 namespace BERTXFER_ISA {
 namespace {
 
-// [student, teacher] side by side as floats, each filled up with zeros: the teacher starts at column `teacher_at`, a
-// whole number of vectors (right behind the student, stores that overlap took three times as long), and ends by `columns`.
-inline void load_pair(const PackedView& student, const PackedView& teacher, int64_t head, int64_t first, int64_t count,
-                      float* out, int64_t teacher_at, int64_t columns) {
-  load_rows(student, head, first, count, out, columns, teacher_at);
-  load_rows(teacher, head, first, count, out + teacher_at, columns, columns - teacher_at);
+// Two tensors' rows side by side as floats, each filled up with zeros: the second starts at column `second_at`, a whole
+// number of vectors (right behind the first, stores that overlap took three times as long), and ends by `columns`.
+inline void load_pair(const PackedView& one, const PackedView& second, int64_t head, int64_t first, int64_t count,
+                      float* out, int64_t second_at, int64_t columns) {
+  load_rows(one, head, first, count, out, columns, second_at);
+  load_rows(second, head, first, count, out + second_at, columns, columns - second_at);
 }
 
 // What the next head will read, and this one will write.

@@ -15,8 +15,9 @@ class Tiled {
       : p_(problem),
         ds_(p_.q_student.dim),
         ds_columns_(padded(ds_)),
-        depth_(ds_columns_ + p_.q_teacher.dim),
-        columns_(padded(depth_)),
+        student_at_(padded(p_.q_teacher.dim)),
+        depth_(student_at_ + ds_),
+        columns_(student_at_ + ds_columns_),
         key_tile_(std::min(kKeyTile, padded(longest))),
         ld_(spread(key_tile_)),
         queries_(longest * columns_),
@@ -25,12 +26,12 @@ class Tiled {
         difference_(kQueryTile * ld_),
         grad_q_(p_.grad_q ? longest * ds_columns_ : 0),
         grad_k_t_(ds_columns_ * ld_) {
-    std::fill(keys_t_ + ds_ * ld_, keys_t_ + ds_columns_ * ld_, 0.0f);
+    std::fill(keys_t_ + p_.q_teacher.dim * ld_, keys_t_ + student_at_ * ld_, 0.0f);
   }
 
   double run(int64_t head, int64_t first, int64_t length) {
     look_ahead(p_, head, first, length, ahead_);
-    load_pair(p_.q_student, p_.q_teacher, head, first, length, queries_, ds_columns_, columns_);
+    load_pair(p_.q_teacher, p_.q_student, head, first, length, queries_, student_at_, columns_);
     double sum = 0.0;
     for (int64_t key = 0; key < length; key += key_tile_) {
       sum += run_keys(head, first, length, key, std::min(key_tile_, length - key));
@@ -48,10 +49,9 @@ class Tiled {
   double run_keys(int64_t head, int64_t first, int64_t length, int64_t key, int64_t keys) {
     const int64_t width = padded(keys);
     const bool need_grad = p_.grad_q != nullptr;
-    load_transposed(p_.k_student, head, first + key, keys, static_cast<float>(p_.scale_student), keys_t_,
-                    ld_, width);
-    load_transposed(p_.k_teacher, head, first + key, keys, static_cast<float>(-p_.scale_teacher),
-                    keys_t_ + ds_columns_ * ld_, ld_, width);
+    load_transposed(p_.k_teacher, head, first + key, keys, static_cast<float>(-p_.scale_teacher), keys_t_, ld_, width);
+    load_transposed(p_.k_student, head, first + key, keys, static_cast<float>(p_.scale_student),
+                    keys_t_ + student_at_ * ld_, ld_, width);
     if (need_grad) load_rows(p_.k_student, head, first + key, keys, keys_, ds_columns_, ds_columns_);
 
     const float factor = static_cast<float>(2.0 * p_.stored * p_.scale_student);
@@ -65,7 +65,7 @@ class Tiled {
       if (!need_grad) continue;
       gemm<float>(rows, ds_columns_, keys, difference_, ld_, 1, keys_, ds_columns_,
                   grad_q_ + query * ds_columns_, ds_columns_, key > 0, &ahead_);
-      gemm<float>(ds_, width, rows, queries, 1, columns_, difference_, ld_, grad_k_t_, ld_, query > 0, &ahead_);
+      gemm<float>(ds_, width, rows, queries + student_at_, 1, columns_, difference_, ld_, grad_k_t_, ld_, query > 0, &ahead_);
     }
     if (need_grad) {
       store_transposed(grad_k_t_, ld_, keys, p_.grad_k, p_.q_student.dtype, p_.heads, head, first + key, ds_);
@@ -90,11 +90,11 @@ class Tiled {
   }
 
   const AttentionScoreMse& p_;
-  const int64_t ds_, ds_columns_, depth_, columns_, key_tile_, ld_;
+  const int64_t ds_, ds_columns_, student_at_, depth_, columns_, key_tile_, ld_;
   Ahead ahead_;
-  Scratch<float> queries_;     // [longest, columns]
+  Scratch<float> queries_;     // [longest, columns]: the teacher's, whose width more often fills vectors, come first
   Scratch<float> keys_;        // [key_tile, ds_columns]
-  Scratch<float> keys_t_;      // [depth, ld], scaled, the teacher's negative; rows ds..ds_columns stay zeros
+  Scratch<float> keys_t_;      // [depth, ld], scaled, the teacher's negative; rows dt..student_at stay zeros
   Scratch<float> difference_;  // [kQueryTile, ld]
   Scratch<float> grad_q_;      // [longest, ds_columns]
   Scratch<float> grad_k_t_;    // [ds_columns, ld]

@@ -21,6 +21,7 @@ struct HiddenRows {
   const void* bias;  // [width] or null
   Dtype bias_dtype;
   int64_t rows, width;
+  float scale;         // of the gradient
   void* direction;     // [rows, width] contiguous, dtype of student (may be `student`): gradient; null: not wanted
   double* sums;        // [ceil(rows / kRowBlock)] losses
   float* column_sums;  // [ceil(rows / kRowBlock), width] column sums of direction; null: not wanted

@@ -45,13 +45,15 @@ class ProjectedLoss {
     grad_bias_ = need_grad && bias ? empty({width_}, ScalarType::Float) : empty({0}, ScalarType::Float);
   }
 
-  // `terms`: what the mean is over. The pass stores its gradient divided by `stored`.
-  Result run(const std::string& reduction, double terms, double stored) {
+  // `terms`: what the mean is over. `slope`: the gradient of the sum is this times the pass's direction.
+  Result run(const std::string& reduction, double terms, double slope) {
+    const double normaliser = reduction == "sum" ? 1.0 : terms > 0 ? 1.0 / terms : 0.0;
+    scale_ = stored_factor(student_.scalar_type(), slope * normaliser, 1.0);
     clear(grad_weight_);  // T may be 0
     clear(grad_bias_);
     const double total = weight_ ? projected() : run_pass(student_, 0, tokens_, grad_student_);
-    const double normaliser = reduction == "sum" ? 1.0 : terms > 0 ? 1.0 / terms : 0.0;
-    return {scalar(total * normaliser), grad_student_, grad_weight_, grad_bias_, scalar(normaliser * stored)};
+    return {scalar(total * normaliser), grad_student_, grad_weight_, grad_bias_,
+            missing_factor(slope * normaliser, scale_)};
   }
 
  private:
@@ -107,6 +109,7 @@ class ProjectedLoss {
     }
     p.rows = rows;
     p.width = width_;
+    p.scale = scale_;
     p.direction = need_grad_ ? direction.data_ptr() : nullptr;
     p.sums = sums.data();
     p.column_sums = need_bias ? column_sums.data() : nullptr;
@@ -129,6 +132,7 @@ class ProjectedLoss {
   const int64_t tokens_, width_;
   const bool need_grad_;
   const Pass pass_;
+  float scale_ = 1.0f;
   Tensor grad_student_, grad_weight_, grad_bias_;
 };
 

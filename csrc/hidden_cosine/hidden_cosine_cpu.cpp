@@ -20,7 +20,7 @@ float norm(const float* x, int64_t size) {
 }
 
 // Loss of one row; leaves the gradient in `student`.
-double run_row(float* student, float* teacher, int64_t width) {
+double run_row(float* student, float* teacher, int64_t width, float scale) {
   const float norm_student = norm(student, width), norm_teacher = norm(teacher, width);
   const bool degenerate = (norm_student < kEpsilon) | (norm_teacher < kEpsilon);
   const float inverse_s = 1.0f / (norm_student < kEpsilon ? kEpsilon : norm_student);
@@ -35,7 +35,7 @@ double run_row(float* student, float* teacher, int64_t width) {
   }
   const float loss = degenerate ? 1.0f - along : 0.5f * square;
 #pragma omp simd
-  for (int64_t d = 0; d < width; ++d) student[d] = -inverse_s * (teacher[d] + loss * student[d]);
+  for (int64_t d = 0; d < width; ++d) student[d] = -scale * inverse_s * (teacher[d] + loss * student[d]);
   return loss;
 }
 
@@ -54,7 +54,7 @@ void hidden_cosine(const HiddenRows& p) {
         load_rows({p.student, p.student_dtype, p.student_stride, 0, width}, 0, t, 1, student, width, width);
         load_rows({p.teacher, p.teacher_dtype, p.teacher_stride, 0, width}, 0, t, 1, teacher, width, width);
         for (int64_t d = 0; d < width; ++d) student[d] += bias[d];
-        sum += run_row(student, teacher, width);
+        sum += run_row(student, teacher, width, p.scale);
         if (p.direction == nullptr) continue;
         store_rows(student, width, 1, p.direction, p.student_dtype, 1, 0, t, width);
         for (int64_t d = 0; column_sums != nullptr && d < width; ++d) column_sums[d] += student[d];

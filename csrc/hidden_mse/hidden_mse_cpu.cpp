@@ -23,8 +23,8 @@ void run_block(const HiddenRows& p, const float* bias, int64_t block) {
     for_vectors(p.width, [&](int64_t d, int64_t n) BERTXFER_INLINE {
       const Vector<float> r = load_floats(student + d, n) + load_floats(bias + d, n) - load_floats(teacher + d, n);
       squares += r * r;
-      if (direction != nullptr) store_floats(r, direction + d, n);
-      if (column_sums != nullptr) store_floats(load_floats(column_sums + d, n) + r, column_sums + d, n);
+      if (direction != nullptr) store_floats(p.scale * r, direction + d, n);
+      if (column_sums != nullptr) store_floats(load_floats(column_sums + d, n) + p.scale * r, column_sums + d, n);
     });
     sum += sum_of(squares);
   }

@@ -43,18 +43,19 @@ std::tuple<Tensor, Tensor, Tensor> relation_kl_cpu(Tensor x_student,            
   problem.scale_student = static_cast<float>(scale_student);
   problem.scale_teacher = static_cast<float>(scale_teacher);
   problem.kind = AttentionMap::Kind::kl;
-  problem.stored = 1.0f;
+  double rows = 0.0;
+  for (int64_t n = 0; n < problem.packing.sequences; ++n) rows += static_cast<double>(heads * problem.packing.used(n));
+  const double normaliser = reduction == "sum" ? 1.0 : rows > 0 ? 1.0 / rows : 0.0;
+  problem.stored = stored_factor(dtype, normaliser, 1.0);
   problem.need_grad = need_grad;
   problem.grad_q = grad.data_ptr();
   problem.grad_k = nullptr;
   problem.sums = sums.data();
   BERTXFER_DISPATCH(attention_map)(problem);
 
-  double total = 0.0, rows = 0.0;
+  double total = 0.0;
   for (double sum : sums) total += sum;
-  for (int64_t n = 0; n < problem.packing.sequences; ++n) rows += static_cast<double>(heads * problem.packing.used(n));
-  const double normaliser = reduction == "sum" ? 1.0 : rows > 0 ? 1.0 / rows : 0.0;
-  return {scalar(total * normaliser), grad, scalar(normaliser)};
+  return {scalar(total * normaliser), grad, missing_factor(normaliser, problem.stored)};
 }
 
 }  // namespace

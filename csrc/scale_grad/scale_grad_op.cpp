@@ -23,6 +23,7 @@ void scale_grad_in_place_cpu(Tensor grad, Tensor factor) {
   STD_TORCH_CHECK(factor.numel() == 1 && factor.is_cpu() && factor.scalar_type() == ScalarType::Float,
                   "factor: want one float32 number on the CPU");
   const Dtype dtype = dtype_of(grad, "grad");
+  if (*static_cast<const float*>(factor.data_ptr()) == 1.0f) return;
   ScaleGrad problem{grad.data_ptr(), dtype,        grad.data_ptr(),
                     dtype,           grad.numel(), *static_cast<const float*>(factor.data_ptr())};
   BERTXFER_DISPATCH(scale_grad)(problem);

@@ -1,8 +1,9 @@
 """``grad * factor``: the whole backward pass of an operator whose forward already computed its gradient.
 
-A forward operator stores its gradient divided by a length that keeps it inside half precision's range, and
-returns the float32 ``factor`` that is still missing (the length over the number of terms of the mean). The
-backward pass multiplies that by the upstream gradient, a loss scale included, and rounds once.
+A forward operator returns its gradient with a float32 ``factor`` that is still missing. Where the dtype has float32's
+range, kernels store the gradient whole and the factor is 1; float16 gradients are stored at a size that suits them, and
+the factor is the rest. The backward pass multiplies by the factor and the upstream gradient, a loss scale
+included, and rounds once; in place there is nothing to do for a product of 1.
 """
 
 from __future__ import annotations
