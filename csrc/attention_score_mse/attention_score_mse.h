@@ -15,6 +15,8 @@
 // L D^2 (two symmetric halves) + 2 L D ds multiply-adds: linear in L. The scales stay out of the matrices: raw
 // [Qs, Qt] and [Ks, Kt] are multiplied, and sigma = (ss.., -st..) is applied to the D x D results in float64.
 //
+// bfloat16 tensors go through the processor's bfloat16 units where it has them (bf16_gram.h).
+//
 // Cancellation: when ||S - T||^2 is tiny beside ||S||^2 + ||T||^2 (a diagonal-block sum of the same products), the
 // float32 Gram matrices do not hold its digits. Below `kCancellation` of it they are made again in float64, still
 // linear in L; products of two float32 are exact there, so the loss keeps its digits down to 1e-14 of ||S||^2.

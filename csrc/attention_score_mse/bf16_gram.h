@@ -37,13 +37,12 @@ class Bf16Gram {
 
   double run(int64_t head, int64_t first, int64_t length) {
     look_ahead(p_, head, first, length, ahead_);
-    grams_.clear();
     for (int64_t start = 0; start < length; start += block_) {
       const int64_t count = std::min(block_, length - start);
       load_block(head, first + start, count);
       gram_of(a_, round_up(count, kDepthTile), narrow_);
       gram_of(b_, round_up(count, kDepthTile), narrow_ + columns_ * columns_);
-      grams_.add(narrow_, narrow_ + columns_ * columns_);
+      grams_.put(narrow_, narrow_ + columns_ * columns_, start > 0);
     }
     bool exact = true;
     double sum = grams_.sum_of_squares(exact);

@@ -51,20 +51,19 @@ class Gram {
 
   void fill_grams(int64_t head, int64_t first, int64_t length) {
     const int64_t size = columns_ * columns_;
-    grams_.clear();
-    std::fill(narrow_.get(), narrow_ + 2 * size, 0.0f);
     int64_t pending = 0;
+    bool any = false;
     for (int64_t start = 0; start < length; start += block_) {
       const int64_t count = std::min(block_, length - start);
       load_block(head, first + start, count);
       for (int64_t i = 0; i < count; i += kHotTokens) {
         const int64_t hot = std::min(kHotTokens, count - i);
-        add_gram<float>(a_ + i * columns_, hot, columns_, narrow_, &ahead_);
-        add_gram<float>(b_ + i * columns_, hot, columns_, narrow_ + size, &ahead_);
+        add_gram<float>(a_ + i * columns_, hot, columns_, narrow_, pending > 0, &ahead_);
+        add_gram<float>(b_ + i * columns_, hot, columns_, narrow_ + size, pending > 0, &ahead_);
         pending += hot;
         if (pending >= kFlushTokens || start + i + hot == length) {
-          grams_.add(narrow_, narrow_ + size);
-          std::fill(narrow_.get(), narrow_ + 2 * size, 0.0f);
+          grams_.put(narrow_, narrow_ + size, any);
+          any = true;
           pending = 0;
         }
       }

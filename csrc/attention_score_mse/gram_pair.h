@@ -34,13 +34,14 @@ inline void look_ahead(const AttentionScoreMse& p, int64_t head, int64_t first, 
   }
 }
 
-// G += X^T X for `count` rows of X, upper triangle by blocks of rows (what lies left of a block stays unset).
+// G (+)= X^T X for `count` rows of X, upper triangle by blocks of rows (what lies left of a block stays unset).
 template <class T>
-void add_gram(const T* x, int64_t count, int64_t columns, T* gram, Ahead* ahead = nullptr) {
+void add_gram(const T* x, int64_t count, int64_t columns, T* gram, bool accumulate, Ahead* ahead = nullptr) {
   constexpr int64_t kBlock = 16;  // a multiple of every vector's lanes
   for (int64_t i = 0; i < columns; i += kBlock) {
     const int64_t rows = std::min(kBlock, columns - i);
-    gemm<T>(rows, columns - i, count, x + i, 1, columns, x + i, columns, gram + i * columns + i, columns, true, ahead);
+    gemm<T>(rows, columns - i, count, x + i, 1, columns, x + i, columns, gram + i * columns + i, columns, accumulate,
+            ahead);
   }
 }
 
@@ -56,36 +57,38 @@ class GramPair {
         a_(columns * columns),
         b_(columns * columns) {}
 
-  void clear() {
-    std::fill(a_.get(), a_ + columns_ * columns_, 0.0);
-    std::fill(b_.get(), b_ + columns_ * columns_, 0.0);
-  }
-
-  // Adds the upper triangles of float32 partial sums.
-  void add(const float* gram_a, const float* gram_b) {
+  // Takes over, or adds, the upper triangles of float32 partial sums.
+  void put(const float* gram_a, const float* gram_b, bool accumulate) {
     for (int64_t i = 0; i < teacher_at_ + dt_; ++i) {
-      const int64_t row = i * columns_;
+      const int64_t first = i * columns_ + i / kLanes<float> * kLanes<float>, last = (i + 1) * columns_;
+      if (accumulate) {
 #pragma omp simd
-      for (int64_t j = i / kLanes<float> * kLanes<float>; j < columns_; ++j) {
-        a_[row + j] += gram_a[row + j];
-        b_[row + j] += gram_b[row + j];
+        for (int64_t j = first; j < last; ++j) {
+          a_[j] += gram_a[j];
+          b_[j] += gram_b[j];
+        }
+      } else {
+#pragma omp simd
+        for (int64_t j = first; j < last; ++j) {
+          a_[j] = gram_a[j];
+          b_[j] = gram_b[j];
+        }
       }
     }
   }
 
   // Both matrices from the tensors in float64, where products of float32 numbers are exact.
   void fill_exactly(int64_t head, int64_t first, int64_t length) {
-    clear();
     Scratch<float> rows(kExactTokens * columns_);
     Scratch<double> wide_rows(kExactTokens * columns_);
     for (int64_t start = 0; start < length; start += kExactTokens) {
       const int64_t count = std::min(kExactTokens, length - start);
       load_pair(p_.q_student, p_.q_teacher, head, first + start, count, rows, teacher_at_, columns_);
       std::copy(rows.get(), rows + count * columns_, wide_rows.get());
-      add_gram<double>(wide_rows, count, columns_, a_);
+      add_gram<double>(wide_rows, count, columns_, a_, start > 0);
       load_pair(p_.k_student, p_.k_teacher, head, first + start, count, rows, teacher_at_, columns_);
       std::copy(rows.get(), rows + count * columns_, wide_rows.get());
-      add_gram<double>(wide_rows, count, columns_, b_);
+      add_gram<double>(wide_rows, count, columns_, b_, start > 0);
     }
   }
 
@@ -109,29 +112,39 @@ class GramPair {
     return sum;
   }
 
-  // Right factors [columns, ds], row length `ld` >= ds filled up with zeros, of dQs = A mixer_q and dKs = B mixer_k:
+  // Right factors [columns, ld] with ld = padded(ds), of dQs = A mixer_q and dKs = B mixer_k:
   // 2 stored ss sigma_i G_ij, with sigma = (ss.., -st..).
   void fill_mixers(float* mixer_q, float* mixer_k, int64_t ld) const {
-    std::fill(mixer_q, mixer_q + columns_ * ld, 0.0f);
-    std::fill(mixer_k, mixer_k + columns_ * ld, 0.0f);
-    const double factor = 2.0 * p_.stored * p_.scale_student;
-    for (int64_t j = 0; j < ds_; ++j) {
-      for (int64_t i = j; i < teacher_at_ + dt_; ++i) {
-        if (i == ds_) i = teacher_at_;
-        const double sigma = factor * (i < ds_ ? p_.scale_student : -p_.scale_teacher);
-        const float q = static_cast<float>(sigma * b_[j * columns_ + i]);
-        const float k = static_cast<float>(sigma * a_[j * columns_ + i]);
-        mixer_q[i * ld + j] = q;
-        mixer_k[i * ld + j] = k;
-        if (i < ds_) mixer_q[j * ld + i] = q;
-        if (i < ds_) mixer_k[j * ld + i] = k;
-      }
-    }
+    fill_mixer(b_, mixer_q, ld);
+    fill_mixer(a_, mixer_k, ld);
   }
 
  private:
   static constexpr int64_t kExactTokens = 128;
   static constexpr double kCancellation = 1e-2;
+
+  // mixer[i][j] = factor sigma_i G[i][j], square by square: those right of the diagonal are there, those left of it are
+  // their mirror images, and those on it are both.
+  void fill_mixer(const double* gram, float* mixer, int64_t ld) const {
+    constexpr int64_t W = kLanes<float>;
+    const double factor = 2.0 * p_.stored * p_.scale_student;
+    for (int64_t i0 = 0; i0 < columns_; i0 += W) {
+      const double sigma = factor * (i0 < teacher_at_ ? p_.scale_student : -p_.scale_teacher);
+      for (int64_t j0 = 0; j0 < ld; j0 += W) {
+        Vector<float> square[W];
+        for (int64_t k = 0; k < W; ++k) {
+          const double* row = i0 < j0 ? gram + (i0 + k) * columns_ + j0 : gram + (j0 + k) * columns_ + i0;
+          for (int64_t l = 0; l < W; ++l) square[k][l] = static_cast<float>(sigma * row[l]);
+        }
+        if (i0 > j0) transpose(square);
+        for (int64_t k = 0; k < W; ++k) store(square[k], mixer + (i0 + k) * ld + j0);
+        if (i0 != j0) continue;
+        for (int64_t k = 1; k < W; ++k) {
+          for (int64_t l = 0; l < k; ++l) mixer[(i0 + k) * ld + j0 + l] = mixer[(i0 + l) * ld + j0 + k];
+        }
+      }
+    }
+  }
 
   static double dot(const double* a, const double* b, int64_t first, int64_t last) {
     double sum = 0.0;
