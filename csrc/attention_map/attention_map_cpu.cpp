@@ -1,10 +1,9 @@
 // CPU kernel of attention_map: see attention_map.h for the math. One work item is one sequence and head, done by
 // one thread, so results do not depend on the number of threads.
-#include "attention_map.h"
-
 #include <algorithm>
 
 #include "../common/parallel.h"
+#include "attention_map.h"
 #include "bf16_strips.h"
 #include "strips.h"
 

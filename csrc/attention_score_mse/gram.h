@@ -40,8 +40,8 @@ class Gram {
   }
 
  private:
-  static constexpr int64_t kHotTokens = 128;             // rows of A or B that an update keeps in the nearest cache
-  static constexpr int64_t kFlushTokens = 256;           // float32 sums longer than this move to float64
+  static constexpr int64_t kHotTokens = 128;              // rows of A or B that an update keeps in the nearest cache
+  static constexpr int64_t kFlushTokens = 256;            // float32 sums longer than this move to float64
   static constexpr int64_t kResidentBytes = 1792 * 1024;  // A and B stay for the second pass while they fit in this
 
   void load_block(int64_t head, int64_t first, int64_t count) {
@@ -86,8 +86,7 @@ class Gram {
   }
 
   void multiply(const float* rows, int64_t count, const float* mixer, void* grad, int64_t head, int64_t token) {
-    gemm<float>(count, ds_columns_, columns_, rows, columns_, 1, mixer, ds_columns_, out_, ds_columns_, false,
-                &ahead_);
+    gemm<float>(count, ds_columns_, columns_, rows, columns_, 1, mixer, ds_columns_, out_, ds_columns_, false, &ahead_);
     store_rows(out_, ds_columns_, count, grad, p_.q_student.dtype, p_.heads, head, token, ds_);
   }
 

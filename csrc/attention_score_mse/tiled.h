@@ -59,13 +59,13 @@ class Tiled {
     for (int64_t query = 0; query < length; query += kQueryTile) {
       const int64_t rows = std::min(kQueryTile, length - query);
       const float* queries = queries_ + query * columns_;
-      gemm<float>(rows, width, depth_, queries, columns_, 1, keys_t_, ld_, difference_, ld_, false,
-                  &ahead_);
+      gemm<float>(rows, width, depth_, queries, columns_, 1, keys_t_, ld_, difference_, ld_, false, &ahead_);
       sum += square_and_scale(rows, keys, need_grad ? factor : 0.0f);
       if (!need_grad) continue;
-      gemm<float>(rows, ds_columns_, keys, difference_, ld_, 1, keys_, ds_columns_,
-                  grad_q_ + query * ds_columns_, ds_columns_, key > 0, &ahead_);
-      gemm<float>(ds_, width, rows, queries + student_at_, 1, columns_, difference_, ld_, grad_k_t_, ld_, query > 0, &ahead_);
+      gemm<float>(rows, ds_columns_, keys, difference_, ld_, 1, keys_, ds_columns_, grad_q_ + query * ds_columns_,
+                  ds_columns_, key > 0, &ahead_);
+      gemm<float>(ds_, width, rows, queries + student_at_, 1, columns_, difference_, ld_, grad_k_t_, ld_, query > 0,
+                  &ahead_);
     }
     if (need_grad) {
       store_transposed(grad_k_t_, ld_, keys, p_.grad_k, p_.q_student.dtype, p_.heads, head, first + key, ds_);

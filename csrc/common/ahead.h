@@ -20,7 +20,8 @@ class Ahead {
   // Rows first..first+count-1 of one head.
   void read(const PackedView& view, int64_t head, int64_t first, int64_t count) {
     const int64_t size = view.dtype == Dtype::f32 ? 4 : 2;
-    const char* row = static_cast<const char*>(view.data) + (head * view.head_stride + first * view.token_stride) * size;
+    const char* row =
+        static_cast<const char*>(view.data) + (head * view.head_stride + first * view.token_stride) * size;
     push({row, view.token_stride * size, view.dim * size, count, false});
   }
 

@@ -8,8 +8,10 @@
 // m and n are multiples of kTile, depth of 2 kTile; what fills them up is zeros. Products of bfloat16 are exact in
 // float32, and so this product is as exact as gemm.h's of the same numbers, but for subnormal ones, which count as 0.
 //
-// Measured on one core with both: AMX 9 times gemm.h's float32 rate at depth 64 and more; the dot product of pairs as
-// fast as float32 there (one port instead of two), so where AMX is absent the gain is a processor's with two such ports.
+// Measured on one core of a Xeon with both, at the shapes of attention losses: AMX 800 to 1850 GFLOP/s (torch.bmm of
+// the same bfloat16 matrices 360 to 840, gemm.h in float32 180), the dot product of pairs 118, because that processor
+// has one port for it and two for float32. Where AMX is absent it pays on processors that have more of it, which was
+// not measured.
 #pragma once
 
 #include "ahead.h"

@@ -78,9 +78,9 @@ inline void check_attention_pair(const Tensor& q_student, const Tensor& k_studen
   STD_TORCH_CHECK(k_student.scalar_type() == q_student.scalar_type(), "want one dtype for q_student and k_student");
 }
 
-// What a kernel multiplies its gradient by before it stores it. The whole of it, `normaliser`, where the range of dtype is
-// float32's: then a backward pass with nothing in front of the loss has nothing to do. float16 gets `safe`, which keeps
-// gradients inside its range, as long as that is the larger.
+// What a kernel multiplies its gradient by before it stores it. The whole of it, `normaliser`, where the range of dtype
+// is float32's: then a backward pass with nothing in front of the loss has nothing to do. float16 gets `safe`, which
+// keeps gradients inside its range, as long as that is the larger.
 inline float stored_factor(ScalarType dtype, double normaliser, double safe) {
   const bool whole = dtype != ScalarType::Half || normaliser >= safe;
   return static_cast<float>(whole ? normaliser : safe);

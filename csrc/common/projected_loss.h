@@ -1,9 +1,9 @@
 // Tensor side shared by hidden_mse and hidden_cosine: loss(student W^T + b, teacher), chunk by chunk.
 //
 // Three library products per chunk of tokens, P = X W^T, dX = G W and dW += G^T X, and between them one pass of
-// the operator's own over the chunk (`pass`), which turns P into G in place while it is in the cache. float16 is widened
-// to float32 chunk by chunk: it ends at 65504, which sums over a chunk pass, and no scale suits both them and small
-// residuals.
+// the operator's own over the chunk (`pass`), which turns P into G in place while it is in the cache. float16 is
+// widened to float32 chunk by chunk: it ends at 65504, which sums over a chunk pass, and no scale suits both them and
+// small residuals.
 #pragma once
 
 #include <algorithm>

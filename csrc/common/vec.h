@@ -239,8 +239,9 @@ inline BERTXFER_INLINE void for_vectors(int64_t length, const Step& step) {
   if (j < length) step(j, length - j);
 }
 
-// 2**x with a relative error of 6.2e-8; NaN stays NaN. Below -90 it is 0: nothing beside the 1 that the highest score of a
-// row becomes, while smaller numbers turn subnormal in the products they enter, and those take a hundred times as long.
+// 2**x with a relative error of 6.2e-8; NaN stays NaN. Below -90 it is 0: nothing beside the 1 that the highest score
+// of a row becomes, while smaller numbers turn subnormal in the products they enter, and those take a hundred times as
+// long.
 //
 // 2**x = 2**floor(x) 2**r with r in [0, 1), and 2**r is a minimax polynomial (relative error 2e-9, exact at 0).
 constexpr float kExp2[] = {1.0f,
