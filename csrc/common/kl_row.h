@@ -38,29 +38,31 @@ inline float highest_score(const float* x, int64_t length, float scale) {
   return sign * highest_of(most);
 }
 
-// e^x - 1 - x without cancellation near 0.
-inline Vector<float> exp_remainder(Vector<float> x) {
-  const Vector<float> limit = Vector<float>{} + 88.0f, direct = fast_exp(x > limit ? limit : x) - 1.0f - x;
+// (e^x - 1 - x) / x^2 near 0.
+inline Vector<float> remainder_series(Vector<float> x) {
   Vector<float> series = Vector<float>{} + 1.0f / 40320;
   series = series * x + 1.0f / 5040;
   series = series * x + 1.0f / 720;
   series = series * x + 1.0f / 120;
   series = series * x + 1.0f / 24;
   series = series * x + 1.0f / 6;
-  series = series * x + 0.5f;
-  return ((x < 0.6f) & (x > -0.6f)) ? series * x * x : direct;
+  return series * x + 0.5f;
 }
 
 // `mean` is the weighted mean of t - s, less the highest of either. Rounding leaves x a mean of its own, `drift`; it
 // cancels exactly.
 inline double tiny_divergence(const RowPair& row, float highest_s, float highest_t, float total_t, float mean) {
-  const float* weights_t = row.weights + row.ld;
+  const float *weights_s = row.weights, *weights_t = row.weights + row.ld;
+  const float lift = std::exp(mean);
   Vector<float> sum = {}, drift = {};
   for_vectors(row.length, [&](int64_t j, int64_t n) BERTXFER_INLINE {
     const Vector<float> s = (load_floats(row.s + j, n) - highest_s) * row.scale_s;
     const Vector<float> t = (load_floats(row.t + j, n) - highest_t) * row.scale_t;
     const Vector<float> x = (s - t) + mean, weight = load(weights_t + j);
-    sum += weight * exp_remainder(x);
+    // weight e^x is the student's weight times e^mean, which is there also where the teacher's has vanished.
+    const Vector<float> near = weight * (remainder_series(x) * x * x);
+    const Vector<float> far = load(weights_s + j) * lift - weight * (x + 1.0f);
+    sum += ((x < 0.6f) & (x > -0.6f)) ? near : far;
     drift += weight * x;
   });
   const double rest = static_cast<double>(sum_of(sum)) / total_t, left = static_cast<double>(sum_of(drift)) / total_t;

@@ -175,3 +175,12 @@ def test_no_row_is_a_loss_of_zero(backend: str, reduction: str) -> None:
         lambda **x: ops.logits_kl(**x, reduction=reduction), logits(torch.float32, 0), ("student",)
     )
     assert outcome.out.item() == 0.0
+
+
+@pytest.mark.parametrize("backend", ["eager", "cpp"], indirect=True)
+@pytest.mark.parametrize("vanishing", [-40.0, -70.0, -100.0])
+def test_what_the_student_gives_counts_where_the_teacher_has_vanished(backend: str, vanishing: float) -> None:
+    """KL of (1, 0) from (1 - p, p) is -log(1 - p), however far below float32 the 0 is."""
+    student, teacher = torch.tensor([[0.0, -9.0]]), torch.tensor([[0.0, vanishing]])
+    loss = ops.logits_kl(student, teacher)
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-9.0)), rel=1e-3)
