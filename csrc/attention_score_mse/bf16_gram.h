@@ -44,13 +44,7 @@ class Bf16Gram {
       gram_of(b_, round_up(count, kDepthTile), narrow_ + columns_ * columns_);
       grams_.put(narrow_, narrow_ + columns_ * columns_, start > 0);
     }
-    bool exact = true;
-    double sum = grams_.sum_of_squares(exact);
-    if (!exact) {
-      grams_.fill_exactly(head, first, length);
-      sum = grams_.sum_of_squares(exact);
-      sum = sum < 0.0 ? 0.0 : sum;
-    }
+    const double sum = grams_.sum_of_squares(head, first, length);
     if (p_.grad_q != nullptr) gradients(head, first, length);
     return sum;
   }

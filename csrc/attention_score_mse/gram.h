@@ -28,13 +28,7 @@ class Gram {
   double run(int64_t head, int64_t first, int64_t length) {
     look_ahead(p_, head, first, length, ahead_);
     fill_grams(head, first, length);
-    bool exact = true;
-    double sum = grams_.sum_of_squares(exact);
-    if (!exact) {
-      grams_.fill_exactly(head, first, length);
-      sum = grams_.sum_of_squares(exact);
-      sum = sum < 0.0 ? 0.0 : sum;
-    }
+    const double sum = grams_.sum_of_squares(head, first, length);
     if (p_.grad_q != nullptr) gradients(head, first, length);
     return sum;
   }

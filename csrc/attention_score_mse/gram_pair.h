@@ -14,7 +14,8 @@ namespace BERTXFER_ISA {
 namespace {
 
 // Two tensors' rows side by side as floats, each filled up with zeros: the second starts at column `second_at`, a whole
-// number of vectors (right behind the first, stores that overlap took three times as long), and ends by `columns`.
+// number of vectors (right behind the first, stores that overlap took up to
+// three times as long), and ends by `columns`.
 inline void load_pair(const PackedView& one, const PackedView& second, int64_t head, int64_t first, int64_t count,
                       float* out, int64_t second_at, int64_t columns) {
   load_rows(one, head, first, count, out, columns, second_at);
@@ -77,6 +78,28 @@ class GramPair {
     }
   }
 
+  // ||S - T||^2 of the head whose float32 partial sums were put here. Too small beside ||S||^2 + ||T||^2 to have its
+  // digits (or NaN) it makes the matrices again, exactly.
+  double sum_of_squares(int64_t head, int64_t first, int64_t length) {
+    bool exact = true;
+    double sum = inner_product(exact);
+    if (exact) return sum;
+    fill_exactly(head, first, length);
+    sum = inner_product(exact);
+    return sum < 0.0 ? 0.0 : sum;
+  }
+
+  // Right factors [columns, ld] with ld = padded(ds), of dQs = A mixer_q and dKs = B mixer_k:
+  // 2 stored ss sigma_i G_ij, with sigma = (ss.., -st..).
+  void fill_mixers(float* mixer_q, float* mixer_k, int64_t ld) const {
+    fill_mixer(b_, mixer_q, ld);
+    fill_mixer(a_, mixer_k, ld);
+  }
+
+ private:
+  static constexpr int64_t kExactTokens = 128;
+  static constexpr double kCancellation = 1e-2;
+
   // Both matrices from the tensors in float64, where products of float32 numbers are exact.
   void fill_exactly(int64_t head, int64_t first, int64_t length) {
     Scratch<float> rows(kExactTokens * columns_);
@@ -92,9 +115,8 @@ class GramPair {
     }
   }
 
-  // ||S - T||^2 = <A^T A, B^T B> with the signs and scales of A's columns. Not `exact` and too small beside
-  // ||S||^2 + ||T||^2 to have its digits, or NaN: then fill_exactly() is due.
-  double sum_of_squares(bool& exact) const {
+  // <A^T A, B^T B> with the signs and scales of A's columns; `exact`: whether float32 sums hold its digits.
+  double inner_product(bool& exact) const {
     const int64_t end = teacher_at_ + dt_;
     double student = 0.0, cross = 0.0, teacher = 0.0;
     for (int64_t i = 0; i < ds_; ++i) {
@@ -111,17 +133,6 @@ class GramPair {
     exact = sum > kCancellation * norms;
     return sum;
   }
-
-  // Right factors [columns, ld] with ld = padded(ds), of dQs = A mixer_q and dKs = B mixer_k:
-  // 2 stored ss sigma_i G_ij, with sigma = (ss.., -st..).
-  void fill_mixers(float* mixer_q, float* mixer_k, int64_t ld) const {
-    fill_mixer(b_, mixer_q, ld);
-    fill_mixer(a_, mixer_k, ld);
-  }
-
- private:
-  static constexpr int64_t kExactTokens = 128;
-  static constexpr double kCancellation = 1e-2;
 
   // mixer[i][j] = factor sigma_i G[i][j], square by square: those right of the diagonal are there, those left of it are
   // their mirror images, and those on it are both.

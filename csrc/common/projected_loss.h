@@ -62,7 +62,8 @@ class ProjectedLoss {
   }
 
   // A chunk's rows are still in the second-level caches when the pass and the next products come to them. In bfloat16
-  // the library packs the weight anew for each product, which a chunk has to be worth.
+  // four products of 1024 rows
+  // took twice as long as one of 4096.
   static constexpr int64_t kChunk = 2048, kBf16Chunk = 4096;
 
   double projected() {

@@ -23,7 +23,7 @@ def scale_grad(grad: Tensor, factor: Tensor, dtype: torch.dtype | None = None) -
     """``(grad * factor).to(dtype)`` in one pass, the product in float32.
 
     A backward pass that frees its graph needs the stored gradient no more: then the result takes its memory, which
-    saves a copy of it and a third of the pass. With ``retain_graph=True`` it is left alone.
+    saves a copy of it. With ``retain_graph=True`` it is left alone.
 
     Args:
         grad: any shape; float32, bfloat16 or float16.
