@@ -73,7 +73,7 @@ SCHEMAS: dict[str, str] = {
         "float scale, float dropout_p, Tensor? seed) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)"
     ),
     "scale_grad": "(Tensor grad, Tensor factor, ScalarType dtype) -> Tensor",
-    "scale_grad_": "(Tensor(a!) grad, Tensor factor) -> ()",
+    "scale_grad_": "(Tensor(a!)[] grads, Tensor factor, Tensor upstream) -> ()",
 }
 
 _library = torch.library.Library(NAMESPACE, "DEF")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._autograd import run_loss
 from ._checks import REDUCTIONS, check_choice, check_same_device, check_same_dtype, check_tensor
-from .scale_grad import scale_grad
+from .scale_grad import scale_grads
 
 
 def projected_loss(
@@ -92,14 +92,8 @@ def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
 def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if grad_loss is None:
         return (None,) * 6
-    grad_student, grad_weight, grad_bias, factor = ctx.saved_tensors
-    factor = grad_loss * factor
+    *gradients, factor = ctx.saved_tensors
     need_student, _, need_weight, need_bias, *_ = ctx.needs_input_grad
-    return (
-        scale_grad(grad_student, factor) if need_student else None,
-        None,
-        scale_grad(grad_weight, factor, ctx.dtype) if need_weight else None,
-        scale_grad(grad_bias, factor, ctx.dtype) if need_bias else None,
-        None,
-        None,
-    )
+    needed = need_student, need_weight, need_bias
+    grad_student, *others = scale_grads(gradients, needed, factor, grad_loss, ctx.dtype)
+    return grad_student, None, *others, None, None

@@ -1,32 +1,37 @@
 // Tensor side of scale_grad.
 #include <torch/csrc/stable/library.h>
 
+#include <vector>
+
 #include "../common/checks.h"
 #include "scale_grad.h"
 
 namespace bertxfer {
 namespace {
 
+float number_of(const Tensor& tensor, const char* name) {
+  STD_TORCH_CHECK(tensor.numel() == 1 && tensor.is_cpu() && tensor.scalar_type() == ScalarType::Float, name,
+                  ": want one float32 number on the CPU");
+  return *static_cast<const float*>(tensor.data_ptr());
+}
+
 Tensor scale_grad_cpu(Tensor grad, Tensor factor, ScalarType dtype) {
-  STD_TORCH_CHECK(factor.numel() == 1 && factor.is_cpu() && factor.scalar_type() == ScalarType::Float,
-                  "factor: want one float32 number on the CPU");
   grad = torch::stable::contiguous(grad);
   Tensor out = torch::stable::empty(grad.sizes(), dtype);
-  ScaleGrad problem{grad.data_ptr(),        dtype_of(grad, "grad"), out.data_ptr(),
-                    dtype_of(out, "dtype"), grad.numel(),           *static_cast<const float*>(factor.data_ptr())};
-  BERTXFER_DISPATCH(scale_grad)(problem);
+  BERTXFER_DISPATCH(scale_grad)
+  ({grad.data_ptr(), dtype_of(grad, "grad"), out.data_ptr(), dtype_of(out, "dtype"), grad.numel(),
+    number_of(factor, "factor")});
   return out;
 }
 
-void scale_grad_in_place_cpu(Tensor grad, Tensor factor) {
-  STD_TORCH_CHECK(grad.is_contiguous(), "grad: want a contiguous tensor");
-  STD_TORCH_CHECK(factor.numel() == 1 && factor.is_cpu() && factor.scalar_type() == ScalarType::Float,
-                  "factor: want one float32 number on the CPU");
-  const Dtype dtype = dtype_of(grad, "grad");
-  if (*static_cast<const float*>(factor.data_ptr()) == 1.0f) return;
-  ScaleGrad problem{grad.data_ptr(), dtype,        grad.data_ptr(),
-                    dtype,           grad.numel(), *static_cast<const float*>(factor.data_ptr())};
-  BERTXFER_DISPATCH(scale_grad)(problem);
+void scale_grad_in_place_cpu(std::vector<Tensor> grads, Tensor factor, Tensor upstream) {
+  const float product = number_of(factor, "factor") * number_of(upstream, "upstream");
+  for (const Tensor& grad : grads) {
+    STD_TORCH_CHECK(grad.is_cpu() && grad.is_contiguous(), "grads: want contiguous CPU tensors");
+    const Dtype dtype = dtype_of(grad, "grads");
+    if (product == 1.0f) continue;
+    BERTXFER_DISPATCH(scale_grad)({grad.data_ptr(), dtype, grad.data_ptr(), dtype, grad.numel(), product});
+  }
 }
 
 }  // namespace

@@ -74,5 +74,5 @@ def test_in_place_is_the_same(backend: str, dtype: torch.dtype) -> None:
     factor = torch.tensor(0.37)
     expected = scale_grad(grad, factor)
     assert torch.equal(expected, (grad.float() * factor).to(dtype))
-    _library.overload("scale_grad_", backend)(grad, factor)
+    _library.overload("scale_grad_", backend)([grad], factor, torch.tensor(1.0))
     assert torch.equal(grad, expected)

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _library
 from .._autograd import run_loss
 from .._checks import REDUCTIONS, check_attention_pair, check_choice, check_packing, check_scale
-from ..scale_grad import scale_grad
+from ..scale_grad import scale_grads
 from .eager import attention_score_mse as _eager
 
 METHODS = ("auto", "gram", "tiled")
@@ -105,13 +105,8 @@ def attention_backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Ten
     nothing = (None,) * (ctx.inputs - 2)
     if grad_loss is None:
         return None, None, *nothing
-    grad_q, grad_k, factor = ctx.saved_tensors
-    factor = grad_loss * factor
-    return (
-        scale_grad(grad_q, factor) if ctx.needs_input_grad[0] else None,
-        scale_grad(grad_k, factor) if ctx.needs_input_grad[1] else None,
-        *nothing,
-    )
+    *gradients, factor = ctx.saved_tensors
+    return *scale_grads(gradients, ctx.needs_input_grad[:2], factor, grad_loss), *nothing
 
 
 _library.register(

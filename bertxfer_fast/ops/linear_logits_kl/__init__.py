@@ -12,7 +12,7 @@ from .._autograd import run_loss
 from .._checks import check_choice, check_same_device, check_same_dtype, check_temperature, check_tensor
 from .._projected import fake_projected, setup_context
 from ..logits_kl import LOGIT_REDUCTIONS
-from ..scale_grad import scale_grad
+from ..scale_grad import scale_grads
 from .eager import linear_logits_kl as _eager
 
 
@@ -116,11 +116,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | Non
     if grad_loss is None:
         return (None,) * 9
     *gradients, factor = ctx.saved_tensors
-    factor = grad_loss * factor
-    scaled = (
-        scale_grad(grad, factor, ctx.dtype) if needed else None
-        for grad, needed in zip(gradients, ctx.needs_input_grad, strict=False)
-    )
+    scaled = scale_grads(gradients, ctx.needs_input_grad[:3], factor, grad_loss, ctx.dtype)
     return (*scaled, None, None, None, None, None, None)
 
 

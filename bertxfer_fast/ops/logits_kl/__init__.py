@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _library
 from .._autograd import run_loss
 from .._checks import check_choice, check_same_device, check_temperature, check_tensor
-from ..scale_grad import scale_grad
+from ..scale_grad import scale_grads
 from .eager import logits_kl as _eager
 
 LOGIT_REDUCTIONS = ("batchmean", "sum")
@@ -69,7 +69,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | Non
     if grad_loss is None:
         return (None,) * 5
     grad_student, factor = ctx.saved_tensors
-    return scale_grad(grad_student, grad_loss * factor), None, None, None, None
+    return *scale_grads([grad_student], [True], factor, grad_loss), None, None, None, None
 
 
 _library.register("logits_kl", eager=_eager, fake=_fake, setup_context=_setup_context, backward=_backward)

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _library
 from .._autograd import run_loss
 from .._checks import REDUCTIONS, check_choice, check_packing, check_same_device, check_scale, check_tensor
-from ..scale_grad import scale_grad
+from ..scale_grad import scale_grads
 from .eager import relation_kl as _eager
 
 
@@ -104,7 +104,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | Non
     if grad_loss is None:
         return None, *nothing
     grad_student, factor = ctx.saved_tensors
-    return scale_grad(grad_student, grad_loss * factor), *nothing
+    return *scale_grads([grad_student], [True], factor, grad_loss), *nothing
 
 
 _library.register("relation_kl", eager=_eager, fake=_fake, setup_context=_setup_context, backward=_backward)

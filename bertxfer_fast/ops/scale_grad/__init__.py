@@ -8,6 +8,7 @@ included, and rounds once; in place there is nothing to do for a product of 1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,21 +20,49 @@ from .eager import scale_grad as _eager
 from .eager import scale_grad_ as _eager_in_place
 
 
-def scale_grad(grad: Tensor, factor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """``(grad * factor).to(dtype)`` in one pass, the product in float32.
+def scale_grads(
+    grads: Sequence[Tensor],
+    needed: Sequence[bool],
+    factor: Tensor,
+    upstream: Tensor,
+    dtype: torch.dtype | None = None,
+) -> list[Tensor | None]:
+    """``(grad * (factor * upstream)).to(dtype)`` for every gradient that is needed, the products in float32.
 
-    A backward pass that frees its graph needs the stored gradient no more: then the result takes its memory, which
-    saves a copy of it. With ``retain_graph=True`` it is left alone.
+    A backward pass that frees its graph needs the stored gradients no more: then the results take their memory, all in
+    one call, which saves a copy of them. With ``retain_graph=True`` they are left alone.
 
     Args:
-        grad: any shape; float32, bfloat16 or float16.
-        factor: float32, 0-dim, on the device of ``grad``.
-        dtype: of the result, by default that of ``grad``.
+        grads: any shapes; float32, bfloat16 or float16.
+        needed: which of them are wanted; the others become None.
+        factor, upstream: float32, 0-dim, on the device of ``grads``: what the stored gradients lack, and the gradient
+            of the loss.
+        dtype: of the results, by default each gradient's own.
     """
+    backend = _backend.pick("scale_grad", factor.device.type)
+    keep = _keeps_graph_alive()
+    in_place = [
+        grad
+        for grad, wanted in zip(grads, needed, strict=True)
+        if wanted and not keep and dtype in (None, grad.dtype) and _is_ours_alone(grad)
+    ]
+    if in_place:
+        _library.overload("scale_grad_", backend)(in_place, factor, upstream)
+        if len(in_place) == len(grads):
+            return list(grads)
+    scaled, product = [], None
+    for grad, wanted in zip(grads, needed, strict=True):
+        if not wanted or any(grad is done for done in in_place):
+            scaled.append(grad if wanted else None)
+            continue
+        product = factor * upstream if product is None else product
+        scaled.append(scale_grad(grad, product, dtype))
+    return scaled
+
+
+def scale_grad(grad: Tensor, factor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """``(grad * factor).to(dtype)``, a tensor of its own."""
     backend = _backend.pick("scale_grad", grad.device.type)
-    if dtype in (None, grad.dtype) and _is_last_use(grad):
-        _library.overload("scale_grad_", backend)(grad, factor)
-        return grad
     return _library.overload("scale_grad", backend)(grad, factor, grad.dtype if dtype is None else dtype)
 
 
@@ -44,12 +73,17 @@ _holders = getattr(torch._C, "_storage_Use_Count", lambda storage: _OURS + 1)
 _OURS = 3
 
 
-def _is_last_use(grad: Tensor) -> bool:
-    """Whether this is a backward pass over real tensors that frees its graph, and nobody else holds ``grad``."""
-    if torch.compiler.is_compiling() or type(grad) is not Tensor or torch.is_grad_enabled():
-        return False
-    alone = grad.is_contiguous() and not _keeps_graph()
-    return alone and _holders(grad.untyped_storage()._cdata) <= _OURS
+def _keeps_graph_alive() -> bool:
+    """Whether this is anything but a backward pass over real tensors that frees its graph."""
+    return torch.compiler.is_compiling() or torch.is_grad_enabled() or _keeps_graph()
+
+
+def _is_ours_alone(grad: Tensor) -> bool:
+    return (
+        type(grad) is Tensor
+        and grad.is_contiguous()
+        and _holders(grad.untyped_storage()._cdata) <= _OURS
+    )
 
 
 def _fake(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -60,7 +94,7 @@ def _backward(ctx: Any, grad: Tensor) -> Any:
     raise RuntimeError(DOUBLE_BACKWARD)
 
 
-def _fake_in_place(grad: Tensor, factor: Tensor) -> None:
+def _fake_in_place(grads: list[Tensor], factor: Tensor, upstream: Tensor) -> None:
     return None
 
 

@@ -8,5 +8,6 @@ def scale_grad(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     return (grad.float() * factor).to(dtype)
 
 
-def scale_grad_(grad: Tensor, factor: Tensor) -> None:
-    grad.copy_(grad.float() * factor)
+def scale_grad_(grads: list[Tensor], factor: Tensor, upstream: Tensor) -> None:
+    for grad in grads:
+        grad.copy_(grad.float() * (factor * upstream))
