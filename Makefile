@@ -12,17 +12,20 @@ export BERTXFER_REQUIRE_COMPILED = 1
 PY := $(VENV)/bin/python
 # torch is named by exact version everywhere: a range may pull in gigabytes of another build.
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+EMULATOR := $(wildcard tests/cuda_emulator/*.cpp tests/cuda_emulator/*.h tests/cuda_emulator/*.cu)
 ENVIRONMENT := $(VENV)/.environment-torch-$(TORCH)
 BUILT := $(VENV)/.built-torch-$(TORCH)
 
-.PHONY: help test slow sanitize demo bench lint format build clean
+.PHONY: help test slow sanitize demo bench gpu choices lint format build clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n '/^# Two/,/^$$/s/^# //p' Makefile
 	@echo "also: make slow | sanitize | lint | format | build | clean"
 	@echo "      make bench    the operators against plain and compiled PyTorch; NAMES='attention_map step' for some"
+	@echo "      make gpu      builds, tests and measures on this machine's NVIDIA GPU; PART=attention_map for one operator,"
+	@echo "                    RESULTS=dir to write there; then make choices FILE=results.json: what is faster by default"
 
 $(ENVIRONMENT): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "bertxfer_fast needs Python >= 3.10")'
@@ -31,7 +34,7 @@ $(ENVIRONMENT): pyproject.toml constraints.txt
 	$(PIP) setuptools wheel ninja
 	@touch $@
 
-$(BUILT): $(ENVIRONMENT) setup.py $(SOURCES)
+$(BUILT): $(ENVIRONMENT) setup.py build_kernels.py $(SOURCES)
 	$(PIP) --no-build-isolation --editable '.[test]' torch==$(TORCH)
 	@touch $@
 
@@ -56,18 +59,25 @@ demo: $(BUILT)
 bench: $(BUILT)
 	$(PY) -m bertxfer_fast bench $(NAMES)
 
+# Needs no .venv and fetches nothing: a python3 with torch, transformers, ninja, pytest and its plug-ins, and nvcc.
+gpu:
+	$(PYTHON) -m benchmarks.gpu $(PART) $(if $(RESULTS),--results $(RESULTS)) $(if $(MINUTES),--minutes $(MINUTES))
+
+choices:
+	$(PYTHON) -m benchmarks.choices $(FILE) --write
+
 lint: $(BUILT)
 	$(PIP) --no-build-isolation --editable '.[dev]' torch==$(TORCH)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(VENV)/bin/clang-format --dry-run --Werror $(SOURCES)
+	$(VENV)/bin/clang-format --dry-run --Werror $(SOURCES) $(EMULATOR)
 
 format: $(BUILT)
 	$(PIP) --no-build-isolation --editable '.[dev]' torch==$(TORCH)
 	$(PY) -m ruff check --fix-only .
 	$(PY) -m ruff format .
-	$(VENV)/bin/clang-format -i $(SOURCES)
+	$(VENV)/bin/clang-format -i $(SOURCES) $(EMULATOR)
 
 clean:
 	rm -rf build demo bertxfer_fast/*.so *.egg-info

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bertxfer_fast import ops
 
-from .harness import backends, compare, compiled, nbytes, on_backend, with_gradients
+from .harness import backends, compare, compiled, in_float32_too, nbytes, with_gradients
 from .inputs import (
     Ragged,
     attention_inputs,
@@ -20,8 +20,12 @@ from .inputs import (
     even_packing,
     heads_first,
     in_float32,
+    main_dtypes,
     map_products,
 )
+from .peers import linear_ard
+
+OPERATOR = "attention_map_loss"
 
 kinds = pytest.mark.parametrize("kind", ["kl", "mse"])
 
@@ -60,14 +64,13 @@ def test_attention_map(benchmark: Any, shape: tuple[int, ...], dtype: torch.dtyp
     fast = compiled(plain)
     qs, ks, qt, kt = (heads_first(x) for x in (*student, *teacher))
     implementations = {
-        **backends(ours(student, teacher, kind)),
+        **backends(ours(student, teacher, kind), OPERATOR),
         "plain": with_gradients(lambda: plain(*padded), student),
         "compile": fast and with_gradients(lambda: fast(*padded), student),
         "floor: four products": map_products([(qs, ks), (qt, kt)], [qs, ks]),
+        **(linear_ard(*student, *teacher) if kind == "kl" else {}),
+        **in_float32_too(lambda: ours(*(tuple(map(in_float32, x)) for x in (student, teacher)), kind), dtype),
     }
-    if dtype == torch.bfloat16:
-        wide = [tuple(in_float32(x) for x in pair) for pair in (student, teacher)]
-        implementations["cpp float32"] = on_backend("cpp", ours(*wide, kind))
     compare(
         benchmark,
         implementations,
@@ -76,12 +79,14 @@ def test_attention_map(benchmark: Any, shape: tuple[int, ...], dtype: torch.dtyp
         shape="x".join(map(str, shape)),
         length=shape[1],
         dtype=dtype,
+        operator=OPERATOR,
+        size=student[0].numel(),
         gradient_bytes=nbytes(student),
     )
 
 
 @kinds
-@both_dtypes
+@main_dtypes
 @attention_shapes
 def test_attention_map_ragged(benchmark: Any, shape: tuple[int, ...], dtype: torch.dtype, kind: str) -> None:
     """What packing brings: the work goes with the pairs, so ideally 1 / (share of real pairs)."""
@@ -94,8 +99,8 @@ def test_attention_map_ragged(benchmark: Any, shape: tuple[int, ...], dtype: tor
         return ops.attention_map_loss(*packed, cu_seqlens, max_seqlen=longest, kind=kind)
 
     implementations = {
-        "cpp": on_backend("cpp", with_gradients(loss, packed[:2])),
-        "cpp full length": on_backend("cpp", ours(student, teacher, kind)),
+        **backends(with_gradients(loss, packed[:2]), OPERATOR, eager=False),
+        **backends(ours(student, teacher, kind), OPERATOR, eager=False, suffix="full length"),
     }
     record = compare(
         benchmark,
@@ -106,7 +111,9 @@ def test_attention_map_ragged(benchmark: Any, shape: tuple[int, ...], dtype: tor
         length=shape[1],
         dtype=dtype,
         valid=batch.tokens,
+        operator=OPERATOR,
+        size=packed[0].numel(),
         gradient_bytes=nbytes(packed[:2]),
     )
-    gain = record["implementations"]["cpp full length"]["ratio"]
+    gain = record["implementations"][f"{record['ours']} full length"]["ratio"]
     benchmark.extra_info.update(gain=gain, ideal_gain=1 / batch.pairs)

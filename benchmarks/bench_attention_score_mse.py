@@ -10,17 +10,21 @@ from torch import Tensor
 
 from bertxfer_fast import ops
 
-from .harness import backends, compare, compiled, nbytes, on_backend, with_gradients
+from .harness import backends, compare, compiled, in_float32_too, nbytes, with_gradients
 from .inputs import (
     Ragged,
     attention_inputs,
     attention_shapes,
     both_dtypes,
     even_packing,
+    gpu_copy,
     heads_first,
     in_float32,
+    main_dtypes,
     map_products,
 )
+
+OPERATOR = "attention_score_mse"
 
 
 def plain(qs: Tensor, ks: Tensor, qt: Tensor, kt: Tensor) -> Tensor:
@@ -62,28 +66,29 @@ def test_attention_score_mse(benchmark: Any, shape: tuple[int, ...], dtype: torc
     padded = [x.transpose(1, 2) for x in (*student, *teacher)]
     fast = compiled(plain)
     implementations = {
-        **backends(ours(student, teacher)),
-        "cpp gram": on_backend("cpp", ours(student, teacher, "gram")),
-        "cpp tiled": on_backend("cpp", ours(student, teacher, "tiled")),
+        **backends(ours(student, teacher), OPERATOR),
+        **backends(ours(student, teacher, "gram"), OPERATOR, eager=False, suffix="gram"),
+        **backends(ours(student, teacher, "tiled"), OPERATOR, eager=False, suffix="tiled"),
         "plain": with_gradients(lambda: plain(*padded), student),
         "compile": fast and with_gradients(lambda: fast(*padded), student),
         **floor(student, teacher),
+        **gpu_copy(2 * nbytes(student) + nbytes(teacher), dtype),
+        **in_float32_too(lambda: ours(*(tuple(map(in_float32, x)) for x in (student, teacher))), dtype),
     }
-    if dtype == torch.bfloat16:
-        wide = [tuple(in_float32(x) for x in pair) for pair in (student, teacher)]
-        implementations["cpp float32"] = on_backend("cpp", ours(*wide))
     compare(
         benchmark,
         implementations,
-        op="attention_score_mse",
+        op=OPERATOR,
         shape="x".join(map(str, shape)),
         length=shape[1],
         dtype=dtype,
+        operator=OPERATOR,
+        size=student[0].numel(),
         gradient_bytes=nbytes(student),
     )
 
 
-@both_dtypes
+@main_dtypes
 @attention_shapes
 def test_attention_score_mse_ragged(benchmark: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """What packing brings: the work is linear in the tokens, so ideally 1 / (share of real tokens)."""
@@ -96,19 +101,21 @@ def test_attention_score_mse_ragged(benchmark: Any, shape: tuple[int, ...], dtyp
         return ops.attention_score_mse(*packed, cu_seqlens, max_seqlen=longest)
 
     implementations = {
-        "cpp": on_backend("cpp", with_gradients(loss, packed[:2])),
-        "cpp full length": on_backend("cpp", ours(student, teacher)),
+        **backends(with_gradients(loss, packed[:2]), OPERATOR, eager=False),
+        **backends(ours(student, teacher), OPERATOR, eager=False, suffix="full length"),
     }
     record = compare(
         benchmark,
         implementations,
-        op="attention_score_mse",
+        op=OPERATOR,
         case="ragged",
         shape="x".join(map(str, shape)),
         length=shape[1],
         dtype=dtype,
         valid=batch.tokens,
+        operator=OPERATOR,
+        size=packed[0].numel(),
         gradient_bytes=nbytes(packed[:2]),
     )
-    gain = record["implementations"]["cpp full length"]["ratio"]
+    gain = record["implementations"][f"{record['ours']} full length"]["ratio"]
     benchmark.extra_info.update(gain=gain, ideal_gain=1 / batch.tokens)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .inputs import both_dtypes
+from .inputs import main_dtypes
 from .projected import compare_projected
 
 
@@ -16,6 +16,6 @@ def plain(student: Tensor, teacher: Tensor, weight: Tensor, bias: Tensor) -> Ten
     return F.mse_loss(F.linear(student, weight, bias), teacher)
 
 
-@both_dtypes
+@main_dtypes
 def test_hidden_mse(benchmark: Any, dtype: torch.dtype) -> None:
     compare_projected(benchmark, "hidden_mse", plain, dtype)

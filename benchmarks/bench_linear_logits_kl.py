@@ -5,15 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from bertxfer_fast import ops
 
+from . import device
 from .harness import backends, compare, compiled, full_or_quick, nbytes, with_gradients
 from .inputs import random
+from .peers import liger
 
-TOKENS, CLASSES, STUDENT, TEACHER = full_or_quick((1024, 30522, 312, 768), (16, 300, 12, 16))
+TOKENS, CLASSES, STUDENT, TEACHER = full_or_quick(
+    (1024, 30522, 312, 768), (16, 300, 12, 16), (4096, 30522, 312, 768)
+)
+DTYPE = torch.bfloat16 if device.ON_GPU else torch.float32
 
 
 def plain(student: Tensor, weight_student: Tensor, teacher: Tensor, weight_teacher: Tensor) -> Tensor:
@@ -25,24 +31,25 @@ def plain(student: Tensor, weight_student: Tensor, teacher: Tensor, weight_teach
     )
 
 
-@pytest.mark.parametrize("case", ["", "products alone"])
+@pytest.mark.parametrize("case", [""] if device.ON_GPU else ["", "products alone"])
 def test_linear_logits_kl(benchmark: Any, case: str) -> None:
     """Memory matters as much as time: the record has it in multiples of the gradients that all return.
 
     Whole logits take gigabytes to and from the system between two turns, which slows whoever comes next; so the
     products are compared a second time without anybody else.
     """
-    student, weight_student = random(TOKENS, STUDENT, grad=True), random(CLASSES, STUDENT, grad=True)
-    teacher, weight_teacher = random(TOKENS, TEACHER), random(CLASSES, TEACHER)
+    student, weight_student = (random(n, STUDENT, dtype=DTYPE, grad=True) for n in (TOKENS, CLASSES))
+    teacher, weight_teacher = (random(n, TEACHER, dtype=DTYPE) for n in (TOKENS, CLASSES))
     arguments = (student, weight_student, teacher, weight_teacher)
     wrt = (student, weight_student)
     fast = None if case else compiled(plain)
-    x, w, g = student.detach(), weight_student.detach(), random(TOKENS, CLASSES)
+    x, w, g = student.detach(), weight_student.detach(), random(TOKENS, CLASSES, dtype=DTYPE)
     implementations = {
-        **backends(with_gradients(lambda: ops.linear_logits_kl(*arguments), wrt)),
+        **backends(with_gradients(lambda: ops.linear_logits_kl(*arguments), wrt), "linear_logits_kl"),
         "plain": with_gradients(lambda: plain(*arguments), wrt),
         "compile": fast and with_gradients(lambda: fast(*arguments), wrt),
         "floor: four products": lambda: (x @ w.T, teacher @ weight_teacher.T, g @ w, g.T @ x),
+        **liger(*arguments),
     }
     if case:
         implementations = {name: implementations[name] for name in ("cpp", "floor: four products")}
@@ -52,5 +59,8 @@ def test_linear_logits_kl(benchmark: Any, case: str) -> None:
         op="linear_logits_kl",
         case=case,
         shape=f"{TOKENS}x{STUDENT}/{TEACHER}->{CLASSES}",
+        dtype=DTYPE,
+        operator="linear_logits_kl",
+        size=student.numel(),
         gradient_bytes=nbytes(wrt),
     )

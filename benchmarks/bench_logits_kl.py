@@ -10,40 +10,40 @@ from torch.nn import functional as F
 
 from bertxfer_fast import ops
 
-from .harness import backends, compare, compiled, full_or_quick, on_backend, with_gradients
-from .inputs import both_dtypes, in_float32, random
+from .harness import Call, backends, compare, compiled, full_or_quick, in_float32_too, with_gradients
+from .inputs import copy_of, in_float32, main_dtypes, random
 
-TOKENS, CLASSES = full_or_quick((1024, 30522), (16, 300))
+TOKENS, CLASSES = full_or_quick((1024, 30522), (16, 300), (4096, 30522))
 
 
 def plain(student: Tensor, teacher: Tensor) -> Tensor:
     return F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="batchmean", log_target=True)
 
 
-@both_dtypes
+@main_dtypes
 def test_logits_kl(benchmark: Any, dtype: torch.dtype) -> None:
     student = random(TOKENS, CLASSES, dtype=dtype, grad=True)
     teacher = random(TOKENS, CLASSES, dtype=dtype)
     fast = compiled(plain)
-    # Both logits are read and the gradient is written; a copy reads as much as it writes.
-    source = random(3 * TOKENS * CLASSES // 2, dtype=dtype)
-    target = torch.empty_like(source)
+
+    def wide() -> Call:
+        x, y = in_float32(student), in_float32(teacher)
+        return with_gradients(lambda: ops.logits_kl(x, y), [x])
+
     implementations = {
-        **backends(with_gradients(lambda: ops.logits_kl(student, teacher), [student])),
+        **backends(with_gradients(lambda: ops.logits_kl(student, teacher), [student]), "logits_kl"),
         "plain": with_gradients(lambda: plain(student, teacher), [student]),
         "compile": fast and with_gradients(lambda: fast(student, teacher), [student]),
-        "floor: copy": lambda: target.copy_(source),
+        "floor: copy": copy_of(3 * student.nbytes, dtype),  # both are read and the gradient is written
+        **in_float32_too(wide, dtype),
     }
-    if dtype == torch.bfloat16:
-        wide, wide_teacher = in_float32(student), in_float32(teacher)
-        implementations["cpp float32"] = on_backend(
-            "cpp", with_gradients(lambda: ops.logits_kl(wide, wide_teacher), [wide])
-        )
     compare(
         benchmark,
         implementations,
         op="logits_kl",
         shape=f"{TOKENS}x{CLASSES}",
         dtype=dtype,
+        operator="logits_kl",
+        size=student.numel(),
         gradient_bytes=student.nbytes,
     )

@@ -1,7 +1,8 @@
-"""pool_features of four layers in one pass, against the plain expression and a copy of the same bytes."""
+"""pool_features in one pass, of four layers, on a GPU also of one and with gradients, against plain code and a copy."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,10 +11,17 @@ from torch import Tensor
 
 from bertxfer_fast import ops
 
-from .harness import backends, compare, compiled, full_or_quick, on_backend
-from .inputs import both_dtypes, even_packing, in_float32, random
+from . import device
+from .harness import backends, compare, compiled, full_or_quick, in_float32_too, nbytes
+from .inputs import copy_of, even_packing, in_float32, main_dtypes, random
 
-SEQUENCES, LENGTH, WIDTH, LAYERS = full_or_quick((64, 128, 768, 4), (4, 8, 16, 4))
+SEQUENCES, LENGTH, WIDTH = full_or_quick((64, 128, 768), (4, 8, 16), (64, 512, 768))
+#: Mode, layers, whether their gradients are computed too.
+CASES = (
+    [(mode, layers, grad) for grad in (False, True) for mode in ("mean", "max") for layers in (1, 4)]
+    if device.ON_GPU
+    else [(mode, 4, False) for mode in ("mean", "cls", "max")]
+)
 
 
 def plain_mean(layers: list[Tensor]) -> Tensor:
@@ -28,33 +36,42 @@ def plain_max(layers: list[Tensor]) -> Tensor:
     return torch.stack(layers).mean(0).unflatten(0, (SEQUENCES, LENGTH)).amax(1)
 
 
-@pytest.mark.parametrize("mode", ["mean", "cls", "max"])
-@both_dtypes
-def test_pool_features(benchmark: Any, mode: str, dtype: torch.dtype) -> None:
-    layers = [random(SEQUENCES * LENGTH, WIDTH, dtype=dtype) for _ in range(LAYERS)]
+def call_of(function: Callable[[list[Tensor]], Tensor], layers: list[Tensor], grad: Tensor | None) -> Any:
+    """Features alone, or with them the gradients of all layers."""
+    if grad is None:
+        return lambda: function(layers)
+    return lambda: torch.autograd.grad(function(layers), layers, grad)
+
+
+@pytest.mark.parametrize("mode, count, backward", CASES)
+@main_dtypes
+def test_pool_features(benchmark: Any, mode: str, count: int, backward: bool, dtype: torch.dtype) -> None:
+    layers = [random(SEQUENCES * LENGTH, WIDTH, dtype=dtype, grad=backward) for _ in range(count)]
+    grad = random(SEQUENCES, WIDTH, dtype=dtype) if backward else None
     cu_seqlens = even_packing(SEQUENCES, LENGTH)
     plain = {"mean": plain_mean, "cls": plain_cls, "max": plain_max}[mode]
     fast = compiled(plain)
-    # A copy reads and writes; pooling reads alone, so the same bytes are a copy of half as much.
-    read = LAYERS * SEQUENCES * WIDTH * (1 if mode == "cls" else LENGTH)
-    source = random(read // 2, dtype=dtype)
-    target = torch.empty_like(source)
+    # Gradients are as large as what is read.
+    moved = nbytes(layers) * (1 + backward) // (LENGTH if mode == "cls" else 1)
+
+    def pool(x: list[Tensor]) -> Tensor:
+        return ops.pool_features(x, cu_seqlens, mode=mode)
+
     implementations = {
-        **backends(lambda: ops.pool_features(layers, cu_seqlens, mode=mode)),
-        "plain": lambda: plain(layers),
-        "compile": fast and (lambda: fast(layers)),
-        "floor: copy": lambda: target.copy_(source),
+        **backends(call_of(pool, layers, grad), "pool_features"),
+        "plain": call_of(plain, layers, grad),
+        "compile": fast and call_of(fast, layers, grad),
+        "floor: copy": copy_of(moved, dtype),
+        **in_float32_too(lambda: call_of(pool, [in_float32(x) for x in layers], None), dtype),
     }
-    if dtype == torch.bfloat16:
-        wide = [in_float32(x) for x in layers]
-        implementations["cpp float32"] = on_backend(
-            "cpp", lambda: ops.pool_features(wide, cu_seqlens, mode=mode)
-        )
     compare(
         benchmark,
         implementations,
         op="pool_features",
-        case=mode,
-        shape=f"{SEQUENCES}x{LENGTH}x{WIDTH}, {LAYERS} layers",
+        case=mode + " with gradients" * backward,
+        shape=f"{SEQUENCES}x{LENGTH}x{WIDTH}, {count} layer{'s' * (count > 1)}",
         dtype=dtype,
+        operator="pool_features_backward" if backward else "pool_features",
+        size=count * layers[0].numel(),
+        gradient_bytes=nbytes(layers) if backward else None,
     )

@@ -56,7 +56,7 @@ def test_varlen_attention(benchmark: Any, shape: tuple[int, ...], dtype: torch.d
     fast = compiled(plain)
     q, k, v, g = (heads_first(x) for x in (*qkv, grad))
     implementations = {
-        **backends(backward_too(ours(packed, cu_seqlens, length), qkv, packed_grad)),
+        **backends(backward_too(ours(packed, cu_seqlens, length), qkv, packed_grad), "varlen_attention"),
         "plain": backward_too(lambda: plain(*padded), qkv, padded_grad),
         "compile": fast and backward_too(lambda: fast(*padded), qkv, padded_grad),
         # Scores, output; scores again, gradient of the map, and the gradients of v, q and k.

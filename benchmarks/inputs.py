@@ -9,32 +9,55 @@ import pytest
 import torch
 from torch import Tensor
 
+from . import device
 from .harness import full_or_quick
 
 DTYPES = [torch.float32, torch.bfloat16]
-both_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
 
-#: Sequences and their length: 4096 tokens each.
-BATCHES = full_or_quick([(32, 128), (8, 512), (2, 2048)], [(2, 32), (1, 64)])
 
-#: Sequences, length, heads, student's and teacher's head width. TinyBERT's 26 where it is used, 32 in long sequences.
-ATTENTION_SHAPES = [(n, length, 12, 32 if length > 1024 else 26, 64) for n, length in BATCHES]
+def _dtypes(chosen: list[torch.dtype]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("dtype", chosen, ids=[str(x).removeprefix("torch.") for x in chosen])
+
+
+both_dtypes = _dtypes(DTYPES)
+#: Both, too; on a GPU bfloat16 alone, in which models are trained there.
+main_dtypes = _dtypes(DTYPES[1:] if device.ON_GPU else DTYPES)
+
+#: Sequences and their length: 4096 tokens each, on a GPU 32768.
+BATCHES = full_or_quick([(32, 128), (8, 512), (2, 2048)], [(2, 32), (1, 64)], [(64, 512), (16, 2048)])
+
+#: Sequences, length, heads, student's and teacher's head width. TinyBERT's 26 where it is used, 32 in long sequences;
+#: on a GPU half the teacher's width, and the teacher's in long sequences.
+_WIDTHS = full_or_quick((26, 32), (26, 32), (32, 64))
+ATTENTION_SHAPES = [(n, length, 12, _WIDTHS[length > 1024], 64) for n, length in BATCHES]
 attention_shapes = pytest.mark.parametrize(
     "shape", ATTENTION_SHAPES, ids=["x".join(map(str, shape)) for shape in ATTENTION_SHAPES]
 )
 
-_BLOCK = (
-    1 << 18
-)  # entries of the maps that `map_products` holds at once: 1 MB of float32, about a core's cache
+#: Entries of the maps that `map_products` holds at once: 1 MB of float32, about a core's cache; on a GPU 25 MB of
+#: bfloat16, half of an H100's cache, and so many launches fewer.
+_BLOCK = 12_500_000 if device.ON_GPU else 1 << 18
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32, grad: bool = False) -> Tensor:
-    return torch.randn(*shape).to(dtype).requires_grad_(grad)
+    return torch.randn(*shape, device=device.TENSORS).to(dtype).requires_grad_(grad)
 
 
 def even_packing(sequences: int, length: int) -> Tensor:
     """cu_seqlens of a batch without padding."""
-    return torch.arange(sequences + 1, dtype=torch.int32) * length
+    return torch.arange(sequences + 1, dtype=torch.int32, device=device.TENSORS) * length
+
+
+def copy_of(size: int, dtype: torch.dtype) -> Callable[[], Tensor]:
+    """Moves ``size`` bytes: a copy of half as many, which it reads and writes."""
+    source = random(size // (2 * dtype.itemsize), dtype=dtype)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
+
+
+def gpu_copy(size: int, dtype: torch.dtype) -> dict[str, Callable[[], Tensor]]:
+    """The same as a floor on a GPU, where moving the operands may take longer than the products do."""
+    return {"floor: copy": copy_of(size, dtype)} if device.ON_GPU else {}
 
 
 def ragged_lengths(sequences: int, length: int) -> Tensor:
@@ -47,7 +70,7 @@ def ragged_lengths(sequences: int, length: int) -> Tensor:
 class Ragged:
     """A batch of ragged sequences: the padded ``[B, L]`` and the packed ``[T]`` view of the same tokens."""
 
-    lengths: Tensor  # int32 [B]
+    lengths: Tensor  # int32 [B], on the CPU
     length: int
 
     @staticmethod
@@ -56,12 +79,12 @@ class Ragged:
 
     @property
     def cu_seqlens(self) -> Tensor:
-        return torch.nn.functional.pad(self.lengths.cumsum(0), (1, 0)).int()
+        return torch.nn.functional.pad(self.lengths.cumsum(0), (1, 0)).int().to(device.TENSORS)
 
     @property
     def mask(self) -> Tensor:
         """bool ``[B, L]``, true at real tokens."""
-        return torch.arange(self.length) < self.lengths[:, None]
+        return (torch.arange(self.length) < self.lengths[:, None]).to(device.TENSORS)
 
     @property
     def max_seqlen(self) -> int:

@@ -1,7 +1,8 @@
 """Peak memory of one call, read from the kernel: what the process held at most, less what it held before.
 
 Linux keeps a high-water mark of resident memory (VmHWM), and writing "5" to /proc/self/clear_refs lowers it to what
-is resident now. Freed memory that the allocator still holds would hide what a call needs, so it goes back first.
+is resident now. Freed memory that the allocator still holds would hide what a call needs, so it goes back first. On a
+GPU torch's own allocator keeps the mark (:mod:`.device`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import gc
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+
+from . import device
 
 _CLEAR = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
@@ -25,6 +28,8 @@ def peak_extra_bytes(call: Callable[[], object]) -> int | None:
     if unavailable() is not None:
         return None
     gc.collect()
+    if device.TENSORS == "cuda":
+        return device.peak_extra_bytes(call)
     ctypes.CDLL(None).malloc_trim(0)
     before = _kilobytes("VmRSS")
     _CLEAR.write_text("5")
@@ -37,6 +42,8 @@ def peak_extra_bytes(call: Callable[[], object]) -> int | None:
 @cache
 def unavailable() -> str | None:
     """Why peak memory cannot be read here, or None if it can."""
+    if device.TENSORS == "cuda":
+        return None
     try:
         _CLEAR.write_text("5")
         ctypes.CDLL(None).malloc_trim(0)
@@ -48,7 +55,9 @@ def unavailable() -> str | None:
 
 
 def available_bytes() -> int | None:
-    """What the machine can still give before it swaps or kills; None where it does not say."""
+    """What the machine (or the GPU) can still give before it swaps or kills; None where it does not say."""
+    if device.TENSORS == "cuda":
+        return device.available_bytes()
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from bertxfer_fast import ops
 
-from .harness import backends, compare, compiled, full_or_quick, nbytes, on_backend, with_gradients
-from .inputs import in_float32, random
+from .harness import Call, backends, compare, compiled, full_or_quick, in_float32_too, nbytes, with_gradients
+from .inputs import gpu_copy, in_float32, random
 
-TOKENS, STUDENT, TEACHER = full_or_quick((4096, 312, 768), (64, 12, 16))
+TOKENS, STUDENT, TEACHER = full_or_quick((4096, 312, 768), (64, 12, 16), (32768, 312, 768))
 
 
 def compare_projected(benchmark: Any, op: str, plain: Callable[..., Tensor], dtype: torch.dtype) -> None:
@@ -22,23 +22,27 @@ def compare_projected(benchmark: Any, op: str, plain: Callable[..., Tensor], dty
     weight, bias = random(TEACHER, STUDENT, dtype=dtype, grad=True), random(TEACHER, dtype=dtype, grad=True)
     arguments, wrt = (student, teacher, weight, bias), (student, weight, bias)
     function, fast = getattr(ops, op), compiled(plain)
+
+    def wide() -> Call:
+        values = [in_float32(x) for x in arguments]
+        return with_gradients(lambda: function(*values), (values[0], *values[2:]))
+
     x, w, r = student.detach(), weight.detach(), random(TOKENS, TEACHER, dtype=dtype)
     implementations = {
-        **backends(with_gradients(lambda: function(*arguments), wrt)),
+        **backends(with_gradients(lambda: function(*arguments), wrt), op),
         "plain": with_gradients(lambda: plain(*arguments), wrt),
         "compile": fast and with_gradients(lambda: fast(*arguments), wrt),
         "floor: three products": lambda: (x @ w.T, r @ w, r.T @ x),
+        **gpu_copy(nbytes(arguments) + nbytes(wrt), dtype),
+        **in_float32_too(wide, dtype),
     }
-    if dtype == torch.bfloat16:
-        wide = [in_float32(x) for x in arguments]
-        implementations["cpp float32"] = on_backend(
-            "cpp", with_gradients(lambda: function(*wide), (wide[0], *wide[2:]))
-        )
     compare(
         benchmark,
         implementations,
         op=op,
         shape=f"{TOKENS}x{STUDENT}->{TEACHER}",
         dtype=dtype,
+        operator=op,
+        size=student.numel(),
         gradient_bytes=nbytes(wrt),
     )

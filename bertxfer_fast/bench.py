@@ -16,10 +16,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import bench_gpu_report as gpu_report
 from .bench_report import machine_line, markdown, plot, readme_markdown, replace_block, tables
 from .errors import InputError, did_you_mean
 
 __all__ = ["checkout", "markdown", "merge", "names", "run", "write_docs"]
+
+#: How the names of a GPU's plots begin.
+GPU_PLOTS = "gpu-"
 
 #: Tests of what is no single op: paths below `tests/`. An op's own are `ops/test_<op>.py`.
 _TESTS: dict[str, tuple[str, ...]] = {
@@ -92,7 +96,7 @@ def run(
     if output is not None and not output.resolve().parent.is_dir():
         raise InputError(f"--output: no such directory: {output.parent}")
     if output is not None and output.exists():
-        _read(output)  # what cannot be merged is an error now, not after an hour
+        read(output)  # what cannot be merged is an error now, not after an hour
     environment = _environment(root, threads, quick=quick, skip_compile=skip_compile)
     failed = False
     entries: list[dict[str, Any]] = []
@@ -110,15 +114,15 @@ def run(
         entries += found
         print(f"\n{tables({'entries': found}, style='text')}\n", flush=True)
         results = {"machine": machine, "quick": quick, "entries": found}
-        path = output or (None if quick else _results_file(root, machine))
+        path = output or (None if quick else results_file(root, machine))
         if path is not None:
-            results = _save(path, results)  # after each op: an interrupted run keeps what it has
+            results = save(path, results)  # after each op: an interrupted run keeps what it has
         if plots and not quick:
             plot(results, root / "docs" / "plots")
     if entries:
         print(machine_line(machine))
         if not quick or output is not None:
-            print(f"results in {output or _results_file(root, machine).relative_to(root)}")
+            print(f"results in {output or results_file(root, machine).relative_to(root)}")
     return int(failed)
 
 
@@ -128,17 +132,18 @@ def merge(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> dict[str, An
     Numbers made on another machine, by other versions or with tiny shapes do not stand beside new ones: `old` goes.
     """
     kept = old["entries"] if old is not None and _same_conditions(old, new) else ()
-    entries = {_key(entry): entry for entry in kept}
-    entries.update((_key(entry), entry) for entry in new["entries"])
-    return {**new, "entries": [entries[key] for key in sorted(entries, key=str)]}
+    entries = {key(entry): entry for entry in kept}
+    entries.update((key(entry), entry) for entry in new["entries"])
+    return {**new, "entries": [entries[name] for name in sorted(entries, key=str)]}
 
 
 def write_docs(output: Path | None = None, *, root: Path | None = None) -> None:
     """Rewrite the marked blocks of `docs/performance.md` and `README.md` from results on disk; measures nothing.
 
     Args:
-        output: the results file; by default all in `benchmarks/results/`, of which the README shows the one with the
-            most threads.
+        output: the results file, of a CPU or of a GPU, whose blocks alone are rewritten; by default all in
+            `benchmarks/results/`, of which the README shows the CPU with the most threads and the GPU with the most
+            records. A GPU's blocks say that nothing was measured where there are no results of any.
         root: the checkout.
 
     Raises:
@@ -148,15 +153,29 @@ def write_docs(output: Path | None = None, *, root: Path | None = None) -> None:
     files = [output] if output is not None else sorted((root / "benchmarks" / "results").glob("*.json"))
     if not files:
         raise InputError("bench: no results in benchmarks/results/; measure first")
-    loaded = [_read(path) for path in files]
+    loaded = [read(path) for path in files]
     for path, results in zip(files, loaded, strict=True):
         if results["quick"]:
             raise InputError(f"{path.name}: numbers of a quick run mean nothing; measure without --quick")
-    # Plots are drawn of one run; they stand under the first section.
+    page, readme = root / "docs" / "performance.md", root / "README.md"
     links = sorted(f"plots/{path.name}" for path in (root / "docs" / "plots").glob("*.svg"))
-    sections = [markdown(results, links if not i else ()) for i, results in enumerate(loaded)]
-    replace_block(root / "docs" / "performance.md", "\n\n".join(sections))
-    replace_block(root / "README.md", readme_markdown(max(loaded, key=_prominence)))
+    of_gpu = [link for link in links if link.startswith(f"plots/{GPU_PLOTS}")]
+    links = [link for link in links if link not in of_gpu]
+    gpus = [results for results in loaded if gpu_report.is_gpu(results)]
+    cpus = [results for results in loaded if not gpu_report.is_gpu(results)]
+    # Plots are drawn of one run; they stand under the first section.
+    if cpus:
+        sections = [markdown(results, links if not i else ()) for i, results in enumerate(cpus)]
+        replace_block(page, "\n\n".join(sections))
+        replace_block(readme, readme_markdown(max(cpus, key=_prominence)))
+    if gpus or output is None:
+        found: list[Any] = sorted(gpus, key=lambda results: -len(results["entries"])) or [None]
+        sections = [
+            gpu_report.markdown(results, of_gpu if results and not i else ())
+            for i, results in enumerate(found)
+        ]
+        replace_block(page, "\n\n".join(sections), gpu_report.MARKS)
+        replace_block(readme, gpu_report.readme_markdown(found[0]), gpu_report.MARKS)
 
 
 def _prominence(results: Mapping[str, Any]) -> tuple[int, bool]:
@@ -245,16 +264,19 @@ def _tell(line: str) -> None:
 # ---- results ------------------------------------------------------------------------------------------------
 
 
-def _results_file(root: Path, machine: Mapping[str, Any]) -> Path:
-    words = re.sub(r"\(r\)|\(tm\)|@.*", " ", str(machine["processor"]).lower())
+def results_file(root: Path, machine: Mapping[str, Any]) -> Path:
+    """Where results of this machine are kept: named after the GPU, or the processor and its threads."""
+    words = re.sub(r"\(r\)|\(tm\)|@.*", " ", str(machine.get("gpu") or machine["processor"]).lower())
     slug = "-".join(re.findall(r"[a-z0-9]+", words)) or "cpu"
+    if "gpu" in machine:
+        return root / "benchmarks" / "results" / f"{slug}.json"
     allocator = "-malloc" if machine["allocator"] else ""  # other numbers, beside those of the default
     return root / "benchmarks" / "results" / f"{slug}-{machine['threads']}threads{allocator}.json"
 
 
-def _save(path: Path, new: Mapping[str, Any]) -> dict[str, Any]:
+def save(path: Path, new: Mapping[str, Any]) -> dict[str, Any]:
     """Merge into the file; returns all that it has now."""
-    old = _read(path) if path.exists() else None
+    old = read(path) if path.exists() else None
     results = merge(old, new)
     if old is not None and not _same_conditions(old, new):
         _tell(f"{path.name}: its older numbers were made under other conditions and are dropped")
@@ -263,7 +285,12 @@ def _save(path: Path, new: Mapping[str, Any]) -> dict[str, Any]:
     return results
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """A file of results.
+
+    Raises:
+        InputError: it cannot be read, or is none.
+    """
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -277,5 +304,6 @@ def _same_conditions(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return all(old[key] == new[key] for key in ("machine", "quick"))
 
 
-def _key(entry: Mapping[str, Any]) -> tuple[str, ...]:
+def key(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """What makes two records ones of the same thing."""
     return entry["op"], entry["case"], entry["shape"], entry["dtype"]

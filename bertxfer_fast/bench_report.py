@@ -23,8 +23,16 @@ Record = Mapping[str, Any]
 Results = Mapping[str, Any]
 
 #: How a plot names and colours an implementation, the same in every figure; others take the colours that are left.
-_LABELS = {"cpp": "ours", "compile": "torch.compile", "plain": "plain eager", "eager": "our reference"}
-_COLOURS = {"cpp": "black", "compile": "C1", "plain": "C0", "eager": "C2"}
+_LABELS = {
+    "cpp": "ours",
+    "triton": "ours, Triton",
+    "cuda": "ours, CUDA",
+    "compile": "torch.compile",
+    "plain": "plain eager",
+    "eager": "our reference",
+}
+_COLOURS = {"cpp": "black", "cuda": "black", "triton": "C2", "compile": "C1", "plain": "C0", "eager": "C2"}
+_OURS = ("cpp", "triton", "cuda")
 
 
 # ---- tables -------------------------------------------------------------------------------------------------
@@ -37,15 +45,15 @@ def rows(records: Iterable[Record]) -> list[dict[str, Any]]:
             "op": named(record),
             "shape": record["shape"],
             "dtype": record["dtype"],
-            "ms": _value(record, record["ours"], "ms"),
-            "vs compile": _value(record, "compile", "ratio"),
-            "vs plain": _value(record, "plain", "ratio"),
-            "vs floor": _value(record, _floor(record), "ratio"),
-            "vs float32": _value(record, "cpp float32", "ratio"),
-            "MB": _value(record, record["ours"], "memory_mb"),
-            "MB vs compile": _value(record, "compile", "memory_ratio"),
-            "MB vs plain": _value(record, "plain", "memory_ratio"),
-            "MB / gradients": _value(record, record["ours"], "memory_per_gradient"),
+            "ms": value_of(record, record["ours"], "ms"),
+            "vs compile": value_of(record, "compile", "ratio"),
+            "vs plain": value_of(record, "plain", "ratio"),
+            "vs floor": value_of(record, floor_of(record), "ratio"),
+            "vs float32": value_of(record, "cpp float32", "ratio"),
+            "MB": value_of(record, record["ours"], "memory_mb"),
+            "MB vs compile": value_of(record, "compile", "memory_ratio"),
+            "MB vs plain": value_of(record, "plain", "memory_ratio"),
+            "MB / gradients": value_of(record, record["ours"], "memory_per_gradient"),
         }
         for record in records
         if "gain" not in record and record["op"] != "overhead"
@@ -60,8 +68,8 @@ def ragged_rows(records: Iterable[Record]) -> list[dict[str, Any]]:
             "shape": record["shape"],
             "dtype": record["dtype"],
             "real tokens": record["valid"],
-            "ms packed": _value(record, record["ours"], "ms"),
-            "ms full length": _value(record, "cpp full length", "ms"),
+            "ms packed": value_of(record, record["ours"], "ms"),
+            "ms full length": value_of(record, f"{record['ours']} full length", "ms"),
             "gain": record["gain"],
             "ideal gain": record["ideal_gain"],
         }
@@ -74,9 +82,9 @@ def overhead_rows(records: Iterable[Record]) -> list[dict[str, Any]]:
     """Microseconds of tiny losses, and how many calls of mse_loss they take."""
     found = []
     for record in records:
-        floor = _value(record, _floor(record), "ratio")
+        floor = value_of(record, floor_of(record), "ratio")
         if record["op"] == "overhead":
-            ours = _value(record, record["ours"], "ms")
+            ours = value_of(record, record["ours"], "ms")
             found.append(
                 {
                     "op": record["case"],
@@ -142,7 +150,7 @@ def readme_markdown(results: Results) -> str:
     """The short table: one row per op, float32, how many times as long torch.compile takes as we do."""
     found: dict[str, dict[str, Any]] = {}
     for record in results["entries"]:
-        ratio = _value(record, "compile", "ratio")
+        ratio = value_of(record, "compile", "ratio")
         if ratio is None or "gain" in record or record["dtype"] != "float32":
             continue
         row = found.setdefault(
@@ -170,42 +178,48 @@ def named(record: Record) -> str:
     return f"{record['op']} {record['case']}".strip()
 
 
-def _value(record: Record, name: str | None, key: str) -> Any:
+def value_of(record: Record, name: str | None, key: str) -> Any:
     return (record["implementations"].get(name) or {}).get(key)
 
 
-def _floor(record: Record) -> str | None:
-    return next((name for name in record["implementations"] if name.startswith("floor: ")), None)
+def floor_of(record: Record) -> str | None:
+    """The floor that takes longest: nobody can do without any of them."""
+    floors = [name for name in record["implementations"] if name.startswith("floor: ")]
+    return max(floors, key=lambda name: value_of(record, name, "ms"), default=None)
 
 
 # ---- documentation ------------------------------------------------------------------------------------------
 
 
-def replace_block(page: Path, block: str) -> None:
+def replace_block(page: Path, block: str, marks: tuple[str, str] = (BEGIN, END)) -> None:
     """Put `block` between the page's two markers.
 
     Raises:
         InputError: the page has not exactly one pair of markers.
     """
     text = page.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise InputError(f"{page.name}: wants one {BEGIN} and after it one {END}")
-    before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
+    begin, end = marks
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise InputError(f"{page.name}: wants one {begin} and after it one {end}")
+    before, after = text[: text.index(begin) + len(begin)], text[text.index(end) :]
     page.write_text(f"{before}\n{block}\n{after}", encoding="utf-8")
 
 
 # ---- plots --------------------------------------------------------------------------------------------------
 
 
-def plot(results: Results, folder: Path) -> list[Path]:
-    """Time and memory against the length, one SVG for each op (and case) that was measured at two lengths or more."""
+def plot(results: Results, folder: Path, prefix: str = "") -> list[Path]:
+    """Time and memory against the length, one SVG for each op (and case) that was measured at two lengths or more.
+
+    `prefix` begins the names of the files.
+    """
     series: dict[str, list[Record]] = {}
     for record in results["entries"]:
         if record["length"] is not None and "gain" not in record and _is_attention(record):
             series.setdefault(named(record), []).append(record)
     folder.mkdir(parents=True, exist_ok=True)
     return [
-        _figure(name, records, folder / f"{name.replace(' ', '-')}.svg")
+        _figure(name, records, folder / f"{prefix}{name.replace(' ', '-')}.svg")
         for name, records in series.items()
         if len({record["length"] for record in records}) > 1
     ]
@@ -251,11 +265,11 @@ def _lines(axis: Axes, records: Sequence[Record], key: str, wanted: Callable[[st
         points = [
             (record["length"], value)
             for record in records
-            if (value := _value(record, name, key)) is not None and value > 0
+            if (value := value_of(record, name, key)) is not None and value > 0
         ]
         if points:
             lengths, values = zip(*points, strict=True)
-            ours, floor = name == "cpp", name.startswith("floor: ")
+            ours, floor = name in _OURS, name.startswith("floor: ")
             style = ":" if floor else "-" if ours or name in ("plain", "compile") else "--"
             axis.plot(
                 lengths,

@@ -1,5 +1,6 @@
 // The Python module bertxfer_fast._C: importing it registers the CPU kernels; build_info() says what was compiled.
-// The only file that includes Python.h, within the limited API, so that one binary serves every Python >= 3.10.
+// It and module_cuda.cpp alone include Python.h, within the limited API, so that one binary serves every Python
+// >= 3.10.
 #define Py_LIMITED_API 0x030a0000
 #include <Python.h>
 

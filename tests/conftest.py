@@ -11,6 +11,11 @@ from hypothesis import HealthCheck, settings
 
 import bertxfer_fast
 
+from .ops.interpreter import use_interpreter
+
+if not torch.cuda.is_available():
+    use_interpreter()
+
 # "ci", the default, draws the same examples in every run, "brief" fewer of them; "explore" draws new ones each time
 # and remembers failures.
 COMMON = {

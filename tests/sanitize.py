@@ -32,7 +32,12 @@ def library(name: str) -> str:
 
 def build() -> None:
     command = [sys.executable, "setup.py", "-q", "build", "--build-temp", str(BUILD / "objects")]
-    environment = {**os.environ, "BERTXFER_CXXFLAGS": FLAGS, "BERTXFER_REQUIRE_EXT": "1"}
+    environment = {
+        **os.environ,
+        "BERTXFER_CXXFLAGS": FLAGS,
+        "BERTXFER_REQUIRE_EXT": "1",
+        "BERTXFER_CUDA": "0",
+    }
     print("building", flush=True)
     done = subprocess.run(
         [*command, "--build-lib", str(BUILD / "package")],

@@ -310,7 +310,11 @@ def test_plots_show_every_dtype_and_implementation(tmp_path: Path) -> None:
 def pages(root: Path) -> None:
     (root / "docs").mkdir()
     for page in (root / "docs" / "performance.md", root / "README.md"):
-        page.write_text("before\n\n<!-- bench:begin -->\nold\n<!-- bench:end -->\n\nafter\n")
+        blocks = [
+            f"<!-- {mark}:begin -->\n{old}\n<!-- {mark}:end -->"
+            for mark, old in (("bench", "old"), ("bench:gpu", "former"))
+        ]
+        page.write_text("\n\n".join(["before", *blocks, "after\n"]))
 
 
 def save(root: Path, name: str, what: dict[str, Any]) -> Path:

@@ -21,11 +21,12 @@ ROOMS = {path.stem for path in ROOT.glob("*.py")} | {path.parent.name for path i
 # What a room may import: rooms of the package, and from outside of it and the standard library.
 MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "__init__": ({"ops"}, set()),
-    "ops": (set(), {"torch"}),
+    "ops": (set(), {"torch", "triton"}),
     "activations": (set(), {"torch"}),
     "packing": (set(), {"numpy", "torch"}),
     "errors": (set(), set()),
-    "bench": ({"bench_report", "errors"}, set()),
+    "bench": ({"bench_gpu_report", "bench_report", "errors"}, set()),
+    "bench_gpu_report": ({"bench_report", "report"}, set()),
     "bench_report": ({"errors", "report"}, {"matplotlib"}),
     "objectives": ({"activations", "errors", "ops"}, {"torch"}),
     "recipes": ({"errors", "objectives"}, set()),

@@ -24,9 +24,16 @@ _transformed = torch._C._are_functorch_transforms_active
 _PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None), int, float, str, bool))
 
 
+def gpu_size(device_type: str, first: Tensor | list[Tensor]) -> int | None:
+    """The size by which a backend is chosen on a GPU (:mod:`._choices`); elsewhere there is no such choice."""
+    if device_type != "cuda":
+        return None
+    return first.numel() if isinstance(first, Tensor) else sum(x.numel() for x in first)
+
+
 def run_loss(name: str, device_type: str, *args: Any) -> Tensor:
     """The first output of operator ``name`` on the backend in force; its last argument is ``need_grad``."""
-    op = _library.overload(name, _backend.pick(name, device_type))
+    op = _library.overload(name, _backend.pick(name, device_type, gpu_size(device_type, args[0])))
     if torch.compiler.is_compiling() or _transformed() or not _PLAIN.issuperset(map(type, args)):
         return op(*args)[0]
     if args[-1]:
@@ -37,7 +44,7 @@ def run_loss(name: str, device_type: str, *args: Any) -> Tensor:
 
 def run_constant(name: str, device_type: str, *args: Any) -> Any:
     """All outputs of operator ``name`` on the backend in force, where nobody wants a gradient."""
-    op = _library.overload(name, _backend.pick(name, device_type))
+    op = _library.overload(name, _backend.pick(name, device_type, gpu_size(device_type, args[0])))
     if torch.compiler.is_compiling() or _transformed():
         return op(*args)
     with _below_autograd():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 NAMESPACE = "bertxfer_fast"
 
 #: Backends that an operator may have an overload for, in no order of preference.
-BACKENDS = ("eager", "cpp")
+BACKENDS = ("eager", "cpp", "triton", "cuda")
 
 #: The schema of every operator, without its name.
 SCHEMAS: dict[str, str] = {
@@ -84,11 +85,14 @@ for _name, _schema in SCHEMAS.items():
 #: Operators that exist in more than one implementation, filled by :func:`register`: name -> backends written for it.
 IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {}
 
+#: Where an operator's Triton launcher is, a function of its name: name -> module.
+TRITON: dict[str, str] = {}
+
 #: What differentiates an operator: name -> (setup_context, backward).
 FORMULAS: dict[str, tuple[Callable[..., None], Callable[..., Any]]] = {}
 
-#: Operators whose kernel a stale extension lacks, with the sentence that says so.
-MISSING_KERNELS: dict[str, str] = {}
+#: Kernels that a stale extension lacks, (operator, backend), with the sentence that says so.
+MISSING_KERNELS: dict[tuple[str, str], str] = {}
 
 
 def _load_extension() -> tuple[ModuleType | None, str | None]:
@@ -98,8 +102,33 @@ def _load_extension() -> tuple[ModuleType | None, str | None]:
         return None, f"the compiled extension bertxfer_fast._C did not load: {error}"
 
 
+def _load_cuda_extension() -> tuple[ModuleType | None, str | None]:
+    if torch.version.cuda is None:  # such a torch lacks the symbols that it needs
+        return None, "this torch was built without CUDA"
+    try:
+        return importlib.import_module("bertxfer_fast._C_cuda"), None
+    except ImportError as error:
+        return None, f"the compiled extension bertxfer_fast._C_cuda did not load: {error}"
+
+
 #: The compiled extension, or None; and then the sentence that says why.
 extension, extension_error = _load_extension()
+
+#: The same for the CUDA kernels in C++. Loading them starts no CUDA.
+cuda_extension, cuda_extension_error = _load_cuda_extension()
+
+
+def load_cuda_emulator() -> bool:
+    """Whether the CUDA kernels run on CPU tensors: in the emulator of the tests, which the environment names."""
+    path = os.environ.get("BERTXFER_CUDA_EMULATOR")
+    if path:
+        _load_library(path)
+    return bool(path)
+
+
+@functools.cache
+def _load_library(path: str) -> None:
+    torch.ops.load_library(path)
 
 
 def register(
@@ -110,18 +139,24 @@ def register(
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
     compiled: tuple[str, ...] = ("cpp",),
+    triton: str | None = None,
 ) -> None:
-    """Registers what all overloads of ``name`` share, and the eager implementation.
+    """Registers what all overloads of ``name`` share, the eager implementation and the Triton launcher.
 
     ``compiled`` names the backends that compiled code brings; their kernels register themselves when they load.
+    ``triton`` is the module with the launcher, a function of the operator's name; it is imported by the first call.
     """
-    IMPLEMENTATIONS[name] = (*compiled, "eager")
+    IMPLEMENTATIONS[name] = (*compiled, *(("triton",) if triton else ()), "eager")
+    if triton:
+        TRITON[name] = triton
+        launcher = _without_autocast(_on_its_device(triton, name))
+        for key in ("CUDA", "CPU"):  # on the CPU in Triton's interpreter
+            _library.impl(f"{name}.triton", launcher, key)
     if setup_context is not None and backward is not None:
         FORMULAS[name] = setup_context, backward
-    if "cpp" in compiled and extension is not None:
-        present = torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}.cpp", "CPU")
-        if not present:
-            MISSING_KERNELS[name] = f"the compiled extension is older than {name}: rebuild it"
+    for compiler, module, key in (("cpp", extension, "CPU"), ("cuda", cuda_extension, "CUDA")):
+        if compiler in compiled and module is not None and not has_kernel(name, compiler, key):
+            MISSING_KERNELS[name, compiler] = f"the compiled extension is older than {name}: rebuild it"
     _library.impl(f"{name}.eager", _without_autocast(eager), "CompositeExplicitAutograd")
     for backend in BACKENDS:
         qualified = f"{NAMESPACE}::{name}.{backend}"
@@ -142,6 +177,25 @@ def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def _on_its_device(module: str, name: str) -> Callable[..., Any]:
+    """Function ``name`` of ``module``, run with the device of its first tensor current, as Triton launches there."""
+
+    def run(*args: Any) -> Any:
+        launcher = getattr(importlib.import_module(module), name)
+        first = args[0] if isinstance(args[0], torch.Tensor) else args[0][0]
+        if first.device.type != "cuda":
+            return launcher(*args)
+        with torch.cuda.device(first.device):
+            return launcher(*args)
+
+    return run
+
+
+def has_kernel(name: str, backend: str, key: str) -> bool:
+    """Whether compiled code has registered its kernel of an operator, for a dispatch key such as ``"CPU"``."""
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}.{backend}", key))
+
+
 def overload(name: str, backend: str) -> Any:
     """The callable operator overload, e.g. ``torch.ops.bertxfer_fast.hidden_mse.cpp``."""
     return getattr(getattr(torch.ops.bertxfer_fast, name), backend)
@@ -152,9 +206,14 @@ def build_info() -> dict[str, Any]:
 
     Returns a dict with ``compiled`` (bool), ``reason`` (why not, or None) and, where the extension is loaded,
     ``version``, ``compiler``, ``torch`` (version it was built against), ``instruction_sets`` (compiled in) and
-    ``instruction_set`` (the one picked at run time; the environment variable ``BERTXFER_ISA`` lowers it).
+    ``instruction_set`` (the one picked at run time; the environment variable ``BERTXFER_ISA`` lowers it). ``cuda`` is
+    the same for the CUDA kernels in C++: ``compiled``, ``reason`` and, where they are loaded, ``version``, ``nvcc``,
+    ``torch`` and ``architectures`` (compute capabilities compiled for).
     """
     info: dict[str, Any] = {"compiled": extension is not None, "reason": extension_error}
     if extension is not None:
         info.update(extension.build_info())
+    info["cuda"] = {"compiled": cuda_extension is not None, "reason": cuda_extension_error}
+    if cuda_extension is not None:
+        info["cuda"].update(cuda_extension.build_info())
     return info

@@ -20,14 +20,14 @@ inline Tensor rows_of(Tensor tensor, int64_t first, int64_t rows) {
 
 // out = a b
 inline void matmul_out(Tensor& out, const Tensor& a, const Tensor& b) {
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
 }
 
 // out (+)= a b, float32 `out`: half-precision products are rounded one by one, and added up in float32.
 inline void matmul_add(Tensor& out, const Tensor& a, const Tensor& b, bool accumulate) {
   if (a.scalar_type() == out.scalar_type()) {
     if (!accumulate) return matmul_out(out, a, b);
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1.0, 1.0));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1.0, 1.0));
     return;
   }
   Tensor product = empty({out.size(0), out.size(1)}, a.scalar_type());

@@ -86,4 +86,6 @@ _library.register(
     fake=fake_attention_loss,
     setup_context=setup_attention_context,
     backward=attention_backward,
+    compiled=("cpp", "cuda"),
+    triton=f"{__name__}.triton_",
 )

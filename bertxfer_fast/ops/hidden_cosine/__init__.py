@@ -45,4 +45,11 @@ def hidden_cosine(
     return projected_loss("hidden_cosine", student, teacher, weight, bias, reduction)
 
 
-_library.register("hidden_cosine", eager=_eager, fake=fake, setup_context=setup_context, backward=backward)
+_library.register(
+    "hidden_cosine",
+    eager=_eager,
+    fake=fake,
+    setup_context=setup_context,
+    backward=backward,
+    triton=f"{__name__}.triton_",
+)

@@ -44,4 +44,12 @@ def hidden_mse(
     return projected_loss("hidden_mse", student, teacher, weight, bias, reduction)
 
 
-_library.register("hidden_mse", eager=_eager, fake=fake, setup_context=setup_context, backward=backward)
+_library.register(
+    "hidden_mse",
+    eager=_eager,
+    fake=fake,
+    setup_context=setup_context,
+    backward=backward,
+    compiled=("cpp", "cuda"),
+    triton=f"{__name__}.triton_",
+)

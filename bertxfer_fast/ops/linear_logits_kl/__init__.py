@@ -121,5 +121,10 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | Non
 
 
 _library.register(
-    "linear_logits_kl", eager=_eager, fake=_fake, setup_context=setup_context, backward=_backward
+    "linear_logits_kl",
+    eager=_eager,
+    fake=_fake,
+    setup_context=setup_context,
+    backward=_backward,
+    triton=f"{__name__}.triton_",
 )

@@ -72,4 +72,11 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | Non
     return *scale_grads([grad_student], [True], factor, grad_loss), None, None, None, None
 
 
-_library.register("logits_kl", eager=_eager, fake=_fake, setup_context=_setup_context, backward=_backward)
+_library.register(
+    "logits_kl",
+    eager=_eager,
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+    triton=f"{__name__}.triton_",
+)

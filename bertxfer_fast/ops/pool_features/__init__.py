@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _backend, _library
-from .._autograd import run_constant
+from .._autograd import gpu_size, run_constant
 from .._checks import check_choice, check_packing, check_same_device, check_same_dtype, check_tensor
 from .eager import pool_features as _eager
 from .eager import pool_features_backward as _eager_backward
@@ -76,7 +76,8 @@ def pool_features(
     weights = _layer_weights(layer_weights, len(layers), first.device)
     args = (layers, cu_seqlens, seqused, weights, mode, normalize)
     if torch.is_grad_enabled() and any(x.requires_grad for x in (*layers, weights)):
-        op = _library.overload("pool_features", _backend.pick("pool_features", first.device.type))
+        size = gpu_size(first.device.type, layers)
+        op = _library.overload("pool_features", _backend.pick("pool_features", first.device.type, size))
         return op(*args)[0]
     return run_constant("pool_features", first.device.type, *args)[0]
 
@@ -136,7 +137,8 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if grad is None:
         return [None] * ctx.layers, None, None, None, None, None
     cu_seqlens, seqused, layer_weights, pooled, argmax, norm, *hidden = ctx.saved_tensors
-    backend = _backend.pick("pool_features_backward", grad.device.type)
+    size = gpu_size(grad.device.type, hidden)
+    backend = _backend.pick("pool_features_backward", grad.device.type, size)
     grad_hidden, grad_weights = _library.overload("pool_features_backward", backend)(
         grad,
         hidden,
@@ -157,7 +159,20 @@ def _double_backward(ctx: Any, *_: Any) -> Any:
     raise RuntimeError("pool_features cannot be differentiated twice (double backward)")
 
 
-_library.register("pool_features", eager=_eager, fake=_fake, setup_context=_setup_context, backward=_backward)
 _library.register(
-    "pool_features_backward", eager=_eager_backward, fake=_fake_backward, backward=_double_backward
+    "pool_features",
+    eager=_eager,
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+    compiled=("cpp", "cuda"),
+    triton=f"{__name__}.triton_",
+)
+_library.register(
+    "pool_features_backward",
+    eager=_eager_backward,
+    fake=_fake_backward,
+    backward=_double_backward,
+    compiled=("cpp", "cuda"),
+    triton=f"{__name__}.triton_backward",
 )

@@ -107,4 +107,12 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | Non
     return *scale_grads([grad_student], [True], factor, grad_loss), *nothing
 
 
-_library.register("relation_kl", eager=_eager, fake=_fake, setup_context=_setup_context, backward=_backward)
+_library.register(
+    "relation_kl",
+    eager=_eager,
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+    compiled=("cpp", "cuda"),
+    triton=f"{__name__}.triton_",
+)

@@ -79,11 +79,7 @@ def _keeps_graph_alive() -> bool:
 
 
 def _is_ours_alone(grad: Tensor) -> bool:
-    return (
-        type(grad) is Tensor
-        and grad.is_contiguous()
-        and _holders(grad.untyped_storage()._cdata) <= _OURS
-    )
+    return type(grad) is Tensor and grad.is_contiguous() and _holders(grad.untyped_storage()._cdata) <= _OURS
 
 
 def _fake(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -98,5 +94,18 @@ def _fake_in_place(grads: list[Tensor], factor: Tensor, upstream: Tensor) -> Non
     return None
 
 
-_library.register("scale_grad", eager=_eager, fake=_fake, backward=_backward)
-_library.register("scale_grad_", eager=_eager_in_place, fake=_fake_in_place)
+_library.register(
+    "scale_grad",
+    eager=_eager,
+    fake=_fake,
+    backward=_backward,
+    compiled=("cpp", "cuda"),
+    triton=f"{__name__}.triton_",
+)
+_library.register(
+    "scale_grad_",
+    eager=_eager_in_place,
+    fake=_fake_in_place,
+    compiled=("cpp", "cuda"),
+    triton=f"{__name__}.triton_",
+)

@@ -1,0 +1,47 @@
+// Tensor side of attention_map_loss on CUDA.
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "../common/attention_pair_tensors.h"
+#include "attention_map_cuda.h"
+
+namespace bertxfer {
+namespace {
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> attention_map_cuda_op(Tensor q_student,               // [T, H, ds]
+                                                                 Tensor k_student,               // [T, H, ds]
+                                                                 Tensor q_teacher,               // [T, H, dt]
+                                                                 Tensor k_teacher,               // [T, H, dt]
+                                                                 Tensor cu_seqlens,              // [N + 1]
+                                                                 std::optional<Tensor> seqused,  // [N]
+                                                                 int64_t /*max_seqlen*/, double scale_student,
+                                                                 double scale_teacher, std::string kind,
+                                                                 std::string reduction, bool need_grad) {
+  OnDevice device(q_student);
+  AttentionPair pair(q_student, k_student, q_teacher, k_teacher, cu_seqlens, seqused);
+  const bool mse = kind == "mse";
+  pair.make_gradients(need_grad, {reduction == "mean", /*pairs=*/mse, mse ? 64.0f : 1.0f}, device.stream());
+
+  AttentionMapCuda problem = pair.problem<AttentionMapCuda>(scale_student, scale_teacher);
+  problem.mse = mse;
+  const int64_t losses = map_losses(problem);
+  Tensor partials = empty_on(q_student, {losses}, ScalarType::Float);
+  Tensor statistics =
+      empty_on(q_student, {need_grad ? map_statistics(mse) * pair.heads * pair.tokens : 0}, ScalarType::Float);
+  problem.losses = floats(partials);
+  problem.statistics = need_grad ? floats(statistics) : nullptr;
+  attention_map_cuda(problem, device.stream());
+
+  Tensor loss = empty_on(q_student, {}, ScalarType::Float);
+  cuda::total(floats(partials), losses, 1, floats(pair.numbers), floats(loss), device.stream());
+  return {loss, pair.finished(pair.grad_q), pair.finished(pair.grad_k), pair.factor};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(bertxfer_fast, BERTXFER_CUDA_KEY, m) {
+  m.impl("attention_map_loss.cuda", TORCH_BOX(&attention_map_cuda_op));
+}
+
+}  // namespace bertxfer

@@ -1,0 +1,47 @@
+// Tensor side of scale_grad on a GPU.
+#include <torch/csrc/stable/library.h>
+
+#include <vector>
+
+#include "../common/cuda_tensors.h"
+#include "scale_grad_cuda.h"
+
+namespace bertxfer {
+namespace {
+
+const float* number_on_device(const Tensor& tensor, const Tensor& like, const char* name) {
+  check_device(tensor, like, name);
+  STD_TORCH_CHECK(tensor.numel() == 1 && tensor.scalar_type() == ScalarType::Float, name, ": want one float32 number");
+  return floats(tensor);
+}
+
+Tensor scale_grad_cuda(Tensor grad, Tensor factor, ScalarType dtype) {
+  const OnDevice device(grad);
+  grad = torch::stable::contiguous(grad);
+  Tensor out = torch::stable::new_empty(grad, grad.sizes(), dtype);
+  cuda::scale_grad({grad.data_ptr(), dtype_of(grad, "grad"), out.data_ptr(), dtype_of(out, "dtype"), grad.numel(),
+                    number_on_device(factor, grad, "factor"), nullptr},
+                   device.stream());
+  return out;
+}
+
+void scale_grad_in_place_cuda(std::vector<Tensor> grads, Tensor factor, Tensor upstream) {
+  const OnDevice device(factor);
+  const float* numbers[] = {number_on_device(factor, factor, "factor"), number_on_device(upstream, factor, "upstream")};
+  for (const Tensor& grad : grads) {
+    check_device(grad, factor, "grads");
+    STD_TORCH_CHECK(grad.is_contiguous(), "grads: want contiguous tensors");
+    const Dtype dtype = dtype_of(grad, "grads");
+    cuda::scale_grad({grad.data_ptr(), dtype, grad.data_ptr(), dtype, grad.numel(), numbers[0], numbers[1]},
+                     device.stream());
+  }
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(bertxfer_fast, BERTXFER_CUDA_KEY, m) {
+  m.impl("scale_grad.cuda", TORCH_BOX(&scale_grad_cuda));
+  m.impl("scale_grad_.cuda", TORCH_BOX(&scale_grad_in_place_cuda));
+}
+
+}  // namespace bertxfer

@@ -1,0 +1,52 @@
+"""Every test here needs an NVIDIA GPU (marker `gpu`), and runs on each backend that the GPU may use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import bertxfer_fast
+from bertxfer_fast.ops import _backend, _library
+
+from .calls import CALLS
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.gpu)
+
+
+@pytest.fixture(params=["triton", "cuda"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """One backend, forced for all operators that have it."""
+    if request.param == "cuda" and _library.cuda_extension is None:
+        pytest.skip(_library.cuda_extension_error)
+    reason = _backend.unavailable("hidden_mse", request.param, "cuda")
+    if reason:
+        pytest.skip(reason)
+    with bertxfer_fast.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=list(CALLS))
+def call(request: pytest.FixtureRequest, backend: str) -> str:
+    """The name of a call in `CALLS`, whose operator the backend has."""
+    operator = CALLS[request.param].operator
+    if backend not in _library.IMPLEMENTATIONS[operator]:
+        pytest.skip(f"{operator} has no {backend} implementation")
+    return request.param
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Memory that torch.empty hands out is NaN: an element that no kernel writes shows."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(before)

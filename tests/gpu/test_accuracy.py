@@ -1,0 +1,106 @@
+"""The random cases of tests/ops/test_accuracy.py on a GPU, and larger problems against float64."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import bertxfer_fast
+from bertxfer_fast import ops
+
+from ..ops import test_accuracy, test_pool_features
+from ..ops.cases import DTYPES
+from .calls import CALLS, outcome
+
+#: Cases for each op.
+FEW = 120
+
+
+class ToGpu(torch.autograd.Function):
+    """A CPU tensor on the GPU with the same strides: its whole storage moves."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        storage = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage())
+        return storage.cuda().as_strided(x.shape, x.stride(), x.storage_offset())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.cpu()
+
+
+def to_gpu(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return ToGpu.apply(value) if value.is_floating_point() else value.cuda()
+    return [to_gpu(x) for x in value] if isinstance(value, list | tuple) else value
+
+
+class OnGpu:
+    """The public operators for CPU tensors, which they take to the GPU and whose results they bring back."""
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(ops, name)
+
+        def run(*args: Any, **options: Any) -> Tensor:
+            moved = {key: to_gpu(value) for key, value in options.items()}
+            return function(*map(to_gpu, args), **moved).cpu()
+
+        return run
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (test_accuracy, test_pool_features):
+        monkeypatch.setattr(module, "ops", OnGpu())
+
+
+@pytest.mark.parametrize("name", list(test_accuracy.CHECKS))
+def test_is_as_accurate_as_plain_pytorch(on_gpu: None, backend: str, name: str) -> None:
+    wrong = []
+    for number in range(FEW):
+        try:
+            test_accuracy.CHECKS[name](Random(f"{name}:{number}"), DTYPES[number % len(DTYPES)])
+        except AssertionError as error:
+            wrong.append(f"BERTXFER_CASE={name}:{number}: {str(error).splitlines()[0]}")
+    if wrong:
+        pytest.fail("\n".join((f"{len(wrong)} of {FEW} cases:", *wrong[:20])), pytrace=False)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_several_blocks_against_float64(call: str, dtype: torch.dtype) -> None:
+    """Through `eager`, in float64's place: its sums are float64, its products those of float32 inputs."""
+    tensors = CALLS[call].inputs(dtype)
+    got = outcome(call, tensors)
+    reference = {
+        name: x.detach().cpu().float().requires_grad_(x.requires_grad) for name, x in tensors.items()
+    }
+    with bertxfer_fast.use_backend("eager"):
+        want = outcome(call, reference)
+    # The products of hidden states and logits are rounded to the dtype before they are compared.
+    tolerance = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}[dtype]
+    for ours, truth in zip(got, want, strict=True):
+        error = (ours.cpu().double() - truth.double()).norm() / truth.double().norm().clamp_min(1e-30)
+        assert error <= tolerance
+
+
+def test_tf32_is_a_choice(backend: str) -> None:
+    """Float32 products are exact to float32 by default; torch.set_float32_matmul_precision allows Triton's tf32."""
+    name = "hidden_mse"
+    errors = {}
+    for precision in ("highest", "high"):
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(precision)
+        try:
+            tensors = CALLS[name].inputs(torch.float32)
+            loss = outcome(name, tensors)[0].item()
+        finally:
+            torch.set_float32_matmul_precision(before)
+        wide = {key: x.detach().double() for key, x in tensors.items()}
+        residual = wide["student"] @ wide["weight"].T + wide["bias"] - wide["teacher"]
+        errors[precision] = abs(loss / residual.square().mean().item() - 1)
+    assert errors["highest"] < 1e-6
+    assert errors["high"] < 1e-3

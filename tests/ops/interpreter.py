@@ -1,0 +1,57 @@
+"""Triton's interpreter, in which kernels run on CPU tensors: set up before Triton is imported."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+
+def use_interpreter() -> None:
+    """From now on kernels are interpreted, unless the environment says otherwise."""
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def reason_to_skip() -> str | None:
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return "Triton compiles here (TRITON_INTERPRET is not 1)"
+    try:
+        import triton.runtime.interpreter  # noqa: F401
+    except ImportError as error:
+        return f"no Triton: {error}"
+    return None
+
+
+def mend_bfloat16(patch: pytest.MonkeyPatch) -> None:
+    """The interpreter keeps bfloat16 as uint16: its `dot` multiplies those bits, and its rounding cuts them off.
+
+    A GPU multiplies the numbers, and rounds to the nearest.
+    """
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    dot, cast = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
+
+    def widened(x: Any) -> Any:
+        if x.dtype.scalar != tl.bfloat16:
+            return x
+        bits = x.data.astype(np.uint32) << 16
+        return TensorHandle(bits.view(np.float32), tl.float32)
+
+    def create_dot(self: Any, a: Any, b: Any, d: Any, *args: Any) -> Any:
+        return dot(self, widened(a), widened(b), d, *args)
+
+    def cast_impl(self: Any, source: Any, target: Any) -> Any:
+        if (source.dtype.scalar, target.scalar) != (tl.float32, tl.bfloat16):
+            return cast(self, source, target)
+        bits = np.ascontiguousarray(source.data).view(np.uint32)
+        nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # ties to even
+        rounded = np.where(np.isnan(source.data), 0x7FC0, nearest).astype(np.uint16)
+        return TensorHandle(rounded.reshape(source.data.shape), tl.bfloat16)
+
+    patch.setattr(InterpreterBuilder, "create_dot", create_dot)
+    patch.setattr(InterpreterBuilder, "cast_impl", cast_impl)
+    for name in ("create_fp_trunc", "create_fp_ext"):
+        patch.setattr(InterpreterBuilder, name, cast_impl)

@@ -1,0 +1,243 @@
+"""The CUDA kernels, run on CPU tensors in an emulator (tests/cuda_emulator): no GPU is needed, only nvcc's headers.
+
+Accuracy is that of test_accuracy.py, ``BERTXFER_CASE=hidden_mse:7`` runs one of its cases. Every other launch the
+emulator runs threads in the opposite order: results that differ between two calls are a missing barrier.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import bertxfer_fast
+from bertxfer_fast import ops
+from bertxfer_fast.ops import _backend, _choices, _library
+from tests.cuda_emulator import build as emulator
+
+from .cases import DTYPES, RecordedCalls
+from .test_accuracy import CASES, CHECKS, CHUNK, ONE_CASE
+from .test_pool_features import MODES
+
+#: Cases for each op in the default suite.
+FEW = 20
+
+
+def op_of(check: str) -> str:
+    """The operator that a check of test_accuracy.py is about."""
+    return next(op for op in sorted(_library.IMPLEMENTATIONS, reverse=True) if op.startswith(check[:11]))
+
+
+CUDA_CHECKS = [name for name in CHECKS if "cuda" in _library.IMPLEMENTATIONS[op_of(name)]]
+
+
+@pytest.fixture(scope="module")
+def emulated() -> Iterator[None]:
+    """From here on the backend "cuda" is the emulator."""
+    reason = emulator.reason_to_skip()
+    if reason:
+        pytest.skip(reason)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BERTXFER_CUDA_EMULATOR", str(emulator.build()))
+        with bertxfer_fast.use_backend("cuda"):
+            yield
+    bertxfer_fast.use_backend("auto")
+
+
+def chunks() -> Iterator[Any]:
+    if ONE_CASE:
+        name, _, number = ONE_CASE.partition(":")
+        yield pytest.param(name, range(int(number), int(number) + 1), id=ONE_CASE)
+        return
+    for name in CUDA_CHECKS:
+        yield pytest.param(name, range(FEW), id=name)
+        for start in range(0, CASES, CHUNK):
+            numbers = range(start, min(start + CHUNK, CASES))
+            yield pytest.param(name, numbers, id=f"{name}:{start}", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("name", "numbers"), list(chunks()))
+def test_is_as_accurate_as_plain_pytorch(emulated: None, name: str, numbers: range) -> None:
+    for number in numbers:
+        with RecordedCalls() as recorded:
+            try:
+                CHECKS[name](Random(f"{name}:{number}"), DTYPES[number % len(DTYPES)])
+            except AssertionError as error:
+                raise AssertionError(f"BERTXFER_CASE={name}:{number}: {error}") from error
+        used = {str(call[0]) for call in recorded.calls}
+        assert f"bertxfer_fast.{op_of(name)}.cuda" in used
+
+
+def both(run: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """What `run` returns on the emulator, twice, its bits the same; and what it returns in eager PyTorch."""
+    first, second = run(), run()
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a.flatten().view(torch.uint8), b.flatten().view(torch.uint8)), (
+            "threads in another order, other bits"
+        )
+    with bertxfer_fast.use_backend("eager"):
+        return first, run()
+
+
+def assert_close(run: Any, tolerance: float) -> None:
+    for got, want in zip(*both(run), strict=True):
+        assert got.dtype == want.dtype and got.shape == want.shape
+        if want.numel():
+            largest = want.double().abs().max().clamp_min(1e-30)
+            assert ((got.double() - want.double()).abs().max() / largest).item() <= tolerance
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pooling_over_several_tiles(emulated: None, dtype: torch.dtype, mode: str) -> None:
+    """Sequences of several tiles, empty ones, tokens that do not count; columns of several blocks, and layers."""
+    lengths, width = [150, 0, 64, 65, 1, 200], 264
+    generator = torch.Generator().manual_seed(0)
+    cu = torch.tensor([0, *lengths]).cumsum(0).int()
+    used = torch.tensor([140, 0, 64, 1, 0, 199], dtype=torch.int32)
+    layers = [torch.randn(sum(lengths), width, generator=generator).to(dtype) for _ in range(3)]
+    weights = torch.tensor([0.2, -0.5, 1.0])
+    grad = torch.randn(len(lengths), width, generator=generator).to(dtype)
+
+    def run() -> list[Tensor]:
+        inputs = [layer.clone().requires_grad_() for layer in layers]
+        w = weights.clone().requires_grad_()
+        pooled = ops.pool_features(inputs, cu, seqused=used, layer_weights=w, mode=mode, normalize=True)
+        pooled.backward(grad)
+        return [pooled.detach(), *(x.grad for x in inputs), w.grad]
+
+    assert_close(run, 2e-5 if dtype == torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_pooling_carries_nan_and_the_first_of_equal_maxima(emulated: None, mode: str) -> None:
+    x = torch.zeros(140, 3)
+    x[130:132, 0] = 5.0
+    x[66, 1] = x[133, 1] = math.nan
+
+    def run() -> list[Tensor]:
+        leaf = x.clone().requires_grad_()
+        pooled = ops.pool_features(leaf, torch.tensor([0, 140], dtype=torch.int32), mode=mode)
+        pooled.sum().backward()
+        return [pooled.detach(), leaf.grad]
+
+    for got, want in zip(*both(run), strict=True):
+        torch.testing.assert_close(got, want, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("tokens", "depth", "width"), [(0, 5, 7), (17000, 8, 12), (260, 72, 200), (130, 26, 130)]
+)
+def test_hidden_states_over_several_tiles(
+    emulated: None, dtype: torch.dtype, tokens: int, depth: int, width: int
+) -> None:
+    """Also of more than one chunk of tokens, of none, and of rows that no wide copy fits."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (tokens, depth), (tokens, width), (width, depth), (width,)
+    student, teacher, weight, bias = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+
+    def run() -> list[Tensor]:
+        inputs = [x.clone().requires_grad_() for x in (student, weight, bias)]
+        loss = ops.hidden_mse(inputs[0], teacher.float(), *inputs[1:])
+        loss.backward()
+        return [loss.detach(), *(x.grad for x in inputs)]
+
+    assert_close(run, 1e-5 if dtype == torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 4096, 5001])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scaling_of_gradients(emulated: None, dtype: torch.dtype, size: int) -> None:
+    numbers = torch.randn(size + 1).to(dtype)
+    overloads = torch.ops.bertxfer_fast
+    for view in (numbers[:size], numbers[1:]):  # aligned to 16 bytes, and not
+        for to in DTYPES:
+            got = overloads.scale_grad.cuda(view, torch.tensor(0.3), to)
+            assert torch.equal(got, overloads.scale_grad.eager(view, torch.tensor(0.3), to))
+        for upstream in (1.0, 3.0):
+            one, other = view.clone(), view.clone()
+            for grad, name in ((one, "cuda"), (other, "eager")):
+                getattr(overloads.scale_grad_, name)([grad], torch.tensor(1.0), torch.tensor(upstream))
+            assert torch.equal(one, other)
+
+
+@pytest.fixture(scope="module")
+def planted() -> ctypes.CDLL:
+    reason = emulator.reason_to_skip()
+    if reason:
+        pytest.skip(reason)
+    source = Path(emulator.__file__).parent / "planted.cu"
+    return ctypes.CDLL(str(emulator.compile_library(emulator.BUILD / "planted", [source])))
+
+
+def call(library: ctypes.CDLL, name: str) -> tuple[str, Tensor]:
+    """The error of a kernel of planted.cu, and the 64 numbers that it was given and wrote."""
+    out = torch.full((64,), 7.0)
+    function = getattr(library, name)
+    function.restype = ctypes.c_char_p
+    return function(ctypes.c_void_p(out.data_ptr())).decode(), out
+
+
+def test_emulator_runs_a_right_kernel(planted: ctypes.CDLL) -> None:
+    for _ in range(2):  # both orders of threads
+        error, out = call(planted, "right")
+        assert error == "" and torch.equal(out, torch.arange(63.0, -1, -1))
+    error, out = call(planted, "waited")
+    assert error == "" and torch.equal(out, torch.full((64,), 7.0))
+
+
+@pytest.mark.parametrize("name", ["missing_barrier", "not_waited"])
+def test_emulator_answers_nan_where_a_gpu_would_answer_at_random(planted: ctypes.CDLL, name: str) -> None:
+    results = [call(planted, name) for _ in range(2)]
+    assert all(error == "" for error, _ in results)
+    assert any(out.isnan().any() for _, out in results)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("half_a_barrier_", "not all threads come"),
+        ("two_barriers_", "comes to the barrier at planted.cu"),
+        ("lanes_apart_", "other lanes of its warp"),
+        ("beyond_shared_memory_", "beyond its dynamic shared memory"),
+        ("unaligned_matrix_", "aligned to 16 bytes"),
+    ],
+)
+def test_emulator_reports(planted: ctypes.CDLL, name: str, words: str) -> None:
+    error, _ = call(planted, name)
+    assert words in error, error
+    assert call(planted, "right")[0] == ""  # and goes on
+
+
+def test_backend_is_refused_without_gpu_and_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BERTXFER_CUDA_EMULATOR", raising=False)
+    monkeypatch.setattr(_library, "cuda_extension", None)
+    monkeypatch.setattr(_library, "cuda_extension_error", "no such luck")
+    with bertxfer_fast.use_backend("auto"):
+        with pytest.raises(RuntimeError, match="'cuda' was asked for, but no such luck"):
+            bertxfer_fast.use_backend("cuda")
+        table = bertxfer_fast.explain()["hidden_mse"]
+    assert table["cuda"]["reasons"]["cuda"] == "no such luck"
+    assert "CUDA tensors" in table["cpu"]["reasons"]["cuda"]
+
+
+def test_measured_choices_come_before_the_order_of_preference(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {"hidden_mse": [(1000, "cuda"), (2000, "triton")]}
+    monkeypatch.setattr(_backend, "FASTER_ON_CUDA", rows)
+    monkeypatch.setattr(_choices, "FASTER_ON_CUDA", rows)
+    usable = {"triton", "cuda", "eager"}
+    monkeypatch.setattr(_backend, "unavailable", lambda op, name, device: None if name in usable else "no")
+    with bertxfer_fast.use_backend("auto"):
+        picked = [_backend.pick("hidden_mse", "cuda", size) for size in (10, 1000, 1001, 5000, None)]
+        assert picked == ["cuda", "cuda", "triton", "triton", "triton"]
+        usable.remove("cuda")
+    with bertxfer_fast.use_backend("auto"):  # which forgets what was picked
+        assert _backend.pick("hidden_mse", "cuda", 10) == "triton"

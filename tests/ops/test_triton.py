@@ -1,0 +1,152 @@
+"""The Triton kernels, run on CPU tensors in Triton's interpreter: no GPU is needed.
+
+Accuracy is that of test_accuracy.py, on the same random cases: small, odd shapes, every layout, students next to their
+teachers. ``BERTXFER_CASE=hidden_mse:7`` runs one of them. What the interpreter cannot tell, that kernels compile and
+what they take, is test_triton_compiles.py's business, and what only a GPU can, tests/gpu's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from random import Random
+
+import pytest
+import torch
+from torch import Tensor
+
+import bertxfer_fast
+from bertxfer_fast import ops
+from bertxfer_fast.ops import _library
+
+from .cases import DTYPES, Pack, RecordedCalls, attention_pair
+from .interpreter import mend_bfloat16, reason_to_skip
+from .reference import relative_error
+from .test_accuracy import CHECKS, ONE_CASE
+
+#: Cases for each op.
+FEW = 18
+
+
+# NaN is part of the tests, and numpy tells.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def interpreted() -> Iterator[None]:
+    """Every operator runs on the backend "triton", interpreted."""
+    reason = reason_to_skip()
+    if reason:
+        pytest.skip(reason)
+    with pytest.MonkeyPatch.context() as patch:
+        mend_bfloat16(patch)
+        with bertxfer_fast.use_backend("triton"):
+            yield
+
+
+def cases() -> Iterator[tuple[str, int]]:
+    if ONE_CASE:
+        name, _, number = ONE_CASE.partition(":")
+        yield name, int(number)
+        return
+    for name in CHECKS:
+        yield from ((name, number) for number in range(FEW))
+
+
+@pytest.mark.parametrize(("name", "number"), list(cases()))
+def test_is_as_accurate_as_plain_pytorch(name: str, number: int) -> None:
+    with RecordedCalls() as recorded:
+        CHECKS[name](Random(f"{name}:{number}"), DTYPES[number % len(DTYPES)])
+    used = {call[0]._overloadname for call in recorded.calls}
+    assert used == {"triton"}
+
+
+def outcome(
+    pack: Pack, function: str, dims: tuple[int, int], dtype: torch.dtype, **options: object
+) -> list[Tensor]:
+    tensors = attention_pair(dtype, pack, student=dims[0], teacher=dims[1])
+    student = [tensors[name].requires_grad_() for name in ("q_student", "k_student")]
+    loss = getattr(ops, function)(**tensors, **pack.packing, **options)
+    loss.backward()
+    return [loss.detach(), *(x.grad for x in student)]
+
+
+def assert_matches_eager(
+    pack: Pack, function: str, dims: tuple[int, int], dtype: torch.dtype, **options: object
+) -> None:
+    got = outcome(pack, function, dims, dtype, **options)
+    with bertxfer_fast.use_backend("eager"):
+        want = outcome(pack, function, dims, dtype, **options)
+    tolerance = 2e-5 if dtype == torch.float32 else 2e-2
+    for ours, theirs in zip(got, want, strict=True):
+        assert relative_error(ours, theirs.double()) <= tolerance
+
+
+@pytest.mark.parametrize("dims", [(26, 64), (64, 64), (64, 16), (7, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gram_matrices_of_long_sequences(dtype: torch.dtype, dims: tuple[int, int]) -> None:
+    """Head dims whose Gram matrices stay in registers; several blocks of tokens, short neighbours, tokens unused."""
+    pack = Pack([150, 0, 131, 40], [140, 0, 131, 1])
+    assert_matches_eager(pack, "attention_score_mse", dims, dtype, method="auto")
+    assert_matches_eager(pack, "attention_score_mse", dims, dtype, method="gram", reduction="sum")
+
+
+def test_gram_matrices_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few heads of long sequences: parts of a sequence, added up in a second kernel."""
+    from bertxfer_fast.ops.attention_score_mse import triton_
+
+    monkeypatch.setattr(triton_, "SPLIT", 96)
+    monkeypatch.setattr(triton_, "multiprocessors", lambda device: 1000)
+    assert_matches_eager(Pack([300, 97]), "attention_score_mse", (26, 64), torch.float32, method="gram")
+
+
+@pytest.mark.parametrize("function", ["attention_score_mse", "attention_map_loss"])
+@pytest.mark.parametrize("dims", [(200, 256), (256, 64)])
+def test_widest_heads(function: str, dims: tuple[int, int]) -> None:
+    assert_matches_eager(Pack([70, 3]), function, dims, torch.float32)
+
+
+def test_more_sequences_than_are_read_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bertxfer_fast.ops import _triton
+    from bertxfer_fast.ops.attention_score_mse import triton_
+
+    for module in (_triton, triton_):
+        monkeypatch.setattr(module, "many", lambda sequences: 16)
+    assert_matches_eager(Pack([1, 0, 2, 70] * 10), "attention_score_mse", (4, 4), torch.float32)
+
+
+def test_same_inputs_same_bits() -> None:
+    for function in ("attention_score_mse", "attention_map_loss"):
+        first, again = (outcome(Pack([150, 20]), function, (26, 64), torch.bfloat16) for _ in range(2))
+        for a, b in zip(first, again, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_what_does_not_count_is_never_read_and_its_gradient_is_zero() -> None:
+    pack = Pack([140, 30, 9], [130, 0, 9])
+    for function in ("attention_score_mse", "attention_map_loss"):
+        tensors = attention_pair(torch.float32, pack)
+        for tensor in tensors.values():
+            tensor[pack.unused] = math.nan
+        student = [tensors[name].requires_grad_() for name in ("q_student", "k_student")]
+        loss = getattr(ops, function)(**tensors, **pack.packing)
+        loss.backward()
+        assert loss.isfinite()
+        for x in student:
+            assert x.grad.isfinite().all()
+            assert not x.grad[pack.unused].any()
+
+
+def test_wrong_numbers_on_the_device_stay_inside_the_tensors() -> None:
+    """On CUDA nobody reads cu_seqlens back: kernels keep what they find there inside the tensors."""
+    tensors = attention_pair(torch.float32, Pack([40]))
+    args = list(tensors.values())
+    wrong = torch.tensor([0, 30, 1000], dtype=torch.int32)
+    operator = _library.overload("attention_map_loss", "triton")
+    loss, *_ = operator(*args, wrong, None, 1000, 0.1, 0.1, "kl", "mean", True)
+    assert loss.isfinite()
+
+
+def test_every_operator_has_triton_kernels_but_the_attention_of_the_stream() -> None:
+    missing = {name for name, backends in _library.IMPLEMENTATIONS.items() if "triton" not in backends}
+    assert missing == {"varlen_attention", "varlen_attention_backward"}
