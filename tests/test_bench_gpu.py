@@ -311,7 +311,7 @@ def fake_stream(behaviour: Callable[[str, dict[str, str], Callable[..., None]], 
     def stream(command: list[str], environment: dict[str, str], seconds: float) -> int | None:
         text = " ".join(map(str, command))
         if "build_kernels.py" in text:
-            assert environment["BERTXFER_CUDA_ARCHS"] == "90" and environment["BERTXFER_REQUIRE_CUDA"] == "1"
+            assert environment["BERTXFER_CUDA_ARCHS"] == "90"
             return 0
         if "--junitxml" in text:
             Path(text.split("--junitxml=")[1].split()[0]).write_text(PASSED_ALL)

@@ -26,7 +26,8 @@ struct MapStatistics {
 };
 
 template <class T, int BS>
-__global__ void __launch_bounds__(ScoreTile<T, BS>::kThreads, 2) map_columns_kernel(MapProblem p) {
+__global__ void __launch_bounds__(ScoreTile<T, BS>::kThreads, ScoreTile<T, BS>::kBlocks)
+    map_columns_kernel(MapProblem p) {
   using Block = ScoreTile<T, BS>;
   BERTXFER_DYNAMIC_SHARED(T, shared);
   __shared__ MapStatistics statistics[2][Block::kColumns];

@@ -56,7 +56,7 @@ __device__ __forceinline__ float divergence(float student, float teacher, float 
 }
 
 template <class T, int BS>
-__global__ void __launch_bounds__(ScoreTile<T, BS>::kThreads, 2) map_rows_kernel(MapProblem p) {
+__global__ void __launch_bounds__(ScoreTile<T, BS>::kThreads, ScoreTile<T, BS>::kBlocks) map_rows_kernel(MapProblem p) {
   using Block = ScoreTile<T, BS>;
   BERTXFER_DYNAMIC_SHARED(T, shared);
   const int head = blockIdx.x % p.heads, slot = blockIdx.x / p.heads;

@@ -7,7 +7,7 @@
 namespace bertxfer {
 
 template <class T, int BS>
-__global__ void __launch_bounds__(ScoreTile<T, BS>::kThreads, 2) tiled_kernel(ScoreMse p) {
+__global__ void __launch_bounds__(ScoreTile<T, BS>::kThreads, ScoreTile<T, BS>::kBlocks) tiled_kernel(ScoreMse p) {
   using Block = ScoreTile<T, BS>;
   BERTXFER_DYNAMIC_SHARED(T, shared);
   const bool need_grad = p.grad_q != nullptr;

@@ -39,8 +39,9 @@ template <class T, int BS>
 struct ScoreTile {
   static constexpr bool kLong = sizeof(T) == 4;
   static constexpr int kWarps = kLong && BS > 128 ? 2 : 4, kThreads = 32 * kWarps, kRows = 16 * kWarps;
-  static constexpr int kColumns = (BS > 128 ? 16 : BS > 64 ? 32 : 64) / (kLong && BS <= 128 ? 2 : 1);
-  static constexpr int kTiles = kColumns / 8;  // accumulators of a row
+  static constexpr int kColumns = BS > (kLong ? 64 : 128) ? 16 : 32;
+  static constexpr int kTiles = kColumns / 8;                 // accumulators of a row
+  static constexpr int kBlocks = !kLong && BS <= 64 ? 3 : 2;  // at once on a multiprocessor: 168 or 255 registers
 };
 
 // The kRows of the block that a launcher picks for these inputs.
