@@ -75,6 +75,17 @@ def pooled(mode: str, normalize: bool) -> Call:
     return Call("pool_features", {f"layer{i}": (TOKENS, 264) for i in range(3)}, {}, run)
 
 
+def attended(dim: int) -> Call:
+    def run(**qkv: Tensor) -> Tensor:
+        device = qkv["q"].device
+        options = {**packing(device)}
+        del options["seqused"]
+        out = ops.varlen_attention(**qkv, **options)
+        return (out.float() * torch.linspace(-1, 1, HEADS * dim, device=device).view(HEADS, dim)).sum()
+
+    return Call("varlen_attention", {name: (TOKENS, HEADS, dim) for name in ("q", "k", "v")}, {}, run)
+
+
 def projected(function: Callable[..., Tensor], operator: str) -> Call:
     student = {"student": (TOKENS, 312), "weight": (768, 312), "bias": (768,)}
     return Call(operator, student, {"teacher": (TOKENS, 768)}, function)
@@ -122,6 +133,7 @@ CALLS: dict[str, Call] = {
         f"pool_features {mode}": pooled(mode, normalize=mode == "mean")
         for mode in ("mean", "cls", "max", "mean_sqrt")
     },
+    **{f"varlen_attention {dim}": attended(dim) for dim in (26, 64, 100, 256)},
 }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 import bertxfer_fast
 from bertxfer_fast import ops
 
-from ..ops import test_accuracy, test_pool_features
+from ..ops import test_accuracy, test_pool_features, test_varlen_attention
 from ..ops.cases import DTYPES
 from .calls import CALLS, outcome
 
@@ -54,7 +54,7 @@ class OnGpu:
 
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (test_accuracy, test_pool_features):
+    for module in (test_accuracy, test_pool_features, test_varlen_attention):
         monkeypatch.setattr(module, "ops", OnGpu())
 
 

@@ -55,3 +55,20 @@ def mend_bfloat16(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(InterpreterBuilder, "cast_impl", cast_impl)
     for name in ("create_fp_trunc", "create_fp_ext"):
         patch.setattr(InterpreterBuilder, name, cast_impl)
+
+
+def add_one_product_after_the_other(patch: pytest.MonkeyPatch) -> None:
+    """float32 products summed as a GPU's thread does, in the order of the inner dimension and with fused multiply-add.
+
+    numpy's order depends on the tile. Then two kernels differ in the scores that they make twice, by a rounding.
+    """
+    import numpy as np
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def create_dot(self: Any, a: Any, b: Any, d: Any, *args: Any) -> Any:
+        x, y, total = a.data.astype(np.float64), b.data.astype(np.float64), d.data
+        for i in range(x.shape[1]):
+            total = (total + x[:, i : i + 1] * y[i : i + 1]).astype(np.float32)
+        return TensorHandle(total, d.dtype.scalar)
+
+    patch.setattr(InterpreterBuilder, "create_dot", create_dot)

@@ -1,4 +1,4 @@
-"""Every loss on thousands of random problems, also where the student has almost become its teacher.
+"""Every operator on thousands of random problems, also where the student has almost become its teacher.
 
     BERTXFER_CASES=50000 pytest -m slow tests/ops/test_accuracy.py     more cases than 10 000 for each op
     BERTXFER_CASE=hidden_mse:1234 pytest tests/ops/test_accuracy.py    the one case that a failure named
@@ -34,6 +34,8 @@ from .test_hidden_cosine import unit_rounding
 from .test_linear_logits_kl import logits_rounding
 from .test_pool_features import LAYERS, MODES
 from .test_pool_features import check_accuracy as check_pooling
+from .test_varlen_attention import QKV
+from .test_varlen_attention import check_accuracy as check_attention
 
 CASES = int(os.environ.get("BERTXFER_CASES", "10000"))
 ONE_CASE = os.environ.get("BERTXFER_CASE", "")
@@ -365,6 +367,13 @@ def pool_features(rng: Random, dtype: torch.dtype) -> None:
     check_pooling(case, dtype, rng.choice(MODES), options)
 
 
+def varlen_attention(rng: Random, dtype: torch.dtype) -> None:
+    lengths = sizes(rng)
+    pack = Pack(lengths, None, rng.choice((None, max(lengths), max(lengths) + 5)))
+    case = draw(rng, dict.fromkeys(QKV, "THd"), pack, d=width(rng))
+    check_attention(case, dtype, rng.choice((None, 0.05, 0.7)))
+
+
 CHECKS: dict[str, Callable[[Random, torch.dtype], None]] = {
     "attention_score_mse_auto": lambda rng, dtype: attention_score_mse(rng, dtype, "auto"),
     "attention_score_mse_gram": lambda rng, dtype: attention_score_mse(rng, dtype, "gram"),
@@ -377,6 +386,7 @@ CHECKS: dict[str, Callable[[Random, torch.dtype], None]] = {
     "logits_kl": logits_kl,
     "linear_logits_kl": linear_logits_kl,
     "pool_features": pool_features,
+    "varlen_attention": varlen_attention,
 }
 
 

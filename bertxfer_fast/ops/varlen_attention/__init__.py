@@ -98,8 +98,17 @@ def _double_backward(ctx: Any, *_: Any) -> Any:
 
 
 _library.register(
-    "varlen_attention", eager=_eager, fake=_fake, setup_context=_setup_context, backward=_backward
+    "varlen_attention",
+    eager=_eager,
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+    triton=f"{__name__}.triton_",
 )
 _library.register(
-    "varlen_attention_backward", eager=_eager_backward, fake=_fake_backward, backward=_double_backward
+    "varlen_attention_backward",
+    eager=_eager_backward,
+    fake=_fake_backward,
+    backward=_double_backward,
+    triton=f"{__name__}.triton_",
 )
