@@ -61,20 +61,30 @@ def _is_number(value: Any) -> bool:
 
 
 def _column_format(values: Sequence[Any]) -> Callable[[Any], str]:
-    """One number of decimals for a whole column, by its largest value; whole numbers stay whole."""
+    """One number of decimals for a whole column, by its largest value; whole numbers stay whole.
+
+    A column whose small numbers that would cut to one digit gives each number decimals of its own.
+    """
     floats = [abs(v) for v in values if isinstance(v, float) and math.isfinite(v)]
-    largest = max(floats, default=0.0)
-    decimals = next((n for limit, n in ((1, 4), (10, 3), (100, 2), (1000, 1)) if largest <= limit), 0)
-    style = ".2e" if 0 < largest < 1e-3 else f",.{decimals}f"
+    largest, smallest = max(floats, default=0.0), min((v for v in floats if v), default=0.0)
+    style = ".2e" if 0 < largest < 1e-3 else f",.{_decimals(largest)}f"
+    wide = smallest > 0 and smallest * 10 ** _decimals(largest) < 10 and largest >= 100
 
     def show(value: Any) -> str:
         if value is None:
             return "-"
         if isinstance(value, bool) or not isinstance(value, int | float):
             return str(value).replace("|", "/").replace("\n", " ")
-        return f"{value:,}" if isinstance(value, int) else format(value, style)
+        if isinstance(value, int):
+            return f"{value:,}"
+        return format(value, f",.{_decimals(abs(value))}f" if wide and math.isfinite(value) else style)
 
     return show
+
+
+def _decimals(value: float) -> int:
+    """Decimals that leave four digits, or what there is of them before the point."""
+    return next((n for limit, n in ((1, 4), (10, 3), (100, 2), (1000, 1)) if value <= limit), 0)
 
 
 # ---- loss curves --------------------------------------------------------------------------------------------

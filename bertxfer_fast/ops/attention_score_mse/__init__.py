@@ -41,7 +41,8 @@ def attention_score_mse(
     ``method="gram"`` needs no score at all: ``s - t = A @ B.T`` with ``A = [scale_student * q_student,
     -scale_teacher * q_teacher]`` and ``B = [k_student, k_teacher]``, so the sum of squares is the inner product of the
     Gram matrices of A and B, linear in L. ``"tiled"`` computes the scores tile by tile, which is less work
-    for short sequences. ``"auto"`` takes the cheaper of the two for each sequence.
+    for short sequences. ``"auto"`` takes the cheaper of the two for each sequence. On a GPU heads wider than 64 take
+    tiles, whatever ``method`` says.
 
     Args:
         q_student, k_student: ``[T, H, Ds]`` packed tokens, float32, bfloat16 or float16; any strides. Get gradients.

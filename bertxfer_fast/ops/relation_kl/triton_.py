@@ -1,7 +1,7 @@
 """relation_kl on Triton: attention_map's kernels with q = k = x, re-split into heads.
 
-Operations at 64/512, 48 heads, 384/768 wide: eight exponentials and 224 flops (heads of 8 and 16, both padded to 16) for
-each of 805 M pairs. Floor on an H100: 1.7 ms for the exponentials. Last measured: not yet measured.
+Operations at 64/512, 48 heads, 384/768 wide: eight exponentials and 224 flops (heads of 8 and 16, both padded to 16)
+for each of 805 M pairs. Floor on an H100: 1.7 ms for the exponentials. Last measured: not yet measured.
 """
 
 from __future__ import annotations
