@@ -68,10 +68,7 @@ def _no_triton(device_type: str) -> str | None:
         return None  # slowly, to test kernels without a GPU
     if device_type != "cuda":
         return f"triton needs {_NEEDS['triton']}, not {device_type} tensors"
-    if not torch.cuda.is_available():
-        return "there is no CUDA GPU"
-    capability = torch.cuda.get_device_capability()
-    return None if capability >= (8, 0) else f"triton needs {_NEEDS['triton']}, not {capability}"
+    return _no_gpu("triton")
 
 
 def _no_cuda(op: str, device_type: str) -> str | None:
@@ -80,15 +77,15 @@ def _no_cuda(op: str, device_type: str) -> str | None:
         return None if _library.has_kernel(op, "cuda", "CPU") else f"the emulator was built without {op}"
     if device_type != "cuda":
         return f"cuda needs {_NEEDS['cuda']}, not {device_type} tensors"
-    return _library.cuda_extension_error or _library.MISSING_KERNELS.get((op, "cuda")) or _no_gpu()
+    return _library.cuda_extension_error or _library.MISSING_KERNELS.get((op, "cuda")) or _no_gpu("cuda")
 
 
 @functools.cache
-def _no_gpu() -> str | None:
+def _no_gpu(backend: str) -> str | None:
     if not torch.cuda.is_available():
         return "there is no CUDA GPU"
     capability = torch.cuda.get_device_capability()
-    return None if capability >= (8, 0) else f"cuda needs {_NEEDS['cuda']}, not {capability}"
+    return None if capability >= (8, 0) else f"{backend} needs {_NEEDS[backend]}, not {capability}"
 
 
 def pick(op: str, device_type: str, size: int | None = None) -> str:

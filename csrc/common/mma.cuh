@@ -1,9 +1,9 @@
 // Matrix products of one warp, the same for every dtype: A is 16 x 16, B 16 x 8, both in shared memory.
 //
 // float16 and bfloat16 take one tensor-core instruction. float32 takes eight: every number is split into two tf32
-// numbers, high + low, which hold 22 bits of it, and all four products are made. (Without low low, "3xTF32", losses of
-// nearly equal scores are a third further off.) Both kinds have the same interface, and accumulators of one product are
-// the A of the next, so that kernels are written once.
+// numbers, high + low, which hold 22 bits of it, and all four products are made. (Without low low, "3xTF32", a loss of
+// nearly equal scores was a third further off in the emulator.) Both kinds have the same interface, and accumulators of
+// one product are the A of the next, so that kernels are written once.
 #pragma once
 
 #include "cuda.cuh"
