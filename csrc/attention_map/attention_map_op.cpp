@@ -51,8 +51,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_map_loss_cpu(Tensor q_stude
   // Entries of maps are small: 64 keeps float16's digits.
   problem.stored = dtype == ScalarType::Half && kind == "mse" ? 64.0f : stored_factor(dtype, normaliser, 1.0);
   problem.need_grad = need_grad;
-  problem.grad_q = grad_q.data_ptr();
-  problem.grad_k = grad_k.data_ptr();
+  problem.grad_q = need_grad ? grad_q.data_ptr() : nullptr;
+  problem.grad_k = need_grad ? grad_k.data_ptr() : nullptr;
   problem.sums = sums.data();
   BERTXFER_DISPATCH(attention_map)(problem);
 

@@ -15,8 +15,9 @@ namespace {
 
 class Bf16Strips {
  public:
-  Bf16Strips(const AttentionMap& problem, int64_t longest)
-      : p_(problem),
+  Bf16Strips(const GroupRows<AttentionMap>& rows, int64_t longest, Ahead& ahead)
+      : p_(rows.problem()),
+        ahead_(ahead),
         same_(p_.grad_k == nullptr),
         ds_depth_(round_up(p_.q_student.dim, kDepthTile)),
         dt_depth_(round_up(p_.q_teacher.dim, kDepthTile)),
@@ -34,20 +35,19 @@ class Bf16Strips {
         queries_t_(rows_ / 2 * ds_depth_),
         student_(rows_ * ld_),
         teacher_(rows_ * ld_),
-        weights_(2 * ld_),
+        weights_(2 * rows_at_once(ld_) * ld_),
         direction_(p_.need_grad ? rows_ * ld_ : 0),
         direction_pairs_(p_.need_grad ? rows_ / 2 * ld_ : 0),
         grad_q_(p_.need_grad ? (same_ ? ld_ + rows_ : rows_) * ds_columns_ : 0),
         grad_k_t_(p_.need_grad ? ds_columns_ * ld_ : 0) {}
 
-  double run(int64_t head, int64_t first, int64_t length) {
-    look_ahead(p_, head, first, length, ahead_);
-    load_keys(head, first, length);
+  double run(int64_t head, int64_t length) {
+    load_keys(head, length);
     double sum = 0.0;
     for (int64_t query = 0; query < length; query += rows_) {
-      sum += run_rows(head, first, length, query, std::min(rows_, length - query));
+      sum += run_rows(head, length, query, std::min(rows_, length - query));
     }
-    if (p_.need_grad) store_keys(head, first, length);
+    if (p_.need_grad) store_keys(head, length);
     return sum;
   }
 
@@ -55,12 +55,12 @@ class Bf16Strips {
   static constexpr int64_t kStripBytes = 512 * 1024;  // student's and teacher's strip together
   static constexpr int64_t kMaxDepthTiles = 2;
 
-  void load_keys(int64_t head, int64_t first, int64_t length) {
+  void load_keys(int64_t head, int64_t length) {
     for (int64_t key = 0; key < length; key += kDepthTile) {
       const int64_t keys = std::min(kDepthTile, length - key);
-      load_bf16_rows(p_.k_teacher, head, first + key, keys, kDepthTile, block_, dt_depth_, dt_depth_);
+      load_bf16_rows(p_.k_teacher, head, key, keys, kDepthTile, block_, dt_depth_, dt_depth_);
       transpose_block(dt_depth_, keys_teacher_t_ + key);
-      load_bf16_rows(p_.k_student, head, first + key, keys, kDepthTile, block_, ds_depth_, ds_depth_);
+      load_bf16_rows(p_.k_student, head, key, keys, kDepthTile, block_, ds_depth_, ds_depth_);
       transpose_block(ds_depth_, keys_student_t_ + key);
       if (p_.need_grad) {
         pair_rows(block_, ds_depth_, kDepthTile, ds_columns_, key_pairs_ + key / 2 * ds_columns_, ds_columns_);
@@ -73,56 +73,52 @@ class Bf16Strips {
     transpose_pairs(reinterpret_cast<const uint32_t*>(block_.get()), depth / 2, kDepthTile, depth / 2, out, ld_);
   }
 
-  double run_rows(int64_t head, int64_t first, int64_t length, int64_t query, int64_t rows) {
-    const int64_t width = round_up(length, kDepthTile), tall = round_up(rows, kDepthTile);
-    load_bf16_rows(p_.q_student, head, first + query, rows, tall, queries_student_, ds_depth_, ds_depth_);
-    load_bf16_rows(p_.q_teacher, head, first + query, rows, tall, queries_teacher_, dt_depth_, dt_depth_);
+  double run_rows(int64_t head, int64_t length, int64_t query, int64_t rows) {
+    const int64_t width = round_up(length, kTile), tall = round_up(rows, kTile);
+    load_bf16_rows(p_.q_student, head, query, rows, round_up(rows, kDepthTile), queries_student_, ds_depth_, ds_depth_);
+    load_bf16_rows(p_.q_teacher, head, query, rows, tall, queries_teacher_, dt_depth_, dt_depth_);
     bf16_gemm(tall, width, ds_depth_, queries_student_, ds_depth_, keys_student_t_, ld_, student_, ld_, false, &ahead_);
     bf16_gemm(tall, width, dt_depth_, queries_teacher_, dt_depth_, keys_teacher_t_, ld_, teacher_, ld_, false, &ahead_);
-    double sum = 0.0;
-    for (int64_t i = 0; i < rows; ++i) {
-      const RowPair row{
-          student_ + i * ld_, teacher_ + i * ld_, p_.scale_student, p_.scale_teacher, length, weights_, ld_};
-      bf16* direction = p_.need_grad ? direction_ + i * ld_ : nullptr;
-      sum += map_row(p_.kind, row, p_.stored, direction);
-      if (p_.need_grad) std::fill(direction + length, direction + width, bf16{});
-    }
-    if (p_.need_grad) {
-      for (int64_t i = rows; i < tall; ++i) std::fill(direction_ + i * ld_, direction_ + i * ld_ + width, bf16{});
-      gradients(head, first, query, rows, tall, width);
-    }
+    bf16* direction = p_.need_grad ? direction_.get() : nullptr;
+    const double sum = map_strip(p_, student_, teacher_, ld_, rows, length, weights_, direction);
+    if (p_.need_grad) gradients(head, length, query, rows);
     return sum;
   }
 
-  void gradients(int64_t head, int64_t first, int64_t query, int64_t rows, int64_t tall, int64_t width) {
+  void gradients(int64_t head, int64_t length, int64_t query, int64_t rows) {
+    // What a product sums over comes in whole tiles of depth, its other sides in half of them.
+    const int64_t width = round_up(length, kTile), tall = round_up(rows, kTile);
+    const int64_t deep_width = round_up(length, kDepthTile), deep_tall = round_up(rows, kDepthTile);
+    for (int64_t i = 0; i < rows; ++i)
+      std::fill(direction_ + i * ld_ + length, direction_ + i * ld_ + deep_width, bf16{});
+    for (int64_t i = rows; i < deep_tall; ++i) std::fill_n(direction_ + i * ld_, deep_width, bf16{});
     float* grad_q = same_ ? grad_q_ + query * ds_columns_ : grad_q_.get();
-    bf16_gemm(tall, ds_columns_, width, direction_, ld_, key_pairs_, ds_columns_, grad_q, ds_columns_, false);
+    bf16_gemm(tall, ds_columns_, deep_width, direction_, ld_, key_pairs_, ds_columns_, grad_q, ds_columns_, false);
     if (!same_) {
-      store_rows(grad_q, ds_columns_, rows, p_.grad_q, p_.q_student.dtype, p_.heads, head, first + query,
-                 p_.q_student.dim);
+      store_rows(grad_q, ds_columns_, rows, p_.grad_q, p_.q_student.dtype, p_.heads, head, query, p_.q_student.dim);
     }
-    pair_rows(queries_student_, ds_depth_, tall, ds_depth_, query_pairs_, ds_depth_);
-    pair_rows(direction_, ld_, tall, width, direction_pairs_, ld_);
-    transpose_pairs(query_pairs_, ds_depth_, tall / 2, ds_depth_, queries_t_, tall / 2);
-    bf16_gemm(ds_columns_, width, tall, reinterpret_cast<const bf16*>(queries_t_.get()), tall, direction_pairs_, ld_,
-              grad_k_t_, ld_, query > 0);
+    pair_rows(queries_student_, ds_depth_, deep_tall, ds_depth_, query_pairs_, ds_depth_);
+    pair_rows(direction_, ld_, deep_tall, width, direction_pairs_, ld_);
+    transpose_pairs(query_pairs_, ds_depth_, deep_tall / 2, ds_depth_, queries_t_, deep_tall / 2);
+    bf16_gemm(ds_columns_, width, deep_tall, reinterpret_cast<const bf16*>(queries_t_.get()), deep_tall,
+              direction_pairs_, ld_, grad_k_t_, ld_, query > 0);
   }
 
-  void store_keys(int64_t head, int64_t first, int64_t length) {
+  void store_keys(int64_t head, int64_t length) {
     const int64_t ds = p_.q_student.dim;
     if (!same_) {
-      store_transposed(grad_k_t_, ld_, length, p_.grad_k, p_.q_student.dtype, p_.heads, head, first, ds);
+      store_transposed(grad_k_t_, ld_, length, p_.grad_k, p_.q_student.dtype, p_.heads, head, 0, ds);
     } else {
       add_transposed(grad_k_t_, ld_, length, grad_q_, ds_columns_, ds_columns_);
-      store_rows(grad_q_, ds_columns_, length, p_.grad_q, p_.q_student.dtype, p_.heads, head, first, ds);
+      store_rows(grad_q_, ds_columns_, length, p_.grad_q, p_.q_student.dtype, p_.heads, head, 0, ds);
     }
   }
 
   const AttentionMap& p_;
+  Ahead& ahead_;
   const bool same_;  // q is k, and grad_q receives both gradients
   const int64_t ds_depth_, dt_depth_, ds_columns_, ld_, rows_;
   const Bf16Units units_;
-  Ahead ahead_;
   Scratch<bf16> block_;                                // [kDepthTile, depth]
   Scratch<uint32_t> keys_student_t_, keys_teacher_t_;  // [depth / 2, ld] pairs of K^T
   Scratch<uint32_t> key_pairs_;                        // [ld / 2, ds_columns]
@@ -130,7 +126,7 @@ class Bf16Strips {
   Scratch<uint32_t> query_pairs_;                      // [rows / 2, ds_depth]
   Scratch<uint32_t> queries_t_;                        // [ds_depth, rows / 2]: rows of Q^T
   Scratch<float> student_, teacher_;                   // [rows, ld]
-  Scratch<float> weights_;                             // [2, ld]
+  Scratch<float> weights_;                             // of map_strip
   Scratch<bf16> direction_;                            // [rows, ld] ss G
   Scratch<uint32_t> direction_pairs_;                  // [rows / 2, ld]
   Scratch<float> grad_q_;                              // [rows, ds_columns]; [ld + rows, ds_columns] where q is k

@@ -1,71 +1,76 @@
-// Loss and gradient of one row of two maps: softmax of both, then KL divergence (common/kl_row.h) or MSE.
+// Loss and gradient of rows of two maps: softmax of both, then KL divergence (common/softmax_rows.h) or MSE.
 #pragma once
 
-#include "../common/ahead.h"
-#include "../common/kl_row.h"
+#include "../common/softmax_rows.h"
 #include "attention_map.h"
 
 namespace bertxfer {
 namespace BERTXFER_ISA {
 namespace {
 
-// What the next head will read, and this one will write.
-inline void look_ahead(const AttentionMap& p, int64_t head, int64_t first, int64_t length, Ahead& ahead) {
-  ahead.clear();
-  for (const void* grad : {p.grad_q, p.grad_k}) {
-    if (p.need_grad && grad != nullptr) {
-      ahead.write(grad, p.q_student.dtype, p.heads, head, first, length, p.q_student.dim);
-    }
-  }
-  if (head + 1 == p.heads) return;
-  ahead.read(p.q_student, head + 1, first, length);
-  ahead.read(p.q_teacher, head + 1, first, length);
-  if (p.grad_k == nullptr) return;  // q is k
-  ahead.read(p.k_student, head + 1, first, length);
-  ahead.read(p.k_teacher, head + 1, first, length);
-}
-
-// ||P - R||^2; writes factor * P . (P - R - rowsum((P - R) . P)) to grad, unless it is null. `grad` may be s or t.
-template <class Grad>
-inline double mse_row(const RowPair& row, float highest_s, float highest_t, float factor, Grad* grad) {
-  float *weights_s = row.weights, *weights_t = row.weights + row.ld;
-  const float scale_s = row.scale_s * kLog2E, scale_t = row.scale_t * kLog2E;
-  Vector<float> sum_s = {}, sum_t = {};
-  for_vectors(row.length, [&](int64_t j, int64_t n) BERTXFER_INLINE {
-    const Vector<float> s = (load_floats(row.s + j, n) - highest_s) * scale_s;
-    const Vector<float> t = (load_floats(row.t + j, n) - highest_t) * scale_t;
-    const Vector<float> weight_s = first_lanes(fast_exp2(s), n), weight_t = first_lanes(fast_exp2(t), n);
-    store(weight_s, weights_s + j);
-    store(weight_t, weights_t + j);
-    sum_s += weight_s;
-    sum_t += weight_t;
-  });
-  const float inverse_s = 1.0f / sum_of(sum_s), inverse_t = 1.0f / sum_of(sum_t);
-  Vector<float> square = {}, along = {};
-  for_vectors(row.length, [&](int64_t j, int64_t) BERTXFER_INLINE {
+// ||P - R||^2 of row i, whose weights are made, and sum_j (P_j - R_j) P_j.
+inline double squared_difference(const RowPairs& rows, const RowSums& sums, int64_t i, float& along) {
+  const float *weights_s = rows.weights_s(i), *weights_t = rows.weights_t(i);
+  const float inverse_s = 1.0f / sums.total_s[i], inverse_t = 1.0f / sums.total_t[i];
+  Vector<float> square = {}, product = {};
+  for_vectors(rows.length, [&](int64_t j, int64_t) BERTXFER_INLINE {
     const Vector<float> p = load(weights_s + j) * inverse_s, difference = p - load(weights_t + j) * inverse_t;
     square += difference * difference;
-    along += difference * p;
+    product += difference * p;
   });
-  if (grad != nullptr) {
-    const float mean = sum_of(along), scaled = factor * inverse_s;
-    for_vectors(row.length, [&](int64_t j, int64_t n) BERTXFER_INLINE {
-      const Vector<float> weight = load(weights_s + j);
-      const Vector<float> difference = weight * inverse_s - load(weights_t + j) * inverse_t;
-      store_floats(scaled * weight * (difference - mean), grad + j, n);
-    });
-  }
+  along = sum_of(product);
   return sum_of(square);
 }
 
-// The row's loss; writes ss G (see attention_map.h) times `stored` to grad, unless it is null.
+// Writes factor * P . (P - R - along) to grad[0..length), which may be the row's scores.
 template <class Grad>
-inline double map_row(AttentionMap::Kind kind, const RowPair& row, float stored, Grad* grad) {
-  const float highest_s = highest_score(row.s, row.length, row.scale_s);
-  const float highest_t = highest_score(row.t, row.length, row.scale_t);
-  const float factor = stored * row.scale_s;
-  return kind == AttentionMap::Kind::kl ? kl_row(row, highest_s, highest_t, factor, grad)
-                                        : mse_row(row, highest_s, highest_t, 2.0f * factor, grad);
+inline void squared_gradient(const RowPairs& rows, const RowSums& sums, int64_t i, float along, float factor,
+                             Grad* grad) {
+  const float *weights_s = rows.weights_s(i), *weights_t = rows.weights_t(i);
+  const float inverse_s = 1.0f / sums.total_s[i], inverse_t = 1.0f / sums.total_t[i], scaled = factor * inverse_s;
+  for_vectors(rows.length, [&](int64_t j, int64_t n) BERTXFER_INLINE {
+    const Vector<float> weight = load(weights_s + j);
+    const Vector<float> difference = weight * inverse_s - load(weights_t + j) * inverse_t;
+    store_floats(scaled * weight * (difference - along), grad + j, n);
+  });
+}
+
+// The loss of a few rows; writes ss G (see attention_map.h) times `stored` to `grad`, unless it is null, `ld_grad`
+// apart.
+template <class Grad>
+inline double map_rows(AttentionMap::Kind kind, const RowPairs& rows, float stored, Grad* grad, int64_t ld_grad) {
+  RowSums sums;
+  find_highest(rows, sums);
+  weigh(rows, sums);
+  const float factor = stored * rows.scale_s;
+  double loss = 0.0;
+  if (kind == AttentionMap::Kind::kl) {
+    for (int64_t i = 0; i < rows.count; ++i) loss += divergence(rows, sums, i);
+    for (int64_t i = 0; i < rows.count && grad != nullptr; ++i) {
+      divergence_gradient(rows, sums, i, factor, grad + i * ld_grad);
+    }
+  } else {
+    float along[kMostRows];
+    for (int64_t i = 0; i < rows.count; ++i) loss += squared_difference(rows, sums, i, along[i]);
+    for (int64_t i = 0; i < rows.count && grad != nullptr; ++i) {
+      squared_gradient(rows, sums, i, along[i], 2.0f * factor, grad + i * ld_grad);
+    }
+  }
+  return loss;
+}
+
+// The same of any number of rows, `scratch` being RowPairs::weights for rows_at_once(ld) of them.
+template <class Grad>
+inline double map_strip(const AttentionMap& p, const float* student, const float* teacher, int64_t ld, int64_t count,
+                        int64_t length, float* scratch, Grad* grad) {
+  const int64_t most = rows_at_once(ld);
+  double loss = 0.0;
+  for (int64_t i = 0; i < count; i += most) {
+    const RowPairs rows{student + i * ld, teacher + i * ld, ld, std::min(most, count - i), length, p.scale_student,
+                        p.scale_teacher,  scratch,          ld};
+    loss += map_rows(p.kind, rows, p.stored, grad != nullptr ? grad + i * ld : nullptr, ld);
+  }
+  return loss;
 }
 
 }  // namespace

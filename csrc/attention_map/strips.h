@@ -13,8 +13,9 @@ namespace {
 
 class Strips {
  public:
-  Strips(const AttentionMap& problem, int64_t longest)
-      : p_(problem),
+  Strips(const GroupRows<AttentionMap>& rows, int64_t longest, Ahead& ahead)
+      : p_(rows.problem()),
+        ahead_(ahead),
         ds_columns_(padded(p_.q_student.dim)),
         dt_columns_(padded(p_.q_teacher.dim)),
         ld_(spread(longest)),
@@ -26,21 +27,20 @@ class Strips {
         queries_teacher_(rows_ * dt_columns_),
         student_(rows_ * ld_),
         teacher_(rows_ * ld_),
-        weights_(2 * ld_),
+        weights_(2 * rows_at_once(ld_) * ld_),
         grad_q_(p_.need_grad ? (p_.grad_k == nullptr ? longest : rows_) * ds_columns_ : 0),
         grad_k_t_(p_.need_grad ? ds_columns_ * ld_ : 0) {}
 
-  double run(int64_t head, int64_t first, int64_t length) {
-    look_ahead(p_, head, first, length, ahead_);
+  double run(int64_t head, int64_t length) {
     const int64_t width = padded(length);
-    load_transposed(p_.k_student, head, first, length, 1.0f, keys_student_t_, ld_, width);
-    load_transposed(p_.k_teacher, head, first, length, 1.0f, keys_teacher_t_, ld_, width);
-    if (p_.need_grad) load_rows(p_.k_student, head, first, length, keys_, ds_columns_, ds_columns_);
+    load_transposed(p_.k_student, head, 0, length, 1.0f, keys_student_t_, ld_, width);
+    load_transposed(p_.k_teacher, head, 0, length, 1.0f, keys_teacher_t_, ld_, width);
+    if (p_.need_grad) load_rows(p_.k_student, head, 0, length, keys_, ds_columns_, ds_columns_);
     double sum = 0.0;
     for (int64_t query = 0; query < length; query += rows_) {
-      sum += run_rows(head, first, length, query, std::min(rows_, length - query));
+      sum += run_rows(head, length, query, std::min(rows_, length - query));
     }
-    if (p_.need_grad) store_keys(head, first, length);
+    if (p_.need_grad) store_keys(head, length);
     return sum;
   }
 
@@ -49,10 +49,10 @@ class Strips {
   static constexpr int64_t kMaxRows = 48, kMinRows = 12;
   static constexpr int64_t kKeyTile = 256;  // keys whose transposed block a product reads at a time
 
-  double run_rows(int64_t head, int64_t first, int64_t length, int64_t query, int64_t rows) {
+  double run_rows(int64_t head, int64_t length, int64_t query, int64_t rows) {
     const int64_t ds = p_.q_student.dim, dt = p_.q_teacher.dim, width = padded(length);
-    load_rows(p_.q_student, head, first + query, rows, queries_student_, ds_columns_, ds_columns_);
-    load_rows(p_.q_teacher, head, first + query, rows, queries_teacher_, dt_columns_, dt);
+    load_rows(p_.q_student, head, query, rows, queries_student_, ds_columns_, ds_columns_);
+    load_rows(p_.q_teacher, head, query, rows, queries_teacher_, dt_columns_, dt);
     for (int64_t key = 0; key < width; key += kKeyTile) {
       const int64_t keys = std::min(kKeyTile, width - key);
       gemm<float>(rows, keys, ds, queries_student_, ds_columns_, 1, keys_student_t_ + key, ld_, student_ + key, ld_,
@@ -60,44 +60,40 @@ class Strips {
       gemm<float>(rows, keys, dt, queries_teacher_, dt_columns_, 1, keys_teacher_t_ + key, ld_, teacher_ + key, ld_,
                   false, &ahead_);
     }
-    double sum = 0.0;
-    for (int64_t i = 0; i < rows; ++i) {
-      float* s = student_ + i * ld_;
-      const RowPair row{s, teacher_ + i * ld_, p_.scale_student, p_.scale_teacher, length, weights_, ld_};
-      sum += map_row(p_.kind, row, p_.stored, p_.need_grad ? s : nullptr);
-    }
-    if (p_.need_grad) gradients(head, first, length, query, rows);
+    float* direction = p_.need_grad ? student_.get() : nullptr;
+    const double sum = map_strip(p_, student_, teacher_, ld_, rows, length, weights_, direction);
+    if (p_.need_grad) gradients(head, length, query, rows);
     return sum;
   }
 
   // student_ holds ss G, zeros beyond `length`: the keys there are zeros, and so are their scores' gradients.
-  void gradients(int64_t head, int64_t first, int64_t length, int64_t query, int64_t rows) {
+  void gradients(int64_t head, int64_t length, int64_t query, int64_t rows) {
     const int64_t ds = p_.q_student.dim;
     const bool same = p_.grad_k == nullptr;
     float* grad_q = same ? grad_q_ + query * ds_columns_ : grad_q_.get();
     gemm<float>(ds, padded(length), rows, queries_student_, 1, ds_columns_, student_, ld_, grad_k_t_, ld_, query > 0);
     gemm<float>(rows, ds_columns_, length, student_, ld_, 1, keys_, ds_columns_, grad_q, ds_columns_, false);
-    if (!same) store_rows(grad_q, ds_columns_, rows, p_.grad_q, p_.q_student.dtype, p_.heads, head, first + query, ds);
+    if (!same) store_rows(grad_q, ds_columns_, rows, p_.grad_q, p_.q_student.dtype, p_.heads, head, query, ds);
   }
 
-  void store_keys(int64_t head, int64_t first, int64_t length) {
+  void store_keys(int64_t head, int64_t length) {
     const int64_t ds = p_.q_student.dim;
     if (p_.grad_k != nullptr) {
-      store_transposed(grad_k_t_, ld_, length, p_.grad_k, p_.q_student.dtype, p_.heads, head, first, ds);
+      store_transposed(grad_k_t_, ld_, length, p_.grad_k, p_.q_student.dtype, p_.heads, head, 0, ds);
     } else {
       add_transposed(grad_k_t_, ld_, length, grad_q_, ds_columns_, ds_columns_);
-      store_rows(grad_q_, ds_columns_, length, p_.grad_q, p_.q_student.dtype, p_.heads, head, first, ds);
+      store_rows(grad_q_, ds_columns_, length, p_.grad_q, p_.q_student.dtype, p_.heads, head, 0, ds);
     }
   }
 
   const AttentionMap& p_;
+  Ahead& ahead_;
   const int64_t ds_columns_, dt_columns_, ld_, rows_;
-  Ahead ahead_;
   Scratch<float> keys_student_t_, keys_teacher_t_;    // [ds, ld], [dt, ld]
   Scratch<float> keys_;                               // [longest, ds_columns]
   Scratch<float> queries_student_, queries_teacher_;  // [rows, ds_columns], [rows, dt_columns]
   Scratch<float> student_, teacher_;                  // [rows, ld]
-  Scratch<float> weights_;                            // [2, ld] one row of both maps before division
+  Scratch<float> weights_;                            // of map_strip
   Scratch<float> grad_q_;                             // [rows, ds_columns]; [longest, ds_columns] where q is k
   Scratch<float> grad_k_t_;                           // [ds_columns, ld]
 };

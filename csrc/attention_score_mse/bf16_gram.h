@@ -16,49 +16,40 @@ namespace {
 
 class Bf16Gram {
  public:
-  Bf16Gram(const AttentionScoreMse& problem, int64_t longest)
-      : p_(problem),
+  Bf16Gram(const GroupRows<AttentionScoreMse>& rows, int64_t longest, Ahead& ahead)
+      : p_(rows.problem()),
+        ahead_(ahead),
         ds_(p_.q_student.dim),
         ds_columns_(round_up(ds_, kTile)),
         columns_(round_up(ds_columns_ + p_.q_teacher.dim, kDepthTile)),
         ld_pairs_(spread<uint32_t>(columns_)),
         block_(std::min(kBlock, round_up(longest, kDepthTile))),
         ld_t_(spread<bf16>(block_) / 2),
+        rows_(rows, Dtype::bf16, ds_columns_, columns_, block_),
         grams_(p_, ds_columns_, columns_),
-        a_(block_ * columns_),
-        b_(block_ * columns_),
         pairs_(block_ / 2 * ld_pairs_),
         rows_t_(columns_ * ld_t_),
         narrow_(2 * columns_ * columns_),
         mixers_(2 * columns_ * ds_columns_),
-        rest_(columns_ * ds_columns_),
         mixer_pairs_(4 * columns_ / 2 * ds_columns_),
         out_(block_ * ds_columns_) {}
 
-  double run(int64_t head, int64_t first, int64_t length) {
-    look_ahead(p_, head, first, length, ahead_);
+  double run(int64_t head, int64_t length) {
+    grams_.clear();
     for (int64_t start = 0; start < length; start += block_) {
       const int64_t count = std::min(block_, length - start);
-      load_block(head, first + start, count);
-      gram_of(a_, round_up(count, kDepthTile), narrow_);
-      gram_of(b_, round_up(count, kDepthTile), narrow_ + columns_ * columns_);
-      grams_.put(narrow_, narrow_ + columns_ * columns_, start > 0);
+      rows_.load(head, start, count);
+      gram_of(rows_.a, round_up(count, kDepthTile), narrow_);
+      gram_of(rows_.b, round_up(count, kDepthTile), narrow_ + columns_ * columns_);
+      grams_.add(narrow_, narrow_ + columns_ * columns_, start + count == length);
     }
-    const double sum = grams_.sum_of_squares(head, first, length);
-    if (p_.grad_q != nullptr) gradients(head, first, length);
+    const double sum = grams_.sum_of_squares(head, length);
+    if (p_.grad_q != nullptr) gradients(head, length);
     return sum;
   }
 
  private:
   static constexpr int64_t kBlock = 256;  // tokens whose products are summed in float32
-
-  void load_block(int64_t head, int64_t first, int64_t count) {
-    const int64_t rows = round_up(count, kDepthTile), rest = columns_ - ds_columns_;
-    load_bf16_rows(p_.q_student, head, first, count, rows, a_, columns_, ds_columns_);
-    load_bf16_rows(p_.q_teacher, head, first, count, rows, a_ + ds_columns_, columns_, rest);
-    load_bf16_rows(p_.k_student, head, first, count, rows, b_, columns_, ds_columns_);
-    load_bf16_rows(p_.k_teacher, head, first, count, rows, b_ + ds_columns_, columns_, rest);
-  }
 
   // Upper triangle of X^T X, by blocks of 32 rows.
   void gram_of(const bf16* x, int64_t rows, float* gram) {
@@ -71,7 +62,7 @@ class Bf16Gram {
     }
   }
 
-  void gradients(int64_t head, int64_t first, int64_t length) {
+  void gradients(int64_t head, int64_t length) {
     float* mixer_k = mixers_ + columns_ * ds_columns_;
     grams_.fill_mixers(mixers_, mixer_k, ds_columns_);
     const int64_t size = columns_ / 2 * ds_columns_;
@@ -79,46 +70,43 @@ class Bf16Gram {
     split(mixer_k, mixer_pairs_ + 2 * size, mixer_pairs_ + 3 * size);
     for (int64_t start = 0; start < length; start += block_) {
       const int64_t count = std::min(block_, length - start);
-      if (length > block_) load_block(head, first + start, count);  // else still there from the first pass
-      multiply(a_, count, mixer_pairs_, p_.grad_q, head, first + start);
-      multiply(b_, count, mixer_pairs_ + 2 * size, p_.grad_k, head, first + start);
+      if (length > block_) rows_.load(head, start, count);  // else still there from the first pass
+      multiply(rows_.a, count, mixer_pairs_, p_.grad_q, head, start);
+      multiply(rows_.b, count, mixer_pairs_ + 2 * size, p_.grad_k, head, start);
     }
   }
 
   // mixer = high + low, both rounded to bfloat16, in pairs of rows.
   void split(const float* mixer, uint32_t* high, uint32_t* low) {
-    for (int64_t i = 0; i < columns_ * ds_columns_; i += kTile) {
-      const Vector<float> x = load(mixer + i);
-      bf16 rounded_x[kTile];
-      store_floats(x, rounded_x);
-      store(x - load_floats(rounded_x), rest_ + i);
-    }
-    for (int64_t i = 0; i < columns_; i += 2) {
-      pair_rounded(mixer + i * ds_columns_, mixer + (i + 1) * ds_columns_, ds_columns_, high + i / 2 * ds_columns_);
-      pair_rounded(rest_ + i * ds_columns_, rest_ + (i + 1) * ds_columns_, ds_columns_, low + i / 2 * ds_columns_);
+    for (int64_t i = 0; i < columns_; i += 2, mixer += 2 * ds_columns_) {
+      for (int64_t j = 0; j < ds_columns_; j += kTile, high += kTile, low += kTile) {
+        const Vector<float> first = load(mixer + j), second = load(mixer + ds_columns_ + j);
+        const __m512i rounded_pair = pair_of(first, second);
+        _mm512_storeu_si512(high, rounded_pair);
+        const Vector<float> high_first = (Vector<float>)_mm512_slli_epi32(rounded_pair, 16);
+        const Vector<float> high_second = (Vector<float>)_mm512_and_si512(rounded_pair, _mm512_set1_epi32(~0xffff));
+        _mm512_storeu_si512(low, pair_of(first - high_first, second - high_second));
+      }
     }
   }
 
   // `mixer`: its high part, and its low part after it.
   void multiply(const bf16* rows, int64_t count, const uint32_t* mixer, void* grad, int64_t head, int64_t token) {
-    const int64_t tall = round_up(count, kDepthTile);
-    bf16_gemm(tall, ds_columns_, columns_, rows, columns_, mixer, ds_columns_, out_, ds_columns_, false, &ahead_);
-    bf16_gemm(tall, ds_columns_, columns_, rows, columns_, mixer + columns_ / 2 * ds_columns_, ds_columns_, out_,
-              ds_columns_, true, &ahead_);
+    const int64_t tall = round_up(count, kTile);
+    bf16_gemm<2>(tall, ds_columns_, columns_, rows, columns_, mixer, ds_columns_, out_, ds_columns_, false, &ahead_);
     store_rows(out_, ds_columns_, count, grad, p_.q_student.dtype, p_.heads, head, token, ds_);
   }
 
   const AttentionScoreMse& p_;
+  Ahead& ahead_;
   const int64_t ds_, ds_columns_, columns_, ld_pairs_, block_, ld_t_;
   const Bf16Units units_;
+  PairRows<bf16> rows_;
   GramPair grams_;
-  Ahead ahead_;
-  Scratch<bf16> a_, b_;            // [block, columns]
   Scratch<uint32_t> pairs_;        // [block / 2, ld_pairs]
   Scratch<uint32_t> rows_t_;       // [columns, ld_t]: rows of X^T
   Scratch<float> narrow_;          // [2, columns, columns]
   Scratch<float> mixers_;          // [2, columns, ds_columns]
-  Scratch<float> rest_;            // [columns, ds_columns]
   Scratch<uint32_t> mixer_pairs_;  // [2, 2, columns / 2, ds_columns]: of q and k, high and low
   Scratch<float> out_;             // [block, ds_columns]
 };

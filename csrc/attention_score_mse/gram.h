@@ -11,25 +11,24 @@ namespace {
 
 class Gram {
  public:
-  Gram(const AttentionScoreMse& problem, int64_t longest)
-      : p_(problem),
+  Gram(const GroupRows<AttentionScoreMse>& rows, int64_t longest, Ahead& ahead)
+      : p_(rows.problem()),
+        ahead_(ahead),
         ds_(p_.q_student.dim),
         ds_columns_(padded(ds_)),
         columns_(ds_columns_ + padded(p_.q_teacher.dim)),
         block_(std::min(longest, std::max(kHotTokens, kResidentBytes / (2 * columns_ * int64_t{sizeof(float)}) /
                                                           kHotTokens * kHotTokens))),
+        rows_(rows, Dtype::f32, ds_columns_, columns_, block_),
         grams_(p_, ds_columns_, columns_),
-        a_(block_ * columns_),
-        b_(block_ * columns_),
         narrow_(2 * columns_ * columns_),
         mixers_(2 * columns_ * ds_columns_),
         out_(kHotTokens * ds_columns_) {}
 
-  double run(int64_t head, int64_t first, int64_t length) {
-    look_ahead(p_, head, first, length, ahead_);
-    fill_grams(head, first, length);
-    const double sum = grams_.sum_of_squares(head, first, length);
-    if (p_.grad_q != nullptr) gradients(head, first, length);
+  double run(int64_t head, int64_t length) {
+    fill_grams(head, length);
+    const double sum = grams_.sum_of_squares(head, length);
+    if (p_.grad_q != nullptr) gradients(head, length);
     return sum;
   }
 
@@ -38,43 +37,37 @@ class Gram {
   static constexpr int64_t kFlushTokens = 256;            // float32 sums longer than this move to float64
   static constexpr int64_t kResidentBytes = 1792 * 1024;  // A and B stay for the second pass while they fit in this
 
-  void load_block(int64_t head, int64_t first, int64_t count) {
-    load_pair(p_.q_student, p_.q_teacher, head, first, count, a_, ds_columns_, columns_);
-    load_pair(p_.k_student, p_.k_teacher, head, first, count, b_, ds_columns_, columns_);
-  }
-
-  void fill_grams(int64_t head, int64_t first, int64_t length) {
+  void fill_grams(int64_t head, int64_t length) {
     const int64_t size = columns_ * columns_;
     int64_t pending = 0;
-    bool any = false;
+    grams_.clear();
     for (int64_t start = 0; start < length; start += block_) {
       const int64_t count = std::min(block_, length - start);
-      load_block(head, first + start, count);
+      rows_.load(head, start, count);
       for (int64_t i = 0; i < count; i += kHotTokens) {
         const int64_t hot = std::min(kHotTokens, count - i);
-        add_gram<float>(a_ + i * columns_, hot, columns_, narrow_, pending > 0, &ahead_);
-        add_gram<float>(b_ + i * columns_, hot, columns_, narrow_ + size, pending > 0, &ahead_);
+        add_gram<float>(rows_.a + i * columns_, hot, columns_, narrow_, pending > 0, &ahead_);
+        add_gram<float>(rows_.b + i * columns_, hot, columns_, narrow_ + size, pending > 0, &ahead_);
         pending += hot;
-        if (pending >= kFlushTokens || start + i + hot == length) {
-          grams_.put(narrow_, narrow_ + size, any);
-          any = true;
+        const bool last = start + i + hot == length;
+        if (pending >= kFlushTokens || last) {
+          grams_.add(narrow_, narrow_ + size, last);
           pending = 0;
         }
       }
     }
   }
 
-  void gradients(int64_t head, int64_t first, int64_t length) {
+  void gradients(int64_t head, int64_t length) {
     float* mixer_k = mixers_ + columns_ * ds_columns_;
     grams_.fill_mixers(mixers_, mixer_k, ds_columns_);
     for (int64_t start = 0; start < length; start += block_) {
       const int64_t count = std::min(block_, length - start);
-      if (length > block_) load_block(head, first + start, count);  // else still there from the first pass
+      if (length > block_) rows_.load(head, start, count);  // else still there from the first pass
       for (int64_t i = 0; i < count; i += kHotTokens) {
         const int64_t hot = std::min(kHotTokens, count - i);
-        const int64_t token = first + start + i;
-        multiply(a_ + i * columns_, hot, mixers_, p_.grad_q, head, token);
-        multiply(b_ + i * columns_, hot, mixer_k, p_.grad_k, head, token);
+        multiply(rows_.a + i * columns_, hot, mixers_, p_.grad_q, head, start + i);
+        multiply(rows_.b + i * columns_, hot, mixer_k, p_.grad_k, head, start + i);
       }
     }
   }
@@ -85,10 +78,10 @@ class Gram {
   }
 
   const AttentionScoreMse& p_;
+  Ahead& ahead_;
   const int64_t ds_, ds_columns_, columns_, block_;
+  PairRows<float> rows_;
   GramPair grams_;
-  Ahead ahead_;
-  Scratch<float> a_, b_;   // [block, columns]
   Scratch<float> narrow_;  // [2, columns, columns]
   Scratch<float> mixers_;  // [2, columns, ds_columns]
   Scratch<float> out_;     // [kHotTokens, ds_columns]

@@ -4,9 +4,8 @@
 
 #include <algorithm>
 
-#include "../common/ahead.h"
 #include "../common/gemm.h"
-#include "../common/rows.h"
+#include "../common/head_groups.h"
 #include "attention_score_mse.h"
 
 namespace bertxfer {
@@ -22,19 +21,6 @@ inline void load_pair(const PackedView& one, const PackedView& second, int64_t h
   load_rows(second, head, first, count, out + second_at, columns, columns - second_at);
 }
 
-// What the next head will read, and this one will write.
-inline void look_ahead(const AttentionScoreMse& p, int64_t head, int64_t first, int64_t length, Ahead& ahead) {
-  ahead.clear();
-  if (p.grad_q != nullptr) {
-    ahead.write(p.grad_q, p.q_student.dtype, p.heads, head, first, length, p.q_student.dim);
-    ahead.write(p.grad_k, p.q_student.dtype, p.heads, head, first, length, p.q_student.dim);
-  }
-  if (head + 1 == p.heads) return;
-  for (const PackedView* view : {&p.q_student, &p.q_teacher, &p.k_student, &p.k_teacher}) {
-    ahead.read(*view, head + 1, first, length);
-  }
-}
-
 // G (+)= X^T X for `count` rows of X, upper triangle by blocks of rows (what lies left of a block stays unset).
 template <class T>
 void add_gram(const T* x, int64_t count, int64_t columns, T* gram, bool accumulate, Ahead* ahead = nullptr) {
@@ -45,6 +31,106 @@ void add_gram(const T* x, int64_t count, int64_t columns, T* gram, bool accumula
             ahead);
   }
 }
+
+// Rows of A and B as a kernel multiplies them: the group's copy where there is one, or its own.
+template <class T>
+class PairRows {
+ public:
+  // Copies at most `most` rows.
+  PairRows(const GroupRows<AttentionScoreMse>& rows, Dtype dtype, int64_t teacher_at, int64_t columns, int64_t most)
+      : rows_(rows),
+        p_(rows.problem()),
+        dtype_(dtype),
+        teacher_at_(teacher_at),
+        columns_(columns),
+        own_a_(never_copies() ? 0 : round_up(most) * columns),
+        own_b_(never_copies() ? 0 : round_up(most) * columns) {}
+
+  const T *a = nullptr, *b = nullptr;  // [rows, columns]; of bfloat16, up to a multiple of 32 rows of zeros
+
+  void load(int64_t head, int64_t first, int64_t count) {
+    if (rows_.side_by_side() && p_.q_student.dtype == dtype_) {
+      const int64_t offset = head * p_.q_student.head_stride + first * columns_;
+      a = static_cast<const T*>(p_.q_student.data) + offset;
+      b = static_cast<const T*>(p_.k_student.data) + offset;
+      return;
+    }
+    load(p_.q_student, p_.q_teacher, head, first, count, own_a_);
+    load(p_.k_student, p_.k_teacher, head, first, count, own_b_);
+    a = own_a_;
+    b = own_b_;
+  }
+
+ private:
+  bool never_copies() const { return rows_.always_side_by_side() && p_.q_student.dtype == dtype_; }
+  static int64_t round_up(int64_t rows) { return (rows + 31) / 32 * 32; }
+
+  void load(const PackedView& student, const PackedView& teacher, int64_t head, int64_t first, int64_t count,
+            float* out) {
+    load_pair(student, teacher, head, first, count, out, teacher_at_, columns_);
+  }
+  void load(const PackedView& student, const PackedView& teacher, int64_t head, int64_t first, int64_t count,
+            bf16* out) {
+    char* rows = reinterpret_cast<char*>(out);
+    copy_rows(student, head, first, count, 2 * teacher_at_, 2 * columns_, rows);
+    copy_rows(teacher, head, first, count, 2 * (columns_ - teacher_at_), 2 * columns_, rows + 2 * teacher_at_);
+    std::memset(rows + 2 * count * columns_, 0, 2 * (round_up(count) - count) * columns_);
+  }
+
+  const GroupRows<AttentionScoreMse>& rows_;
+  const AttentionScoreMse& p_;
+  const Dtype dtype_;
+  const int64_t teacher_at_, columns_;
+  Scratch<T> own_a_, own_b_;
+};
+
+// A sum of products of float32 or float64 numbers in float64.
+class WideSum {
+ public:
+  // Of columns first..last-1; the vector that holds the first can be read whole.
+  template <class T>
+  void add(const T* a, const T* b, int64_t first, int64_t last) {
+    int64_t j = first / W * W;
+    if (j < first && j + W <= last) {
+      const Vector<int64_t> wanted = iota() >= first - j;
+      odd_ += (Vector<double>)((Vector<int64_t>)(wide(a + j) * wide(b + j)) & wanted);
+      j += W;
+    } else {
+      j = first;
+    }
+    for (; j + 2 * W <= last; j += 2 * W) {
+      even_ += wide(a + j) * wide(b + j);
+      odd_ += wide(a + j + W) * wide(b + j + W);
+    }
+    for (; j + W <= last; j += W) even_ += wide(a + j) * wide(b + j);
+    for (; j < last; ++j) scalar_ += double{a[j]} * double{b[j]};
+  }
+
+  double total() const {
+    const Vector<double> sum = even_ + odd_;
+    double total = scalar_;
+    for (int l = 0; l < W; ++l) total += sum[l];
+    return total;
+  }
+
+ private:
+  static constexpr int64_t W = kLanes<double>;
+  typedef float Narrow __attribute__((vector_size(W * sizeof(float)), aligned(alignof(float)), may_alias));
+
+  static constexpr Vector<int64_t> iota() {
+    Vector<int64_t> x{};
+    for (int l = 0; l < W; ++l) x[l] = l;
+    return x;
+  }
+
+  static Vector<double> wide(const double* p) { return load(p); }
+  static Vector<double> wide(const float* p) {
+    return __builtin_convertvector(*reinterpret_cast<const Narrow*>(p), Vector<double>);
+  }
+
+  Vector<double> even_ = {}, odd_ = {};
+  double scalar_ = 0.0;
+};
 
 class GramPair {
  public:
@@ -58,8 +144,16 @@ class GramPair {
         a_(columns * columns),
         b_(columns * columns) {}
 
-  // Takes over, or adds, the upper triangles of float32 partial sums.
-  void put(const float* gram_a, const float* gram_b, bool accumulate) {
+  void clear() { narrow_a_ = narrow_b_ = nullptr, any_ = false; }
+
+  // Adds the upper triangles of float32 partial sums. If the only ones are also the last, they are read where they are.
+  void add(const float* gram_a, const float* gram_b, bool last) {
+    const bool accumulate = any_;
+    any_ = true;
+    if (last && !accumulate) {
+      narrow_a_ = gram_a, narrow_b_ = gram_b;
+      return;
+    }
     for (int64_t i = 0; i < teacher_at_ + dt_; ++i) {
       const int64_t first = i * columns_ + i / kLanes<float> * kLanes<float>, last = (i + 1) * columns_;
       if (accumulate) {
@@ -78,22 +172,28 @@ class GramPair {
     }
   }
 
-  // ||S - T||^2 of the head whose float32 partial sums were put here. Too small beside ||S||^2 + ||T||^2 to have its
+  // ||S - T||^2 of the head whose float32 partial sums were added here. Too small beside ||S||^2 + ||T||^2 to have its
   // digits (or NaN) it makes the matrices again, exactly.
-  double sum_of_squares(int64_t head, int64_t first, int64_t length) {
+  double sum_of_squares(int64_t head, int64_t length) {
     bool exact = true;
-    double sum = inner_product(exact);
+    double sum =
+        narrow_a_ != nullptr ? inner_product(narrow_a_, narrow_b_, exact) : inner_product<double>(a_, b_, exact);
     if (exact) return sum;
-    fill_exactly(head, first, length);
-    sum = inner_product(exact);
+    fill_exactly(head, length);
+    sum = inner_product<double>(a_, b_, exact);
     return sum < 0.0 ? 0.0 : sum;
   }
 
   // Right factors [columns, ld] with ld = padded(ds), of dQs = A mixer_q and dKs = B mixer_k:
   // 2 stored ss sigma_i G_ij, with sigma = (ss.., -st..).
   void fill_mixers(float* mixer_q, float* mixer_k, int64_t ld) const {
-    fill_mixer(b_, mixer_q, ld);
-    fill_mixer(a_, mixer_k, ld);
+    if (narrow_a_ != nullptr) {
+      fill_mixer(narrow_b_, mixer_q, ld);
+      fill_mixer(narrow_a_, mixer_k, ld);
+    } else {
+      fill_mixer<double>(b_, mixer_q, ld);
+      fill_mixer<double>(a_, mixer_k, ld);
+    }
   }
 
  private:
@@ -101,72 +201,94 @@ class GramPair {
   static constexpr double kCancellation = 1e-2;
 
   // Both matrices from the tensors in float64, where products of float32 numbers are exact.
-  void fill_exactly(int64_t head, int64_t first, int64_t length) {
+  void fill_exactly(int64_t head, int64_t length) {
+    clear();
     Scratch<float> rows(kExactTokens * columns_);
     Scratch<double> wide_rows(kExactTokens * columns_);
     for (int64_t start = 0; start < length; start += kExactTokens) {
       const int64_t count = std::min(kExactTokens, length - start);
-      load_pair(p_.q_student, p_.q_teacher, head, first + start, count, rows, teacher_at_, columns_);
+      load_pair(p_.q_student, p_.q_teacher, head, start, count, rows, teacher_at_, columns_);
       std::copy(rows.get(), rows + count * columns_, wide_rows.get());
       add_gram<double>(wide_rows, count, columns_, a_, start > 0);
-      load_pair(p_.k_student, p_.k_teacher, head, first + start, count, rows, teacher_at_, columns_);
+      load_pair(p_.k_student, p_.k_teacher, head, start, count, rows, teacher_at_, columns_);
       std::copy(rows.get(), rows + count * columns_, wide_rows.get());
       add_gram<double>(wide_rows, count, columns_, b_, start > 0);
     }
   }
 
   // <A^T A, B^T B> with the signs and scales of A's columns; `exact`: whether float32 sums hold its digits.
-  double inner_product(bool& exact) const {
+  template <class T>
+  double inner_product(const T* gram_a, const T* gram_b, bool& exact) const {
     const int64_t end = teacher_at_ + dt_;
-    double student = 0.0, cross = 0.0, teacher = 0.0;
-    for (int64_t i = 0; i < ds_; ++i) {
-      const double *a = a_ + i * columns_, *b = b_ + i * columns_;
-      student += a[i] * b[i] + 2.0 * dot(a, b, i + 1, ds_);
-      cross += 2.0 * dot(a, b, teacher_at_, end);
-    }
-    for (int64_t i = teacher_at_; i < end; ++i) {
-      const double *a = a_ + i * columns_, *b = b_ + i * columns_;
-      teacher += a[i] * b[i] + 2.0 * dot(a, b, i + 1, end);
-    }
+    const double student = 2.0 * upper(gram_a, gram_b, 0, ds_) - diagonal(gram_a, gram_b, 0, ds_);
+    const double teacher = 2.0 * upper(gram_a, gram_b, teacher_at_, end) - diagonal(gram_a, gram_b, teacher_at_, end);
+    const double cross = 2.0 * rectangle(gram_a, gram_b, 0, ds_, teacher_at_, end);
     const double ss = p_.scale_student, st = p_.scale_teacher;
     const double norms = ss * ss * student + st * st * teacher, sum = norms - ss * st * cross;
     exact = sum > kCancellation * norms;
     return sum;
   }
 
+  // Sums of a_ij b_ij over rows first..last-1: from the diagonal to column last-1, on the diagonal, and over columns
+  // left..right-1.
+  template <class T>
+  double upper(const T* a, const T* b, int64_t first, int64_t last) const {
+    WideSum sum;
+    for (int64_t i = first; i < last; ++i) sum.add(a + i * columns_, b + i * columns_, i, last);
+    return sum.total();
+  }
+
+  template <class T>
+  double rectangle(const T* a, const T* b, int64_t first, int64_t last, int64_t left, int64_t right) const {
+    WideSum sum;
+    for (int64_t i = first; i < last; ++i) sum.add(a + i * columns_, b + i * columns_, left, right);
+    return sum.total();
+  }
+
+  template <class T>
+  double diagonal(const T* a, const T* b, int64_t first, int64_t last) const {
+    double sum = 0.0;
+    for (int64_t i = first * (columns_ + 1); i < last * (columns_ + 1); i += columns_ + 1)
+      sum += double{a[i]} * double{b[i]};
+    return sum;
+  }
+
+  // Fills what lies left of the diagonal from what lies right of it.
+  static void mirror(Vector<float>* square) {
+    constexpr int W = kLanes<float>;
+    Vector<float> mirrored[W];
+    Vector<int32_t> column;
+    for (int l = 0; l < W; ++l) mirrored[l] = square[l], column[l] = l;
+    transpose(mirrored);
+    for (int k = 0; k < W; ++k) square[k] = column < k ? mirrored[k] : square[k];
+  }
+
   // mixer[i][j] = factor sigma_i G[i][j], square by square: those right of the diagonal are there, those left of it are
   // their mirror images, and those on it are both.
-  void fill_mixer(const double* gram, float* mixer, int64_t ld) const {
+  template <class T>
+  void fill_mixer(const T* gram, float* mixer, int64_t ld) const {
     constexpr int64_t W = kLanes<float>;
     const double factor = 2.0 * p_.stored * p_.scale_student;
     for (int64_t i0 = 0; i0 < columns_; i0 += W) {
-      const double sigma = factor * (i0 < teacher_at_ ? p_.scale_student : -p_.scale_teacher);
+      const T sigma = static_cast<T>(factor * (i0 < teacher_at_ ? p_.scale_student : -p_.scale_teacher));
       for (int64_t j0 = 0; j0 < ld; j0 += W) {
         Vector<float> square[W];
         for (int64_t k = 0; k < W; ++k) {
-          const double* row = i0 < j0 ? gram + (i0 + k) * columns_ + j0 : gram + (j0 + k) * columns_ + i0;
+          const T* row = i0 < j0 ? gram + (i0 + k) * columns_ + j0 : gram + (j0 + k) * columns_ + i0;
           for (int64_t l = 0; l < W; ++l) square[k][l] = static_cast<float>(sigma * row[l]);
         }
         if (i0 > j0) transpose(square);
+        if (i0 == j0) mirror(square);
         for (int64_t k = 0; k < W; ++k) store(square[k], mixer + (i0 + k) * ld + j0);
-        if (i0 != j0) continue;
-        for (int64_t k = 1; k < W; ++k) {
-          for (int64_t l = 0; l < k; ++l) mixer[(i0 + k) * ld + j0 + l] = mixer[(i0 + l) * ld + j0 + k];
-        }
       }
     }
   }
 
-  static double dot(const double* a, const double* b, int64_t first, int64_t last) {
-    double sum = 0.0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = first; j < last; ++j) sum += a[j] * b[j];
-    return sum;
-  }
-
   const AttentionScoreMse& p_;
   const int64_t ds_, dt_, teacher_at_, columns_;
-  Scratch<double> a_, b_;  // [columns, columns], upper triangles
+  Scratch<double> a_, b_;                                  // [columns, columns], upper triangles
+  const float *narrow_a_ = nullptr, *narrow_b_ = nullptr;  // the same in float32, where they are all there is
+  bool any_ = false;
 };
 
 }  // namespace

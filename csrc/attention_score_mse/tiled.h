@@ -11,33 +11,31 @@ namespace {
 
 class Tiled {
  public:
-  Tiled(const AttentionScoreMse& problem, int64_t longest)
-      : p_(problem),
+  Tiled(const GroupRows<AttentionScoreMse>& rows, int64_t longest, Ahead& ahead)
+      : p_(rows.problem()),
+        ahead_(ahead),
         ds_(p_.q_student.dim),
         ds_columns_(padded(ds_)),
-        student_at_(padded(p_.q_teacher.dim)),
-        depth_(student_at_ + ds_),
-        columns_(student_at_ + ds_columns_),
+        depth_(ds_columns_ + p_.q_teacher.dim),
+        columns_(ds_columns_ + padded(p_.q_teacher.dim)),
         key_tile_(std::min(kKeyTile, padded(longest))),
         ld_(spread(key_tile_)),
-        queries_(longest * columns_),
-        keys_(key_tile_ * ds_columns_),
+        rows_(rows, Dtype::f32, ds_columns_, columns_, longest),
         keys_t_(depth_ * ld_),
         difference_(kQueryTile * ld_),
         grad_q_(p_.grad_q ? longest * ds_columns_ : 0),
         grad_k_t_(ds_columns_ * ld_) {
-    std::fill(keys_t_ + p_.q_teacher.dim * ld_, keys_t_ + student_at_ * ld_, 0.0f);
+    std::fill(keys_t_ + ds_ * ld_, keys_t_ + ds_columns_ * ld_, 0.0f);
   }
 
-  double run(int64_t head, int64_t first, int64_t length) {
-    look_ahead(p_, head, first, length, ahead_);
-    load_pair(p_.q_teacher, p_.q_student, head, first, length, queries_, student_at_, columns_);
+  double run(int64_t head, int64_t length) {
+    rows_.load(head, 0, length);
     double sum = 0.0;
     for (int64_t key = 0; key < length; key += key_tile_) {
-      sum += run_keys(head, first, length, key, std::min(key_tile_, length - key));
+      sum += run_keys(head, length, key, std::min(key_tile_, length - key));
     }
     if (p_.grad_q != nullptr) {
-      store_rows(grad_q_, ds_columns_, length, p_.grad_q, p_.q_student.dtype, p_.heads, head, first, ds_);
+      store_rows(grad_q_, ds_columns_, length, p_.grad_q, p_.q_student.dtype, p_.heads, head, 0, ds_);
     }
     return sum;
   }
@@ -46,29 +44,27 @@ class Tiled {
   static constexpr int64_t kQueryTile = 48;
   static constexpr int64_t kKeyTile = 256;
 
-  double run_keys(int64_t head, int64_t first, int64_t length, int64_t key, int64_t keys) {
+  double run_keys(int64_t head, int64_t length, int64_t key, int64_t keys) {
     const int64_t width = padded(keys);
     const bool need_grad = p_.grad_q != nullptr;
-    load_transposed(p_.k_teacher, head, first + key, keys, static_cast<float>(-p_.scale_teacher), keys_t_, ld_, width);
-    load_transposed(p_.k_student, head, first + key, keys, static_cast<float>(p_.scale_student),
-                    keys_t_ + student_at_ * ld_, ld_, width);
-    if (need_grad) load_rows(p_.k_student, head, first + key, keys, keys_, ds_columns_, ds_columns_);
+    load_transposed(p_.k_student, head, key, keys, static_cast<float>(p_.scale_student), keys_t_, ld_, width);
+    load_transposed(p_.k_teacher, head, key, keys, static_cast<float>(-p_.scale_teacher), keys_t_ + ds_columns_ * ld_,
+                    ld_, width);
 
     const float factor = static_cast<float>(2.0 * p_.stored * p_.scale_student);
     double sum = 0.0;
     for (int64_t query = 0; query < length; query += kQueryTile) {
       const int64_t rows = std::min(kQueryTile, length - query);
-      const float* queries = queries_ + query * columns_;
+      const float* queries = rows_.a + query * columns_;
       gemm<float>(rows, width, depth_, queries, columns_, 1, keys_t_, ld_, difference_, ld_, false, &ahead_);
       sum += square_and_scale(rows, keys, need_grad ? factor : 0.0f);
       if (!need_grad) continue;
-      gemm<float>(rows, ds_columns_, keys, difference_, ld_, 1, keys_, ds_columns_, grad_q_ + query * ds_columns_,
-                  ds_columns_, key > 0, &ahead_);
-      gemm<float>(ds_, width, rows, queries + student_at_, 1, columns_, difference_, ld_, grad_k_t_, ld_, query > 0,
-                  &ahead_);
+      gemm<float>(rows, ds_columns_, keys, difference_, ld_, 1, rows_.b + key * columns_, columns_,
+                  grad_q_ + query * ds_columns_, ds_columns_, key > 0, &ahead_);
+      gemm<float>(ds_, width, rows, queries, 1, columns_, difference_, ld_, grad_k_t_, ld_, query > 0, &ahead_);
     }
     if (need_grad) {
-      store_transposed(grad_k_t_, ld_, keys, p_.grad_k, p_.q_student.dtype, p_.heads, head, first + key, ds_);
+      store_transposed(grad_k_t_, ld_, keys, p_.grad_k, p_.q_student.dtype, p_.heads, head, key, ds_);
     }
     return sum;
   }
@@ -90,11 +86,10 @@ class Tiled {
   }
 
   const AttentionScoreMse& p_;
-  const int64_t ds_, ds_columns_, student_at_, depth_, columns_, key_tile_, ld_;
-  Ahead ahead_;
-  Scratch<float> queries_;     // [longest, columns]: the teacher's, whose width more often fills vectors, come first
-  Scratch<float> keys_;        // [key_tile, ds_columns]
-  Scratch<float> keys_t_;      // [depth, ld], scaled, the teacher's negative; rows dt..student_at stay zeros
+  Ahead& ahead_;
+  const int64_t ds_, ds_columns_, depth_, columns_, key_tile_, ld_;
+  PairRows<float> rows_;
+  Scratch<float> keys_t_;      // [depth, ld], scaled, the teacher's negative; rows ds..ds_columns stay zeros
   Scratch<float> difference_;  // [kQueryTile, ld]
   Scratch<float> grad_q_;      // [longest, ds_columns]
   Scratch<float> grad_k_t_;    // [ds_columns, ld]

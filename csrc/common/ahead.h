@@ -19,7 +19,7 @@ class Ahead {
 
   // Rows first..first+count-1 of one head.
   void read(const PackedView& view, int64_t head, int64_t first, int64_t count) {
-    const int64_t size = view.dtype == Dtype::f32 ? 4 : 2;
+    const int64_t size = size_of(view.dtype);
     const char* row =
         static_cast<const char*>(view.data) + (head * view.head_stride + first * view.token_stride) * size;
     push({row, view.token_stride * size, view.dim * size, count, false});
@@ -27,7 +27,7 @@ class Ahead {
 
   // Rows of a contiguous [T, heads, dim] tensor that will be written.
   void write(const void* out, Dtype dtype, int64_t heads, int64_t head, int64_t first, int64_t count, int64_t dim) {
-    const int64_t size = dtype == Dtype::f32 ? 4 : 2;
+    const int64_t size = size_of(dtype);
     const char* row = static_cast<const char*>(out) + (first * heads + head) * dim * size;
     push({row, heads * dim * size, dim * size, count, true});
   }

@@ -56,7 +56,7 @@ class Bf16Units {
 };
 
 // A 16 x 16, 16 x 32, 32 x 16 or 32 x 32 block of C. Tiles 0..3 are C, 4 and 5 A, 6 and 7 B.
-template <int ROWS, int COLUMNS>
+template <int ROWS, int COLUMNS, int FACTORS>
 inline void bf16_block(int64_t depth, const bf16* a, int64_t lda, const uint32_t* b, int64_t ldb, float* c, int64_t ldc,
                        bool accumulate) {
   const int64_t a_bytes = lda * 2, b_bytes = ldb * 4, c_bytes = ldc * 4;
@@ -71,18 +71,21 @@ inline void bf16_block(int64_t depth, const bf16* a, int64_t lda, const uint32_t
     if (ROWS > 1) _tile_zero(2);
     if (ROWS > 1 && COLUMNS > 1) _tile_zero(3);
   }
+  const int64_t next_factor = depth / 2 * ldb;
   for (int64_t k = 0; k < depth; k += kDepthTile, a += kDepthTile, b += kTile * ldb) {
     _tile_loadd(4, a, a_bytes);
-    _tile_loadd(6, b, b_bytes);
-    _tile_dpbf16ps(0, 4, 6);
-    if (COLUMNS > 1) {
-      _tile_loadd(7, b + kTile, b_bytes);
-      _tile_dpbf16ps(1, 4, 7);
-    }
-    if (ROWS > 1) {
-      _tile_loadd(5, a + kTile * lda, a_bytes);
-      _tile_dpbf16ps(2, 5, 6);
-      if (COLUMNS > 1) _tile_dpbf16ps(3, 5, 7);
+    if (ROWS > 1) _tile_loadd(5, a + kTile * lda, a_bytes);
+#pragma GCC unroll 2
+    for (int factor = 0; factor < FACTORS; ++factor) {
+      const uint32_t* part = b + factor * next_factor;
+      _tile_loadd(6, part, b_bytes);
+      _tile_dpbf16ps(0, 4, 6);
+      if (COLUMNS > 1) {
+        _tile_loadd(7, part + kTile, b_bytes);
+        _tile_dpbf16ps(1, 4, 7);
+      }
+      if (ROWS > 1) _tile_dpbf16ps(2, 5, 6);
+      if (ROWS > 1 && COLUMNS > 1) _tile_dpbf16ps(3, 5, 7);
     }
   }
   _tile_stored(0, c, c_bytes);
@@ -129,18 +132,23 @@ inline __attribute__((always_inline)) void bf16_rows(int64_t depth, const bf16* 
   }
 }
 
-template <int ROWS, int COLUMNS>
+template <int ROWS, int COLUMNS, int FACTORS>
 inline void bf16_block(int64_t depth, const bf16* a, int64_t lda, const uint32_t* b, int64_t ldb, float* c, int64_t ldc,
                        bool accumulate) {
   constexpr int64_t kRows = 8;  // 16 sums: enough to hide a latency, and to leave registers
   for (int64_t i = 0; i < ROWS * kTile; i += kRows) {
-    bf16_rows<kRows, COLUMNS>(depth, a + i * lda, lda, b, ldb, c + i * ldc, ldc, accumulate);
+    for (int factor = 0; factor < FACTORS; ++factor) {
+      bf16_rows<kRows, COLUMNS>(depth, a + i * lda, lda, b + factor * (depth / 2 * ldb), ldb, c + i * ldc, ldc,
+                                accumulate || factor > 0);
+    }
   }
 }
 
 #endif
 
-// C (+)= A B. On AMX the calling thread holds a Bf16Units. `ahead`, if given, is stepped on the way.
+// C (+)= A B. On AMX the calling thread holds a Bf16Units. `ahead`, if given, is stepped on the way. FACTORS: B is the
+// sum of so many matrices, one after the other.
+template <int FACTORS = 1>
 inline void bf16_gemm(int64_t m, int64_t n, int64_t depth, const bf16* a, int64_t lda, const uint32_t* b, int64_t ldb,
                       float* c, int64_t ldc, bool accumulate, Ahead* ahead = nullptr) {
   asm volatile("" ::: "memory");  // GCC's tile intrinsics do not say that they read and write memory
@@ -152,13 +160,13 @@ inline void bf16_gemm(int64_t m, int64_t n, int64_t depth, const bf16* a, int64_
       float* block = c + i * ldc + j;
       if (ahead != nullptr) ahead->step();
       if (tall && wide) {
-        bf16_block<2, 2>(depth, rows, lda, b + j, ldb, block, ldc, accumulate);
+        bf16_block<2, 2, FACTORS>(depth, rows, lda, b + j, ldb, block, ldc, accumulate);
       } else if (tall) {
-        bf16_block<2, 1>(depth, rows, lda, b + j, ldb, block, ldc, accumulate);
+        bf16_block<2, 1, FACTORS>(depth, rows, lda, b + j, ldb, block, ldc, accumulate);
       } else if (wide) {
-        bf16_block<1, 2>(depth, rows, lda, b + j, ldb, block, ldc, accumulate);
+        bf16_block<1, 2, FACTORS>(depth, rows, lda, b + j, ldb, block, ldc, accumulate);
       } else {
-        bf16_block<1, 1>(depth, rows, lda, b + j, ldb, block, ldc, accumulate);
+        bf16_block<1, 1, FACTORS>(depth, rows, lda, b + j, ldb, block, ldc, accumulate);
       }
     }
   }
@@ -193,13 +201,10 @@ inline void pair_rows(const bf16* in, int64_t ld, int64_t rows, int64_t columns,
   }
 }
 
-// Both as float32 numbers rounded to bfloat16.
-inline void pair_rounded(const float* low, const float* high, int64_t columns, uint32_t* out) {
-  for (int64_t j = 0; j < columns; j += kTile) {
-    const __m512i l = _mm512_cvtepu16_epi32(rounded(load(low + j), bf16{}));
-    const __m512i h = _mm512_cvtepu16_epi32(rounded(load(high + j), bf16{}));
-    _mm512_storeu_si512(out + j, _mm512_or_si512(l, _mm512_slli_epi32(h, 16)));
-  }
+// Pairs of two rows' numbers, rounded to bfloat16.
+inline __m512i pair_of(Vector<float> low, Vector<float> high) {
+  const __m512i l = _mm512_cvtepu16_epi32(rounded(low, bf16{})), h = _mm512_cvtepu16_epi32(rounded(high, bf16{}));
+  return _mm512_or_si512(l, _mm512_slli_epi32(h, 16));
 }
 
 // A matrix of 32-bit numbers transposed; both sides multiples of 16.

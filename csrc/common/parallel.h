@@ -15,17 +15,14 @@ int64_t num_threads();
 
 // Calls make_worker() once per thread and the worker it returns on items 0..items-1, each exactly once. Threads
 // cost microseconds to wake: work of fewer than `kSerialWork` operations in all stays on the calling thread.
-//
-// `together`: neighbouring items that share cache lines and pages (the heads of a sequence), best done by one thread;
-// they are handed out that many at a time while every thread still gets a few turns.
 constexpr double kSerialWork = 6e5;
-constexpr int64_t kTurns = 4;
+constexpr int64_t kTurns = 4;  // items that every thread should get, where work can be divided at will
 
 template <class MakeWorker>
-void for_each_item(int64_t items, double operations, const MakeWorker& make_worker, int64_t together = 1) {
+void for_each_item(int64_t items, double operations, const MakeWorker& make_worker) {
   struct Context {
     std::atomic<int64_t> next{0};
-    int64_t items, step;
+    int64_t items;
     const MakeWorker* make_worker;
   } context;
   context.items = items;
@@ -33,15 +30,10 @@ void for_each_item(int64_t items, double operations, const MakeWorker& make_work
   auto run = [](int64_t, int64_t, void* opaque) {
     auto& shared = *static_cast<Context*>(opaque);
     auto worker = (*shared.make_worker)();
-    for (int64_t first = shared.next.fetch_add(shared.step); first < shared.items;
-         first = shared.next.fetch_add(shared.step)) {
-      for (int64_t item = first; item < first + shared.step && item < shared.items; ++item) worker(item);
-    }
+    for (int64_t item = shared.next.fetch_add(1); item < shared.items; item = shared.next.fetch_add(1)) worker(item);
   };
   int64_t threads = operations < kSerialWork ? 1 : num_threads();
   if (threads > items) threads = items;
-  const int64_t share = items / (kTurns * (threads > 0 ? threads : 1));
-  context.step = share < 1 ? 1 : share < together ? share : together;
   if (threads <= 1) {
     run(0, 1, &context);
   } else {

@@ -33,18 +33,6 @@ inline void load_rows(const PackedView& view, int64_t head, int64_t first, int64
   });
 }
 
-template <class V>
-inline V shuffle(V a, V b, const Vector<int32_t>& lanes) {
-#if defined(__clang__)
-  constexpr int W = kLanes<int32_t>;
-  V x;
-  for (int l = 0; l < W; ++l) x[l] = lanes[l] < W ? a[lanes[l]] : b[lanes[l] - W];
-  return x;
-#else
-  return __builtin_shuffle(a, b, lanes);
-#endif
-}
-
 // Exchanges, for every pair of rows `H` apart, the odd H-wide blocks of the upper with the even ones of the lower.
 template <int H, class V>
 inline __attribute__((always_inline)) void exchange_blocks(V* x) {

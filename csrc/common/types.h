@@ -7,6 +7,10 @@ namespace bertxfer {
 
 enum class Dtype : int { f32, bf16, f16 };
 
+inline int64_t size_of(Dtype dtype) {
+  return dtype == Dtype::f32 ? 4 : 2;
+}
+
 // A read-only [T, H, D] tensor (or [T, D] with H = 1): innermost dimension contiguous, the others strided.
 struct PackedView {
   const void* data;

@@ -33,6 +33,8 @@ constexpr int kVectorBytes = 16;
 constexpr int kVectorRegisters = 16;
 #endif
 
+#define BERTXFER_INLINE __attribute__((always_inline))
+
 template <class T>
 struct VectorOf {
   // Unaligned on purpose: rows of a tensor start anywhere.
@@ -202,8 +204,12 @@ inline Vector<float> first_lanes(Vector<float> x, int64_t n) {
 
 // x with `value` in lanes n and up.
 inline Vector<float> last_lanes_filled(Vector<float> x, int64_t n, float value) {
+#if defined(__AVX512F__)
+  return (Vector<float>)_mm512_mask_mov_ps(_mm512_set1_ps(value), static_cast<__mmask16>((1u << n) - 1), (__m512)x);
+#else
   for (int64_t l = n; l < kLanes<float>; ++l) x[l] = value;
   return x;
+#endif
 }
 
 // The larger of a and b, lane by lane; b where one is NaN.
@@ -215,22 +221,41 @@ inline Vector<float> larger(Vector<float> a, Vector<float> b) {
 #endif
 }
 
+template <class V>
+inline V shuffle(V a, V b, const Vector<int32_t>& lanes) {
+#if defined(__clang__)
+  constexpr int W = kLanes<int32_t>;
+  V x;
+  for (int l = 0; l < W; ++l) x[l] = lanes[l] < W ? a[lanes[l]] : b[lanes[l] - W];
+  return x;
+#else
+  return __builtin_shuffle(a, b, lanes);
+#endif
+}
+
+// All lanes as one, combined as a tree: as accurate as it is quick.
+template <int HALF = kLanes<float> / 2, class Combine>
+inline BERTXFER_INLINE float fold(Vector<float> x, const Combine& combine) {
+  Vector<int32_t> partner;
+  for (int l = 0; l < kLanes<float>; ++l) partner[l] = l ^ HALF;
+  x = combine(x, shuffle(x, x, partner));
+  if constexpr (HALF == 1) {
+    return x[0];
+  } else {
+    return fold<HALF / 2>(x, combine);
+  }
+}
+
 inline float highest_of(Vector<float> x) {
-  float highest = x[0];
-  for (int l = 1; l < kLanes<float>; ++l) highest = x[l] > highest ? x[l] : highest;
-  return highest;
+  return fold(x, [](Vector<float> a, Vector<float> b) BERTXFER_INLINE { return larger(a, b); });
 }
 
 inline float sum_of(Vector<float> x) {
-  for (int half = kLanes<float> / 2; half > 0; half /= 2) {  // as a tree: as accurate as it is quick
-    for (int l = 0; l < half; ++l) x[l] += x[l + half];
-  }
-  return x[0];
+  return fold(x, [](Vector<float> a, Vector<float> b) BERTXFER_INLINE { return a + b; });
 }
 
 // step(j, n) for each vector of a row: n is kLanes<float>, a constant to the compiler, for all but an incomplete last.
 // A step is BERTXFER_INLINE: as a call it would keep its sums in memory.
-#define BERTXFER_INLINE __attribute__((always_inline))
 template <class Step>
 inline BERTXFER_INLINE void for_vectors(int64_t length, const Step& step) {
   constexpr int64_t W = kLanes<float>;

@@ -2,9 +2,9 @@
 #include <algorithm>
 #include <limits>
 
-#include "../common/kl_row.h"
 #include "../common/parallel.h"
 #include "../common/rows.h"
+#include "../common/softmax_rows.h"
 #include "logits_kl.h"
 
 namespace bertxfer {
@@ -64,8 +64,13 @@ double run_row(float* s, float* t, int64_t classes, Range range_s, Range range_t
   // A row in which no class is possible has no softmax.
   const bool undefined = range_s.highest <= kLowest || range_t.highest <= kLowest;
   const bool infinite = range_s.lowest <= kLowest && contradicts(s, t, classes, range_t.highest);
-  const RowPair row{s, t, 1.0f, 1.0f, classes, weights, ld};
-  const double loss = kl_row(row, range_s.highest, range_t.highest, 1.0f, need_grad ? s : nullptr);
+  const RowPairs row{s, t, ld, 1, classes, 1.0f, 1.0f, weights, ld};
+  RowSums sums;
+  sums.highest_s[0] = range_s.highest;
+  sums.highest_t[0] = range_t.highest;
+  weigh(row, sums);
+  const double loss = divergence(row, sums, 0);
+  if (need_grad) divergence_gradient(row, sums, 0, 1.0f, s);
   if (!undefined) return infinite && loss == loss ? std::numeric_limits<double>::infinity() : loss;
   std::fill(s, s + classes, std::numeric_limits<float>::quiet_NaN());
   return std::numeric_limits<double>::quiet_NaN();

@@ -48,7 +48,7 @@ std::tuple<Tensor, Tensor, Tensor> relation_kl_cpu(Tensor x_student,            
   const double normaliser = reduction == "sum" ? 1.0 : rows > 0 ? 1.0 / rows : 0.0;
   problem.stored = stored_factor(dtype, normaliser, 1.0);
   problem.need_grad = need_grad;
-  problem.grad_q = grad.data_ptr();
+  problem.grad_q = need_grad ? grad.data_ptr() : nullptr;
   problem.grad_k = nullptr;
   problem.sums = sums.data();
   BERTXFER_DISPATCH(attention_map)(problem);

@@ -1,0 +1,165 @@
+// Softmaxes of rows of two models, student P = softmax(s) and teacher R = softmax(t), and the KL divergence between
+// them:
+//
+//   loss = sum_j R_j (log R_j - log P_j)    d loss / d s_j = P_j - R_j
+//
+// A few rows at a time, and one step for all of them before the next: the sums and quotients of a single row would be
+// waited for. Measured on bfloat16 attention maps: 12 % faster at 128 tokens, 5 % at 512, 3 % slower at 2048, where
+// only one row fits.
+//
+// Loss = sum R (t - s) + lse(s) - lse(t) loses its digits as P approaches R. With x_j = s_j - t_j less its R-weighted
+// mean, the same number is log1p(sum_j R_j (e^x_j - 1 - x_j)), whose terms are all positive; losses below
+// kTinyDivergence use it.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "vec.h"
+
+namespace bertxfer {
+namespace BERTXFER_ISA {
+namespace {
+
+constexpr double kTinyDivergence = 1e-3;
+
+// Some rows of scores of student and teacher, before their scales.
+struct RowPairs {
+  const float *s, *t;  // [count, ld_scores]
+  int64_t ld_scores;
+  int64_t count;  // at most kMostRows
+  int64_t length;
+  float scale_s, scale_t;
+  float* weights;  // [count, 2, ld] scratch, ld >= padded(length): e^(scaled - highest) of both
+  int64_t ld;
+
+  const float* s_row(int64_t i) const { return s + i * ld_scores; }
+  const float* t_row(int64_t i) const { return t + i * ld_scores; }
+  float* weights_s(int64_t i) const { return weights + 2 * i * ld; }
+  float* weights_t(int64_t i) const { return weights + (2 * i + 1) * ld; }
+};
+
+constexpr int64_t kMostRows = 16;
+
+// So many rows and their weights stay in the nearest cache.
+constexpr int64_t rows_at_once(int64_t ld) {
+  const int64_t fit = 24 * 1024 / (4 * ld * static_cast<int64_t>(sizeof(float)));
+  return fit < 1 ? 1 : fit > kMostRows ? kMostRows : fit;
+}
+
+// What is known of each row.
+struct RowSums {
+  float highest_s[kMostRows], highest_t[kMostRows];  // scores
+  float total_s[kMostRows], total_t[kMostRows];      // sums of the weights
+  float cross[kMostRows];                            // sums of the teacher's weights times log2(weight_t / weight_s)
+};
+
+// The highest number of a row, or the lowest.
+template <bool LOWEST>
+inline float furthest_number(const float* x, int64_t length) {
+  constexpr int64_t W = kLanes<float>;
+  const auto up = [](auto number) BERTXFER_INLINE { return LOWEST ? -number : number; };
+  Vector<float> most = Vector<float>{} + up(x[0]), odd = most;  // two, so as not to wait for one
+  int64_t j = 0;
+  for (; j + 2 * W <= length; j += 2 * W) {
+    most = larger(up(load(x + j)), most);
+    odd = larger(up(load(x + j + W)), odd);
+  }
+  most = larger(odd, most);
+  for (; j + W <= length; j += W) most = larger(up(load(x + j)), most);
+  if (j < length) most = larger(up(last_lanes_filled(load_floats(x + j, length - j), length - j, x[0])), most);
+  return up(highest_of(most));
+}
+
+// The x_j whose product with `scale` is the highest. Scores are taken less this one before anything else, so that it
+// becomes exactly 0 and its exponential exactly 1.
+inline float highest_score(const float* x, int64_t length, float scale) {
+  return scale < 0.0f ? furthest_number<true>(x, length) : furthest_number<false>(x, length);
+}
+
+// (e^x - 1 - x) / x^2 near 0.
+inline Vector<float> remainder_series(Vector<float> x) {
+  Vector<float> series = Vector<float>{} + 1.0f / 40320;
+  series = series * x + 1.0f / 5040;
+  series = series * x + 1.0f / 720;
+  series = series * x + 1.0f / 120;
+  series = series * x + 1.0f / 24;
+  series = series * x + 1.0f / 6;
+  return series * x + 0.5f;
+}
+
+// The weights of all rows, and their sums; `sums` has the highest scores.
+inline void weigh(const RowPairs& rows, RowSums& sums) {
+  const float scale_s = rows.scale_s * kLog2E, scale_t = rows.scale_t * kLog2E;
+  for (int64_t i = 0; i < rows.count; ++i) {
+    const float *s_row = rows.s_row(i), *t_row = rows.t_row(i), highest_s = sums.highest_s[i],
+                highest_t = sums.highest_t[i];
+    float *weights_s = rows.weights_s(i), *weights_t = rows.weights_t(i);
+    Vector<float> total_s = {}, total_t = {}, cross = {};
+    for_vectors(rows.length, [&](int64_t j, int64_t n) BERTXFER_INLINE {
+      // In units of log 2, which is what the exponential wants.
+      const Vector<float> s = (load_floats(s_row + j, n) - highest_s) * scale_s;
+      const Vector<float> t = (load_floats(t_row + j, n) - highest_t) * scale_t;
+      const Vector<float> weight_s = first_lanes(fast_exp2(s), n), weight_t = first_lanes(fast_exp2(t), n);
+      store(weight_s, weights_s + j);
+      store(weight_t, weights_t + j);
+      total_s += weight_s;
+      total_t += weight_t;
+      cross += weight_t * (t - s);
+    });
+    sums.total_s[i] = sum_of(total_s);
+    sums.total_t[i] = sum_of(total_t);
+    sums.cross[i] = sum_of(cross);
+  }
+}
+
+inline void find_highest(const RowPairs& rows, RowSums& sums) {
+  for (int64_t i = 0; i < rows.count; ++i) {
+    sums.highest_s[i] = highest_score(rows.s_row(i), rows.length, rows.scale_s);
+    sums.highest_t[i] = highest_score(rows.t_row(i), rows.length, rows.scale_t);
+  }
+}
+
+// `mean` is the weighted mean of t - s, less the highest of either. Rounding leaves x a mean of its own, `drift`; it
+// cancels exactly.
+inline double tiny_divergence(const RowPairs& rows, const RowSums& sums, int64_t i, float mean) {
+  const float *s_row = rows.s_row(i), *t_row = rows.t_row(i), highest_s = sums.highest_s[i],
+              highest_t = sums.highest_t[i];
+  const float *weights_s = rows.weights_s(i), *weights_t = rows.weights_t(i);
+  const float lift = std::exp(mean);
+  Vector<float> sum = {}, drift = {};
+  for_vectors(rows.length, [&](int64_t j, int64_t n) BERTXFER_INLINE {
+    const Vector<float> s = (load_floats(s_row + j, n) - highest_s) * rows.scale_s;
+    const Vector<float> t = (load_floats(t_row + j, n) - highest_t) * rows.scale_t;
+    const Vector<float> x = (s - t) + mean, weight = load(weights_t + j);
+    // weight e^x is the student's weight times e^mean, which is there also where the teacher's has vanished.
+    const Vector<float> near = weight * (remainder_series(x) * x * x);
+    const Vector<float> far = load(weights_s + j) * lift - weight * (x + 1.0f);
+    sum += ((x < 0.6f) & (x > -0.6f)) ? near : far;
+    drift += weight * x;
+  });
+  const double total = sums.total_t[i];
+  const double rest = static_cast<double>(sum_of(sum)) / total, left = static_cast<double>(sum_of(drift)) / total;
+  return std::log1p(rest + left) - left;
+}
+
+// The divergence of row i, whose weights are made.
+inline double divergence(const RowPairs& rows, const RowSums& sums, int64_t i) {
+  const float mean = sums.cross[i] / kLog2E / sums.total_t[i];
+  const double loss = mean + std::log(static_cast<double>(sums.total_s[i]) / static_cast<double>(sums.total_t[i]));
+  return loss > kTinyDivergence ? loss : tiny_divergence(rows, sums, i, mean);
+}
+
+// Writes factor * (P - R) to grad[0..length), which may be the row's scores.
+template <class Grad>
+inline void divergence_gradient(const RowPairs& rows, const RowSums& sums, int64_t i, float factor, Grad* grad) {
+  const float *weights_s = rows.weights_s(i), *weights_t = rows.weights_t(i);
+  const float inverse_s = factor / sums.total_s[i], inverse_t = factor / sums.total_t[i];
+  for_vectors(rows.length, [&](int64_t j, int64_t n) BERTXFER_INLINE {
+    store_floats(load(weights_s + j) * inverse_s - load(weights_t + j) * inverse_t, grad + j, n);
+  });
+}
+
+}  // namespace
+}  // namespace BERTXFER_ISA
+}  // namespace bertxfer
