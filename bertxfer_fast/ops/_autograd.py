@@ -21,7 +21,14 @@ DOUBLE_BACKWARD = (
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _transformed = torch._C._are_functorch_transforms_active
+#: No operator has a gradient for anything after its first four inputs. The others travel as one: each costs time.
+_DIFFERENTIABLE = 4
 _PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None), int, float, str, bool))
+
+
+def constant(x: Tensor) -> Tensor:
+    """``x`` as what gets no gradient."""
+    return x.detach() if x.requires_grad else x
 
 
 def gpu_size(device_type: str, first: Tensor | list[Tensor]) -> int | None:
@@ -37,7 +44,7 @@ def run_loss(name: str, device_type: str, *args: Any) -> Tensor:
     if torch.compiler.is_compiling() or _transformed() or not _PLAIN.issuperset(map(type, args)):
         return op(*args)[0]
     if args[-1]:
-        return _Formula.apply(*args, op, _library.FORMULAS[name])
+        return _Formula.apply(*args[:_DIFFERENTIABLE], args[_DIFFERENTIABLE:], op, _library.FORMULAS[name])
     with _below_autograd():
         return op(*args)[0]
 
@@ -54,7 +61,8 @@ def run_constant(name: str, device_type: str, *args: Any) -> Any:
 class _Formula(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        *args, op, (setup_context, backward) = inputs
+        *first, rest, op, (setup_context, backward) = inputs
+        args = *first, *rest
         with _below_autograd():
             output = op(*args)
         ctx.formula = backward
@@ -65,4 +73,4 @@ class _Formula(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True: better no graph than one that silently lacks a term
             raise RuntimeError(DOUBLE_BACKWARD)
-        return (*ctx.formula(ctx, grad_loss), None, None)
+        return (*ctx.formula(ctx, grad_loss)[:_DIFFERENTIABLE], None, None, None)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._autograd import run_loss
+from ._autograd import constant, run_loss
 from ._checks import REDUCTIONS, check_choice, check_same_device, check_same_dtype, check_tensor
 from .scale_grad import scale_grads
 
@@ -50,7 +50,7 @@ def projected_loss(
     need_grad = torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in (student, weight, bias)
     )
-    return run_loss(name, student.device.type, student, teacher.detach(), weight, bias, reduction, need_grad)
+    return run_loss(name, student.device.type, student, constant(teacher), weight, bias, reduction, need_grad)
 
 
 def fake_projected(

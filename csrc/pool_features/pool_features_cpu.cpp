@@ -1,6 +1,7 @@
 // CPU kernels of pool_features, see pool_features.h. One work item is one sequence.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "../common/parallel.h"
 #include "../common/rows.h"
@@ -23,15 +24,27 @@ int64_t rows_read(Mode mode, int64_t used) {
   return mode == Mode::cls ? std::min<int64_t>(used, 1) : used;
 }
 
+// So many rows a pass: what is summed or compared is loaded and stored less often.
+constexpr int64_t kRows = 4;
+
+// Asks for the rows of the next pass. Rows of half precision are too short for the processor to find the next by
+// itself.
+template <class T>
+inline BERTXFER_INLINE void look_ahead(const T* column, int64_t stride, int64_t d) {
+  if (sizeof(T) == 4 || d % (64 / static_cast<int64_t>(sizeof(T))) != 0) return;
+  for (int64_t r = 0; r < kRows; ++r) __builtin_prefetch(column + (kRows + r) * stride);
+}
+
 // sum[d] += sum over rows of hidden[row][d] * weight
 template <class T>
 void add_rows(const PackedView& hidden, int64_t first, int64_t rows, float weight, float* sum) {
   const T* source = static_cast<const T*>(hidden.data) + first * hidden.token_stride;
   const int64_t stride = hidden.token_stride, width = hidden.dim;
   int64_t t = 0;
-  for (; t + 4 <= rows; t += 4, source += 4 * stride) {  // four rows a pass: the sums are loaded and stored less often
+  for (; t + kRows <= rows; t += kRows, source += kRows * stride) {
     for_vectors(width, [&](int64_t d, int64_t n) BERTXFER_INLINE {
       const T* column = source + d;
+      look_ahead(column, stride, d);
       const Vector<float> pair = load_floats(column, n) + load_floats(column + stride, n);
       const Vector<float> next = load_floats(column + 2 * stride, n) + load_floats(column + 3 * stride, n);
       store_floats(load_floats(sum + d, n) + weight * (pair + next), sum + d, n);
@@ -48,29 +61,51 @@ void add_rows(const PackedView& hidden, int64_t first, int64_t rows, float weigh
   with_dtype(hidden.dtype, [&](auto tag) { add_rows<decltype(tag)>(hidden, first, rows, weight, sum); });
 }
 
-void max_rows(const PoolFeatures& p, int64_t first, int64_t rows, float* mixed, float* best, int32_t* argmax) {
-  for (int64_t t = first; t < first + rows; ++t) {
-    std::fill(mixed, mixed + p.width, 0.0f);
-    for (int64_t l = 0; l < p.layers; ++l) add_rows(p.hidden[l], t, 1, p.layer_weights[l], mixed);
-    const int32_t row = static_cast<int32_t>(t);
-    const bool opens = t == first;
-#pragma omp simd
-    for (int64_t d = 0; d < p.width; ++d) {
-      // A NaN wins and stays: it must reach the result.
-      const bool better = opens | (mixed[d] > best[d]) | ((mixed[d] != mixed[d]) & (best[d] == best[d]));
-      best[d] = better ? mixed[d] : best[d];
-      argmax[d] = better ? row : argmax[d];
+// The highest of COUNT rows from row `t` on, and of best[d], for every d. A NaN wins and stays: it must reach the
+// result.
+template <class T, int COUNT>
+void max_of_rows(const PoolFeatures& p, int64_t t, float* best, int32_t* argmax) {
+  for_vectors(p.width, [&](int64_t d, int64_t n) BERTXFER_INLINE {
+    Vector<float> x[COUNT] = {};
+    for (int64_t l = 0; l < p.layers; ++l) {
+      const int64_t stride = p.hidden[l].token_stride;
+      const T* column = static_cast<const T*>(p.hidden[l].data) + t * stride + d;
+      if (COUNT == kRows) look_ahead(column, stride, d);
+#pragma GCC unroll 4
+      for (int r = 0; r < COUNT; ++r) x[r] += p.layer_weights[l] * load_floats(column + r * stride, n);
     }
-  }
+    Vector<float> highest = load(best + d);
+    Vector<int32_t> row = load(argmax + d);
+#pragma GCC unroll 4
+    for (int r = 0; r < COUNT; ++r) {
+      const auto better = (x[r] > highest) | ((x[r] != x[r]) & (highest == highest));
+      highest = better ? x[r] : highest;
+      row = better ? Vector<int32_t>{} + static_cast<int32_t>(t + r) : row;
+    }
+    store(highest, best + d);
+    store(row, argmax + d);
+  });
 }
 
-void pool_sequence(const PoolFeatures& p, int64_t n, float* sum, float* mixed) {
+void max_rows(const PoolFeatures& p, int64_t first, int64_t rows, float* best, int32_t* argmax) {
+  std::fill(best, best + p.width, -std::numeric_limits<float>::infinity());
+  std::fill(argmax, argmax + p.width, static_cast<int32_t>(first));
+  with_dtype(p.hidden[0].dtype, [&](auto tag) {
+    using T = decltype(tag);
+    int64_t t = first;
+    for (; t + kRows <= first + rows; t += kRows) max_of_rows<T, kRows>(p, t, best, argmax);
+    for (; t < first + rows; ++t) max_of_rows<T, 1>(p, t, best, argmax);
+  });
+}
+
+// `sum` and `argmax` are scratch of whole vectors.
+void pool_sequence(const PoolFeatures& p, int64_t n, float* sum, int32_t* argmax) {
   const int64_t first = p.packing.start(n), used = p.packing.used(n), rows = rows_read(p.mode, used);
   std::fill(sum, sum + p.width, 0.0f);
   if (p.mode == Mode::max) {
-    int32_t* argmax = p.argmax + n * p.width;
     std::fill(argmax, argmax + p.width, 0);
-    max_rows(p, first, rows, mixed, sum, argmax);
+    if (rows > 0) max_rows(p, first, rows, sum, argmax);
+    std::copy(argmax, argmax + p.width, p.argmax + n * p.width);
   } else if (rows > 0) {
     const float scale = token_scale(p.mode, used);
     for (int64_t l = 0; l < p.layers; ++l) add_rows(p.hidden[l], first, rows, p.layer_weights[l] * scale, sum);
@@ -158,8 +193,8 @@ double total_elements(const PoolFeatures& p) {
 
 void pool_features(const PoolFeatures& p) {
   for_each_item(p.packing.sequences, total_elements(p), [&] {
-    return [&p, sum = Scratch<float>(p.width), mixed = Scratch<float>(p.width)](int64_t n) {
-      pool_sequence(p, n, sum, mixed);
+    return [&p, sum = Scratch<float>(padded(p.width)), argmax = Scratch<int32_t>(padded(p.width))](int64_t n) {
+      pool_sequence(p, n, sum, argmax);
     };
   });
 }

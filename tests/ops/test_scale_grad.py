@@ -39,14 +39,21 @@ class TestBackward:
     def test_a_graph_that_is_freed_gives_its_memory(
         self, backend: str, student: Tensor, called: list[str]
     ) -> None:
-        (got,) = torch.autograd.grad(loss_of(student), student)
+        (got,) = torch.autograd.grad(3 * loss_of(student), student)
         assert called == ["hidden_mse", "scale_grad_"]
+        torch.testing.assert_close(got, 6 * student.detach() / student.numel())
+
+    def test_a_plain_backward_pass_has_nothing_to_scale(
+        self, backend: str, student: Tensor, called: list[str]
+    ) -> None:
+        (got,) = torch.autograd.grad(loss_of(student), student)
+        assert called == ["hidden_mse"]
         torch.testing.assert_close(got, 2 * student.detach() / student.numel())
 
     def test_a_graph_that_is_kept_keeps_its_gradient(
         self, backend: str, student: Tensor, called: list[str]
     ) -> None:
-        loss = loss_of(student)
+        loss = 3 * loss_of(student)
         first, again, last = (
             torch.autograd.grad(loss, student, retain_graph=keep)[0] for keep in (True, True, False)
         )

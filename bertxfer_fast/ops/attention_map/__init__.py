@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
-from .._autograd import run_loss
+from .._autograd import constant, run_loss
 from .._checks import REDUCTIONS, check_attention_pair, check_choice, check_packing, check_scale
 from ..attention_score_mse import attention_backward, fake_attention_loss, setup_attention_context
 from .eager import attention_map_loss as _eager
@@ -67,8 +67,8 @@ def attention_map_loss(
         q_student.device.type,
         q_student,
         k_student,
-        q_teacher.detach(),
-        k_teacher.detach(),
+        constant(q_teacher),
+        constant(k_teacher),
         cu_seqlens,
         seqused,
         max_seqlen,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
-from .._autograd import run_loss
+from .._autograd import constant, run_loss
 from .._checks import REDUCTIONS, check_attention_pair, check_choice, check_packing, check_scale
 from ..scale_grad import scale_grads
 from .eager import attention_score_mse as _eager
@@ -73,8 +73,8 @@ def attention_score_mse(
         q_student.device.type,
         q_student,
         k_student,
-        q_teacher.detach(),
-        k_teacher.detach(),
+        constant(q_teacher),
+        constant(k_teacher),
         cu_seqlens,
         seqused,
         max_seqlen,

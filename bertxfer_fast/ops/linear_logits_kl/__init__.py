@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
-from .._autograd import run_loss
+from .._autograd import constant, run_loss
 from .._checks import check_choice, check_same_device, check_same_dtype, check_temperature, check_tensor
 from .._projected import fake_projected, setup_context
 from ..logits_kl import LOGIT_REDUCTIONS
@@ -99,9 +99,9 @@ def linear_logits_kl(
         student,
         weight_student,
         bias_student,
-        teacher.detach(),
-        weight_teacher.detach(),
-        None if bias_teacher is None else bias_teacher.detach(),
+        constant(teacher),
+        constant(weight_teacher),
+        None if bias_teacher is None else constant(bias_teacher),
         temperature,
         reduction,
         need_grad,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
-from .._autograd import run_loss
+from .._autograd import constant, run_loss
 from .._checks import check_choice, check_same_device, check_temperature, check_tensor
 from ..scale_grad import scale_grads
 from .eager import logits_kl as _eager
@@ -48,7 +48,7 @@ def logits_kl(
     check_same_device("student", student, teacher=teacher)
     need_grad = torch.is_grad_enabled() and student.requires_grad
     return run_loss(
-        "logits_kl", student.device.type, student, teacher.detach(), temperature, reduction, need_grad
+        "logits_kl", student.device.type, student, constant(teacher), temperature, reduction, need_grad
     )
 
 

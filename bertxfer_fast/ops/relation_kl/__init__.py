@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
-from .._autograd import run_loss
+from .._autograd import constant, run_loss
 from .._checks import REDUCTIONS, check_choice, check_packing, check_same_device, check_scale, check_tensor
 from ..scale_grad import scale_grads
 from .eager import relation_kl as _eager
@@ -76,7 +76,7 @@ def relation_kl(
         "relation_kl",
         x_student.device.type,
         x_student,
-        x_teacher.detach(),
+        constant(x_teacher),
         cu_seqlens,
         seqused,
         max_seqlen,

@@ -47,7 +47,10 @@ def scale_grads(
         if wanted and not keep and dtype in (None, grad.dtype) and _is_ours_alone(grad)
     ]
     if in_place:
-        _library.overload("scale_grad_", backend)(in_place, factor, upstream)
+        if (
+            factor.device.type != "cpu" or factor.item() * upstream.item() != 1.0
+        ):  # to ask a GPU would be to wait for it
+            _library.overload("scale_grad_", backend)(in_place, factor, upstream)
         if len(in_place) == len(grads):
             return list(grads)
     scaled, product = [], None
