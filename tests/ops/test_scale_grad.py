@@ -47,7 +47,8 @@ class TestBackward:
         self, backend: str, student: Tensor, called: list[str]
     ) -> None:
         (got,) = torch.autograd.grad(loss_of(student), student)
-        assert called == ["hidden_mse"]
+        stored_whole = backend == "cpp"  # the reference leaves the mean to the factor
+        assert called == ["hidden_mse", *([] if stored_whole else ["scale_grad_"])]
         torch.testing.assert_close(got, 2 * student.detach() / student.numel())
 
     def test_a_graph_that_is_kept_keeps_its_gradient(
