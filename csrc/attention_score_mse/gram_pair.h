@@ -84,37 +84,39 @@ class PairRows {
   Scratch<T> own_a_, own_b_;
 };
 
-// A sum of products of float32 or float64 numbers in float64.
+// A sum of products of float32 or float64 numbers in float64, a whole vector of columns at a time.
 class WideSum {
  public:
-  // Of columns first..last-1; the vector that holds the first can be read whole.
+  static constexpr int64_t W = kLanes<double>;
+
+  // Columns first..last-1.
   template <class T>
   void add(const T* a, const T* b, int64_t first, int64_t last) {
-    int64_t j = first / W * W;
-    if (j < first && j + W <= last) {
-      const Vector<int64_t> wanted = iota() >= first - j;
-      odd_ += (Vector<double>)((Vector<int64_t>)(wide(a + j) * wide(b + j)) & wanted);
-      j += W;
-    } else {
-      j = first;
-    }
+    int64_t j = first;
     for (; j + 2 * W <= last; j += 2 * W) {
       even_ += wide(a + j) * wide(b + j);
       odd_ += wide(a + j + W) * wide(b + j + W);
     }
-    for (; j + W <= last; j += W) even_ += wide(a + j) * wide(b + j);
-    for (; j < last; ++j) scalar_ += double{a[j]} * double{b[j]};
+    for (; j < last; j += W) even_ += wide(a + j) * wide(b + j);
+  }
+
+  // Of columns at..last-1 those that are not left of column `first`.
+  template <class T>
+  void add_from(int64_t first, const T* a, const T* b, int64_t at, int64_t last) {
+    for (int64_t j = at; j < last; j += W) {
+      const Vector<int64_t> wanted = iota() >= first - j;
+      odd_ += (Vector<double>)((Vector<int64_t>)(wide(a + j) * wide(b + j)) & wanted);
+    }
   }
 
   double total() const {
     const Vector<double> sum = even_ + odd_;
-    double total = scalar_;
+    double total = 0.0;
     for (int l = 0; l < W; ++l) total += sum[l];
     return total;
   }
 
  private:
-  static constexpr int64_t W = kLanes<double>;
   typedef float Narrow __attribute__((vector_size(W * sizeof(float)), aligned(alignof(float)), may_alias));
 
   static constexpr Vector<int64_t> iota() {
@@ -129,7 +131,6 @@ class WideSum {
   }
 
   Vector<double> even_ = {}, odd_ = {};
-  double scalar_ = 0.0;
 };
 
 class GramPair {
@@ -229,12 +230,18 @@ class GramPair {
     return sum;
   }
 
-  // Sums of a_ij b_ij over rows first..last-1: from the diagonal to column last-1, on the diagonal, and over columns
-  // left..right-1.
+  // Sums of a_ij b_ij over rows first..last-1: from the diagonal to column last-1, over columns left..right-1, and on
+  // the diagonal. `first` and `left` are whole vectors of float32; columns that fill up the last one are zeros.
   template <class T>
   double upper(const T* a, const T* b, int64_t first, int64_t last) const {
+    constexpr int64_t kBlock = kLanes<float>;  // rows that start and end alike, so that branches are foreseen
     WideSum sum;
-    for (int64_t i = first; i < last; ++i) sum.add(a + i * columns_, b + i * columns_, i, last);
+    for (int64_t block = first; block < last; block += kBlock) {
+      for (int64_t i = block; i < std::min(block + kBlock, last); ++i) {
+        sum.add_from(i, a + i * columns_, b + i * columns_, block, block + kBlock);
+        sum.add(a + i * columns_, b + i * columns_, block + kBlock, last);
+      }
+    }
     return sum.total();
   }
 
