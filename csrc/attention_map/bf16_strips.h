@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "../common/bf16_gemm.h"
-#include "map_row.h"
+#include "map_rows.h"
 
 #if defined(BERTXFER_BF16_GEMM)
 

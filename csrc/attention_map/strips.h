@@ -5,7 +5,7 @@
 
 #include "../common/gemm.h"
 #include "../common/rows.h"
-#include "map_row.h"
+#include "map_rows.h"
 
 namespace bertxfer {
 namespace BERTXFER_ISA {

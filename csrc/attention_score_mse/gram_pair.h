@@ -5,21 +5,11 @@
 #include <algorithm>
 
 #include "../common/gemm.h"
-#include "../common/head_groups.h"
-#include "attention_score_mse.h"
+#include "pair_rows.h"
 
 namespace bertxfer {
 namespace BERTXFER_ISA {
 namespace {
-
-// Two tensors' rows side by side as floats, each filled up with zeros: the second starts at column `second_at`, a whole
-// number of vectors (right behind the first, stores that overlap took up to
-// three times as long), and ends by `columns`.
-inline void load_pair(const PackedView& one, const PackedView& second, int64_t head, int64_t first, int64_t count,
-                      float* out, int64_t second_at, int64_t columns) {
-  load_rows(one, head, first, count, out, columns, second_at);
-  load_rows(second, head, first, count, out + second_at, columns, columns - second_at);
-}
 
 // G (+)= X^T X for `count` rows of X, upper triangle by blocks of rows (what lies left of a block stays unset).
 template <class T>
@@ -31,58 +21,6 @@ void add_gram(const T* x, int64_t count, int64_t columns, T* gram, bool accumula
             ahead);
   }
 }
-
-// Rows of A and B as a kernel multiplies them: the group's copy where there is one, or its own.
-template <class T>
-class PairRows {
- public:
-  // Copies at most `most` rows.
-  PairRows(const GroupRows<AttentionScoreMse>& rows, Dtype dtype, int64_t teacher_at, int64_t columns, int64_t most)
-      : rows_(rows),
-        p_(rows.problem()),
-        dtype_(dtype),
-        teacher_at_(teacher_at),
-        columns_(columns),
-        own_a_(never_copies() ? 0 : round_up(most) * columns),
-        own_b_(never_copies() ? 0 : round_up(most) * columns) {}
-
-  const T *a = nullptr, *b = nullptr;  // [rows, columns]; of bfloat16, up to a multiple of 32 rows of zeros
-
-  void load(int64_t head, int64_t first, int64_t count) {
-    if (rows_.side_by_side() && p_.q_student.dtype == dtype_) {
-      const int64_t offset = head * p_.q_student.head_stride + first * columns_;
-      a = static_cast<const T*>(p_.q_student.data) + offset;
-      b = static_cast<const T*>(p_.k_student.data) + offset;
-      return;
-    }
-    load(p_.q_student, p_.q_teacher, head, first, count, own_a_);
-    load(p_.k_student, p_.k_teacher, head, first, count, own_b_);
-    a = own_a_;
-    b = own_b_;
-  }
-
- private:
-  bool never_copies() const { return rows_.always_side_by_side() && p_.q_student.dtype == dtype_; }
-  static int64_t round_up(int64_t rows) { return (rows + 31) / 32 * 32; }
-
-  void load(const PackedView& student, const PackedView& teacher, int64_t head, int64_t first, int64_t count,
-            float* out) {
-    load_pair(student, teacher, head, first, count, out, teacher_at_, columns_);
-  }
-  void load(const PackedView& student, const PackedView& teacher, int64_t head, int64_t first, int64_t count,
-            bf16* out) {
-    char* rows = reinterpret_cast<char*>(out);
-    copy_rows(student, head, first, count, 2 * teacher_at_, 2 * columns_, rows);
-    copy_rows(teacher, head, first, count, 2 * (columns_ - teacher_at_), 2 * columns_, rows + 2 * teacher_at_);
-    std::memset(rows + 2 * count * columns_, 0, 2 * (round_up(count) - count) * columns_);
-  }
-
-  const GroupRows<AttentionScoreMse>& rows_;
-  const AttentionScoreMse& p_;
-  const Dtype dtype_;
-  const int64_t teacher_at_, columns_;
-  Scratch<T> own_a_, own_b_;
-};
 
 // A sum of products of float32 or float64 numbers in float64, a whole vector of columns at a time.
 class WideSum {
@@ -255,8 +193,9 @@ class GramPair {
   template <class T>
   double diagonal(const T* a, const T* b, int64_t first, int64_t last) const {
     double sum = 0.0;
-    for (int64_t i = first * (columns_ + 1); i < last * (columns_ + 1); i += columns_ + 1)
+    for (int64_t i = first * (columns_ + 1); i < last * (columns_ + 1); i += columns_ + 1) {
       sum += double{a[i]} * double{b[i]};
+    }
     return sum;
   }
 

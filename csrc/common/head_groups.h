@@ -65,8 +65,9 @@ inline void copy_rows(const PackedView& view, int64_t head, int64_t first, int64
                       char* out) {
   const int64_t size = size_of(view.dtype), stride = view.token_stride * size;
   const char* row = static_cast<const char*>(view.data) + head * view.head_stride * size + first * stride;
-  for (int64_t i = 0; i < count; ++i, row += stride, out += ld)
+  for (int64_t i = 0; i < count; ++i, row += stride, out += ld) {
     copy_row(row, view.dim * size, room, kRowsAhead * stride, out);
+  }
 }
 
 // A few neighbouring heads of one sequence: what a thread takes at a time.
@@ -100,18 +101,20 @@ class HeadGroups {
     const int64_t fair = std::max<int64_t>(1, p.packing.sequences * p.heads / wanted);  // heads of a turn
     std::vector<int64_t> order(p.packing.sequences);
     for (int64_t n = 0; n < p.packing.sequences; ++n) order[n] = n;
-    // The longest first, so that threads finish together.
+    // The longest first, and the last ones by halves, so that threads finish together.
     std::stable_sort(order.begin(), order.end(),
                      [&p](int64_t n, int64_t m) { return p.packing.used(n) > p.packing.used(m); });
-    for (const int64_t n : order) {
+    for (int64_t i = 0; i < p.packing.sequences; ++i) {
+      const int64_t n = order[i], halves = p.packing.sequences - i <= num_threads() ? 2 : 1;
       const int64_t used = p.packing.used(n), head_bytes = (same ? 1 : 2) * rows(used) * row_bytes();
       const int64_t fit = alike && used > 0 ? limits.bytes / head_bytes : 0;
       const bool copied = fit >= limits.heads && p.heads >= limits.heads;
-      const int64_t most = copied ? std::max<int64_t>(1, std::min({fit, fair, p.heads})) : std::min(fair, p.heads);
+      const int64_t share = std::min(fair, (p.heads + halves - 1) / halves);
+      const int64_t most = std::max<int64_t>(1, copied ? std::min(fit, share) : share);
       const int64_t groups = (p.heads + most - 1) / most, begin = static_cast<int64_t>(all.size());
-      const int64_t pieces = std::min(shares, groups);
-      for (int64_t i = 0; i < pieces; ++i) {
-        turns.push_back({begin + groups * i / pieces, begin + groups * (i + 1) / pieces});
+      const int64_t pieces = std::min(shares * halves, groups);
+      for (int64_t piece = 0; piece < pieces; ++piece) {
+        turns.push_back({begin + groups * piece / pieces, begin + groups * (piece + 1) / pieces});
       }
       for (int64_t g = 0; g < groups; ++g) {
         const int64_t head = p.heads * g / groups, next = p.heads * (g + 1) / groups;
@@ -187,8 +190,9 @@ class GroupRows {
     const int64_t rows = groups_.rows(count), row_bytes = groups_.row_bytes();
     copy_heads(student, heads, count, teacher_at, out);
     copy_heads(teacher, heads, count, row_bytes - teacher_at, out + teacher_at);
-    for (int64_t h = 0; h < heads; ++h)
+    for (int64_t h = 0; h < heads; ++h) {
       std::memset(out + (h * rows + count) * row_bytes, 0, (rows - count) * row_bytes);
+    }
     student.data = out;
     teacher.data = out + teacher_at;
     student.token_stride = teacher.token_stride = groups_.columns.columns;

@@ -64,7 +64,7 @@ double run_row(float* s, float* t, int64_t classes, Range range_s, Range range_t
   // A row in which no class is possible has no softmax.
   const bool undefined = range_s.highest <= kLowest || range_t.highest <= kLowest;
   const bool infinite = range_s.lowest <= kLowest && contradicts(s, t, classes, range_t.highest);
-  const RowPairs row{s, t, ld, 1, classes, 1.0f, 1.0f, weights, ld};
+  const RowPairs row{s, t, ld, /*count=*/1, classes, /*scale_s=*/1.0f, /*scale_t=*/1.0f, weights, ld};
   RowSums sums;
   sums.highest_s[0] = range_s.highest;
   sums.highest_t[0] = range_t.highest;

@@ -66,8 +66,15 @@ inline double map_strip(const AttentionMap& p, const float* student, const float
   const int64_t most = rows_at_once(ld);
   double loss = 0.0;
   for (int64_t i = 0; i < count; i += most) {
-    const RowPairs rows{student + i * ld, teacher + i * ld, ld, std::min(most, count - i), length, p.scale_student,
-                        p.scale_teacher,  scratch,          ld};
+    RowPairs rows{};
+    rows.s = student + i * ld;
+    rows.t = teacher + i * ld;
+    rows.ld_scores = rows.ld = ld;
+    rows.count = std::min(most, count - i);
+    rows.length = length;
+    rows.scale_s = p.scale_student;
+    rows.scale_t = p.scale_teacher;
+    rows.weights = scratch;
     loss += map_rows(p.kind, rows, p.stored, grad != nullptr ? grad + i * ld : nullptr, ld);
   }
   return loss;
