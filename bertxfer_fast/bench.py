@@ -78,7 +78,7 @@ def run(
         threads: of torch and the kernels; by default as many as this process may use.
         output: the JSON file; by default `benchmarks/results/<processor>-<threads>threads.json`. Entries that it has
             and that were not measured now stay.
-        plots: whether to draw `docs/plots/`.
+        plots: whether to draw `docs/plots/`; not with an allocator of the user's setting.
         skip_compile: leave out torch.compile.
         root: the checkout.
 
@@ -117,7 +117,9 @@ def run(
         path = output or (None if quick else results_file(root, machine))
         if path is not None:
             results = save(path, results)  # after each op: an interrupted run keeps what it has
-        if plots and not quick:
+        if (
+            plots and not quick and not machine["allocator"]
+        ):  # figures show what PyTorch does unless told otherwise
             plot(results, root / "docs" / "plots")
     if entries:
         print(machine_line(machine))
@@ -162,12 +164,14 @@ def write_docs(output: Path | None = None, *, root: Path | None = None) -> None:
     of_gpu = [link for link in links if link.startswith(f"plots/{GPU_PLOTS}")]
     links = [link for link in links if link not in of_gpu]
     gpus = [results for results in loaded if gpu_report.is_gpu(results)]
-    cpus = [results for results in loaded if not gpu_report.is_gpu(results)]
+    cpus = sorted(
+        (results for results in loaded if not gpu_report.is_gpu(results)), key=_prominence, reverse=True
+    )
     # Plots are drawn of one run; they stand under the first section.
     if cpus:
         sections = [markdown(results, links if not i else ()) for i, results in enumerate(cpus)]
         replace_block(page, "\n\n".join(sections))
-        replace_block(readme, readme_markdown(max(cpus, key=_prominence)))
+        replace_block(readme, readme_markdown(cpus[0]))
     if gpus or output is None:
         found: list[Any] = sorted(gpus, key=lambda results: -len(results["entries"])) or [None]
         sections = [

@@ -333,6 +333,9 @@ def test_docs_get_the_results_between_their_markers(tmp_path: Path) -> None:
         results(*rows, entry("hidden_mse", "", None), entry("x", dtype="bfloat16")),
     )
     save(tmp_path, "a-1threads.json", results(entry("one_thread"), threads=1))
+    tuned = results(entry("kept_memory"))
+    tuned["machine"] = {**tuned["machine"], "allocator": {"MALLOC_TRIM_THRESHOLD_": "1"}}
+    save(tmp_path, "a-2threads-malloc.json", tuned)
     bench.write_docs(root=tmp_path)
     readme = (tmp_path / "README.md").read_text()
     assert readme.startswith("before\n") and readme.endswith("after\n") and "old" not in readme
@@ -342,6 +345,8 @@ def test_docs_get_the_results_between_their_markers(tmp_path: Path) -> None:
     assert "one_thread" not in readme and "x kl" not in readme
     performance = (tmp_path / "docs" / "performance.md").read_text()
     assert "one_thread" in performance and "x kl" in performance and "1 threads" in performance
+    assert "kept_memory" not in readme  # what PyTorch does unless told otherwise comes first
+    assert performance.index("x kl") < performance.index("kept_memory")
 
 
 def test_docs_refuse_quick_numbers_missing_results_and_missing_markers(tmp_path: Path) -> None:

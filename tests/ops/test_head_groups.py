@@ -18,11 +18,15 @@ from .cases import Pack, attention_pair, dtypes
 
 HEADS = 12
 #: Sequences on both sides of every limit: of tiles, of rows summed in float32, of what is copied at all.
-PACK = Pack([5, 300, 0, 17, 128, 90, 47, 64, 1, 33, 700, 129], used=[5, 299, 0, 0, 128, 71, 47, 64, 1, 32, 700, 100])
+PACK = Pack(
+    [5, 300, 0, 17, 128, 90, 47, 64, 1, 33, 700, 129], used=[5, 299, 0, 0, 128, 71, 47, 64, 1, 32, 700, 100]
+)
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     **{
-        f"attention_score_mse-{method}": lambda method=method, **x: ops.attention_score_mse(**x, method=method)
+        f"attention_score_mse-{method}": lambda method=method, **x: ops.attention_score_mse(
+            **x, method=method
+        )
         for method in ("auto", "gram", "tiled")
     },
     **{
