@@ -35,13 +35,18 @@ inline void squared_gradient(const RowPairs& rows, const RowSums& sums, int64_t 
   });
 }
 
+// Of the exponential's polynomial. bfloat16 maps take 5 % less time at 512 tokens, relations 9 % at 2048, for an error
+// hundreds of times below their own rounding.
+template <class Grad>
+constexpr int kDegree = std::is_same_v<Grad, bf16> ? 4 : 6;
+
 // The loss of a few rows; writes ss G (see attention_map.h) times `stored` to `grad`, unless it is null, `ld_grad`
 // apart.
 template <class Grad>
 inline double map_rows(AttentionMap::Kind kind, const RowPairs& rows, float stored, Grad* grad, int64_t ld_grad) {
   RowSums sums;
   find_highest(rows, sums);
-  weigh(rows, sums);
+  weigh<kDegree<Grad>>(rows, sums);
   const float factor = stored * rows.scale_s;
   double loss = 0.0;
   if (kind == AttentionMap::Kind::kl) {

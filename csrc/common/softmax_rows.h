@@ -88,7 +88,8 @@ inline Vector<float> remainder_series(Vector<float> x) {
   return series * x + 0.5f;
 }
 
-// The weights of all rows, and their sums; `sums` has the highest scores.
+// The weights of all rows, and their sums; `sums` has the highest scores. DEGREE: how exact, see fast_exp2.
+template <int DEGREE = 6>
 inline void weigh(const RowPairs& rows, RowSums& sums) {
   const float scale_s = rows.scale_s * kLog2E, scale_t = rows.scale_t * kLog2E;
   for (int64_t i = 0; i < rows.count; ++i) {
@@ -100,7 +101,8 @@ inline void weigh(const RowPairs& rows, RowSums& sums) {
       // In units of log 2, which is what the exponential wants.
       const Vector<float> s = (load_floats(s_row + j, n) - highest_s) * scale_s;
       const Vector<float> t = (load_floats(t_row + j, n) - highest_t) * scale_t;
-      const Vector<float> weight_s = first_lanes(fast_exp2(s), n), weight_t = first_lanes(fast_exp2(t), n);
+      const Vector<float> weight_s = first_lanes(fast_exp2<DEGREE>(s), n);
+      const Vector<float> weight_t = first_lanes(fast_exp2<DEGREE>(t), n);
       store(weight_s, weights_s + j);
       store(weight_t, weights_t + j);
       total_s += weight_s;
