@@ -15,8 +15,8 @@ class Gram {
       : p_(rows.problem()),
         ahead_(ahead),
         ds_(p_.q_student.dim),
-        ds_columns_(padded(ds_)),
-        columns_(ds_columns_ + padded(p_.q_teacher.dim)),
+        ds_columns_(pair_columns(Dtype::f32, ds_, p_.q_teacher.dim).teacher_at),
+        columns_(pair_columns(Dtype::f32, ds_, p_.q_teacher.dim).columns),
         block_(std::min(longest, std::max(kHotTokens, kResidentBytes / (2 * columns_ * int64_t{sizeof(float)}) /
                                                           kHotTokens * kHotTokens))),
         rows_(rows, Dtype::f32, ds_columns_, columns_, block_),

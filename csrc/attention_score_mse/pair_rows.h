@@ -51,7 +51,7 @@ class PairRows {
 
  private:
   bool never_copies() const { return rows_.always_side_by_side() && p_.q_student.dtype == dtype_; }
-  static int64_t round_up(int64_t rows) { return (rows + 31) / 32 * 32; }
+  static int64_t round_up(int64_t rows) { return HeadGroups<AttentionScoreMse>::rows(rows); }
 
   void load(const PackedView& student, const PackedView& teacher, int64_t head, int64_t first, int64_t count,
             float* out) {
