@@ -11,6 +11,20 @@ namespace bertxfer {
 namespace BERTXFER_ISA {
 namespace {
 
+// Gradients with respect to scores, where the scores were.
+struct FloatGradients {
+  static constexpr int kDegree = 6;
+
+  float* rows;  // [count, ld]
+  int64_t ld;
+
+  template <class At>
+  BERTXFER_INLINE void write(int64_t i, int64_t length, const At& at) const {
+    for_vectors(length, [&](int64_t j, int64_t) BERTXFER_INLINE { store(at(j), rows + i * ld + j); });
+  }
+  void keep_units_awake(int64_t) const {}
+};
+
 class Strips {
  public:
   Strips(const GroupRows<AttentionMap>& rows, int64_t longest, Ahead& ahead)
@@ -60,8 +74,8 @@ class Strips {
       gemm<float>(rows, keys, dt, queries_teacher_, dt_columns_, 1, keys_teacher_t_ + key, ld_, teacher_ + key, ld_,
                   false, &ahead_);
     }
-    float* direction = p_.need_grad ? student_.get() : nullptr;
-    const double sum = map_strip(p_, student_, teacher_, ld_, rows, length, weights_, direction);
+    const FloatGradients gradients_to{student_, ld_};
+    const double sum = map_strip(p_, student_, teacher_, ld_, rows, length, weights_, gradients_to);
     if (p_.need_grad) gradients(head, length, query, rows);
     return sum;
   }

@@ -14,7 +14,7 @@ namespace bertxfer {
 namespace BERTXFER_ISA {
 namespace {
 
-constexpr CopyLimits kCopyLimits{400 * 1024, 2};
+constexpr CopyPlan kCopyPlan{400 * 1024, 2, /*apart=*/false};
 
 // The length from which on Gram matrices are faster than tiles. Tiles do L^2 (D + 2 ds) multiply-adds, Gram matrices
 // 1.2 L D^2 + 2 L D ds, and a fixed share beside: 1.13 was measured at 26/64 (about 115 tokens).
@@ -64,7 +64,7 @@ void run_all(const AttentionScoreMse& p, int64_t limit) {
     const double depth = static_cast<double>(p.q_student.dim + p.q_teacher.dim);
     operations += static_cast<double>(p.heads * used) * depth * static_cast<double>(used < limit ? 2 * used : 100);
   }
-  for_each_head(p, kCopyLimits, operations, [&](const GroupRows<AttentionScoreMse>& rows, Ahead& ahead) {
+  for_each_head(p, kCopyPlan, operations, [&](const GroupRows<AttentionScoreMse>& rows, Ahead& ahead) {
     return Kernels<GramKernel>(rows, limit, longest_tiled, longest_gram, ahead);
   });
 }

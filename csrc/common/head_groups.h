@@ -30,10 +30,11 @@ struct PairColumns {
   int64_t teacher_at, columns;
 };
 
-// bfloat16 rows fill the tiles of bf16_gemm.h, others whole vectors.
-inline PairColumns pair_columns(Dtype dtype, int64_t ds, int64_t dt) {
+// bfloat16 rows fill the tiles of bf16_gemm.h, which sum over 32 columns: both rows as one, or (`apart`) each of them.
+// Others fill whole vectors.
+inline PairColumns pair_columns(Dtype dtype, int64_t ds, int64_t dt, bool apart = false) {
   if (dtype != Dtype::bf16) return {padded(ds), padded(ds) + padded(dt)};
-  const int64_t teacher_at = (ds + 15) / 16 * 16;
+  const int64_t tile = apart ? 32 : 16, teacher_at = (ds + tile - 1) / tile * tile;
   return {teacher_at, (teacher_at + dt + 31) / 32 * 32};
 }
 
@@ -82,18 +83,19 @@ struct Turn {
   int64_t first, last;
 };
 
-struct CopyLimits {
+struct CopyPlan {
   int64_t bytes;  // a thread copies so many at a time
   int64_t heads;  // and only where so many fit into them
+  bool apart;     // see pair_columns()
 };
 
 // `Problem` has q_student, k_student, q_teacher, k_teacher, grad_q, grad_k, heads, packing and sums.
 template <class Problem>
 class HeadGroups {
  public:
-  HeadGroups(const Problem& p, CopyLimits limits)
+  HeadGroups(const Problem& p, CopyPlan plan)
       : dtype(p.q_student.dtype),
-        columns(pair_columns(dtype, p.q_student.dim, p.q_teacher.dim)),
+        columns(pair_columns(dtype, p.q_student.dim, p.q_teacher.dim, plan.apart)),
         same(p.q_student.data == p.k_student.data && p.q_teacher.data == p.k_teacher.data) {
     const bool alike = p.k_student.dtype == dtype && p.q_teacher.dtype == dtype && p.k_teacher.dtype == dtype;
     const int64_t wanted = kTurns * num_threads();
@@ -107,8 +109,8 @@ class HeadGroups {
     for (int64_t i = 0; i < p.packing.sequences; ++i) {
       const int64_t n = order[i], halves = p.packing.sequences - i <= num_threads() ? 2 : 1;
       const int64_t used = p.packing.used(n), head_bytes = (same ? 1 : 2) * rows(used) * row_bytes();
-      const int64_t fit = alike && used > 0 ? limits.bytes / head_bytes : 0;
-      const bool copied = fit >= limits.heads && p.heads >= limits.heads;
+      const int64_t fit = alike && used > 0 ? plan.bytes / head_bytes : 0;
+      const bool copied = fit >= plan.heads && p.heads >= plan.heads;
       const int64_t share = std::min(fair, (p.heads + halves - 1) / halves);
       const int64_t most = std::max<int64_t>(1, copied ? std::min(fit, share) : share);
       const int64_t groups = (p.heads + most - 1) / most, begin = static_cast<int64_t>(all.size());
@@ -220,7 +222,7 @@ class GroupRows {
 // make_kernel(rows, ahead).run(head, length) for every head of every sequence, and zeros for the gradients of tokens
 // that are not used.
 template <class Problem, class MakeKernel>
-void for_each_head(const Problem& p, CopyLimits limits, double operations, const MakeKernel& make_kernel) {
+void for_each_head(const Problem& p, CopyPlan plan, double operations, const MakeKernel& make_kernel) {
   using Rows = GroupRows<Problem>;
 
   struct Worker {
@@ -262,7 +264,7 @@ void for_each_head(const Problem& p, CopyLimits limits, double operations, const
       ahead.read(local.k_teacher, head, 0, count);
     }
   };
-  const HeadGroups<Problem> groups(p, limits);
+  const HeadGroups<Problem> groups(p, plan);
   for_each_item(static_cast<int64_t>(groups.turns.size()), operations, [&] { return Worker(p, groups, make_kernel); });
 }
 

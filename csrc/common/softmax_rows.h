@@ -30,7 +30,7 @@ struct RowPairs {
   int64_t count;  // at most kMostRows
   int64_t length;
   float scale_s, scale_t;
-  float* weights;  // [count, 2, ld] scratch, ld >= padded(length): e^(scaled - highest) of both
+  float* weights;  // [count, 2, ld] scratch, ld >= padded(length): e^(scaled - highest) of both, then zeros
   int64_t ld;
 
   const float* s_row(int64_t i) const { return s + i * ld_scores; }
@@ -49,9 +49,9 @@ constexpr int64_t rows_at_once(int64_t ld) {
 
 // What is known of each row.
 struct RowSums {
-  float highest_s[kMostRows], highest_t[kMostRows];  // scores
-  float total_s[kMostRows], total_t[kMostRows];      // sums of the weights
-  float cross[kMostRows];                            // sums of the teacher's weights times log2(weight_t / weight_s)
+  float highest_s[kMostRows], highest_t[kMostRows];        // scores
+  float total_s[kMostRows] = {}, total_t[kMostRows] = {};  // sums of the weights
+  float cross[kMostRows] = {};  // sums of the teacher's weights times log2(weight_t / weight_s)
 };
 
 // The highest number of a row, or the lowest.
@@ -145,22 +145,38 @@ inline double tiny_divergence(const RowPairs& rows, const RowSums& sums, int64_t
   return std::log1p(rest + left) - left;
 }
 
-// The divergence of row i, whose weights are made.
-inline double divergence(const RowPairs& rows, const RowSums& sums, int64_t i) {
-  const float mean = sums.cross[i] / kLog2E / sums.total_t[i];
-  const double loss = mean + std::log(static_cast<double>(sums.total_s[i]) / static_cast<double>(sums.total_t[i]));
-  return loss > kTinyDivergence ? loss : tiny_divergence(rows, sums, i, mean);
+// The divergences of all rows, whose weights are made, added up.
+inline double divergences(const RowPairs& rows, const RowSums& sums) {
+  constexpr int W = kLanes<double>;
+  double loss = 0.0;
+  for (int64_t i = 0; i < rows.count; i += W) {
+    const Vector<double> total_s = load_doubles(sums.total_s + i), total_t = load_doubles(sums.total_t + i);
+    const Vector<double> mean = load_doubles(sums.cross + i) / (kLog2E * total_t);
+    const Vector<double> losses = mean + log_of(total_s / total_t);
+    for (int64_t l = 0; l < std::min<int64_t>(W, rows.count - i); ++l) {
+      loss += losses[l] > kTinyDivergence ? losses[l] : tiny_divergence(rows, sums, i + l, static_cast<float>(mean[l]));
+    }
+  }
+  return loss;
 }
 
-// Writes factor * (P - R) to grad[0..length), which may be the row's scores.
-template <class Grad>
-inline void divergence_gradient(const RowPairs& rows, const RowSums& sums, int64_t i, float factor, Grad* grad) {
-  const float *weights_s = rows.weights_s(i), *weights_t = rows.weights_t(i);
-  const float inverse_s = factor / sums.total_s[i], inverse_t = factor / sums.total_t[i];
-  for_vectors(rows.length, [&](int64_t j, int64_t n) BERTXFER_INLINE {
-    store_floats(load(weights_s + j) * inverse_s - load(weights_t + j) * inverse_t, grad + j, n);
-  });
-}
+// factor * (P - R) of row i, a vector at a time; zeros after the last.
+class DivergenceGradient {
+ public:
+  DivergenceGradient(const RowPairs& rows, const RowSums& sums, int64_t i, float factor)
+      : weights_s_(rows.weights_s(i)),
+        weights_t_(rows.weights_t(i)),
+        inverse_s_(factor / sums.total_s[i]),
+        inverse_t_(factor / sums.total_t[i]) {}
+
+  BERTXFER_INLINE Vector<float> operator()(int64_t j) const {
+    return load(weights_s_ + j) * inverse_s_ - load(weights_t_ + j) * inverse_t_;
+  }
+
+ private:
+  const float *weights_s_, *weights_t_;
+  float inverse_s_, inverse_t_;
+};
 
 }  // namespace
 }  // namespace BERTXFER_ISA

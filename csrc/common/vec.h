@@ -173,6 +173,15 @@ inline __m256i rounded(Vector<float> x, f16) {
 }
 #endif
 
+// kLanes<double> numbers as doubles.
+inline Vector<double> load_doubles(const double* p) {
+  return load(p);
+}
+inline Vector<double> load_doubles(const float* p) {
+  typedef float Half __attribute__((vector_size(kVectorBytes / 2), aligned(alignof(float)), may_alias));
+  return __builtin_convertvector(*reinterpret_cast<const Half*>(p), Vector<double>);
+}
+
 // Rounds to T and writes the first n numbers.
 template <class T>
 inline void store_floats(Vector<float> x, T* p, int64_t n = kLanes<float>) {
@@ -332,6 +341,18 @@ inline float fast_exp(float x) {
 }
 inline Vector<float> fast_exp(Vector<float> x) {
   return fast_exp2(x * kLog2E);
+}
+
+// log x of positive finite numbers, to 2e-12 of itself: x = 2**e m with m in [sqrt(1/2), sqrt(2)), and log m is the
+// series of 2 artanh(z), z = (m - 1) / (m + 1).
+inline Vector<double> log_of(Vector<double> x) {
+  constexpr int64_t kRootHalf = 0x3fe6a09e667f3bcd;  // sqrt(1/2)
+  const Vector<int64_t> bits = (Vector<int64_t>)x, exponent = (bits - kRootHalf) >> 52;
+  const Vector<double> m = (Vector<double>)(bits - (exponent << 52));
+  const Vector<double> z = (m - 1.0) / (m + 1.0), square = z * z;
+  Vector<double> series = Vector<double>{} + 1.0 / 13;
+  for (const double c : {1.0 / 11, 1.0 / 9, 1.0 / 7, 1.0 / 5, 1.0 / 3, 1.0}) series = series * square + c;
+  return __builtin_convertvector(exponent, Vector<double>) * 0.6931471805599453 + 2.0 * z * series;
 }
 
 // ---------------------------------------------------------------------------------------------- scratch memory

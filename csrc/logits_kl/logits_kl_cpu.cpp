@@ -69,8 +69,11 @@ double run_row(float* s, float* t, int64_t classes, Range range_s, Range range_t
   sums.highest_s[0] = range_s.highest;
   sums.highest_t[0] = range_t.highest;
   weigh(row, sums);
-  const double loss = divergence(row, sums, 0);
-  if (need_grad) divergence_gradient(row, sums, 0, 1.0f, s);
+  const double loss = divergences(row, sums);
+  if (need_grad) {
+    const DivergenceGradient gradient(row, sums, 0, 1.0f);
+    for_vectors(classes, [&](int64_t j, int64_t) BERTXFER_INLINE { store(gradient(j), s + j); });
+  }
   if (!undefined) return infinite && loss == loss ? std::numeric_limits<double>::infinity() : loss;
   std::fill(s, s + classes, std::numeric_limits<float>::quiet_NaN());
   return std::numeric_limits<double>::quiet_NaN();
