@@ -30,7 +30,6 @@ class Bf16Gram {
         pairs_(block_ / 2 * ld_pairs_),
         rows_t_(columns_ * ld_t_),
         narrow_(2 * columns_ * columns_),
-        mixers_(2 * columns_ * ds_columns_),
         mixer_pairs_(4 * columns_ / 2 * ds_columns_),
         out_(block_ * ds_columns_) {}
 
@@ -63,11 +62,12 @@ class Bf16Gram {
   }
 
   void gradients(int64_t head, int64_t length) {
-    float* mixer_k = mixers_ + columns_ * ds_columns_;
-    grams_.fill_mixers(mixers_, mixer_k, ds_columns_);
     const int64_t size = columns_ / 2 * ds_columns_;
-    split(mixers_, mixer_pairs_, mixer_pairs_ + size);
-    split(mixer_k, mixer_pairs_ + 2 * size, mixer_pairs_ + 3 * size);
+    const auto write_to = [this, size](uint32_t* high) {
+      return [this, high, low = high + size](int64_t i, int64_t j, Vector<float> x, Vector<float> y)
+                 BERTXFER_INLINE { split(x, y, high + i / 2 * ds_columns_ + j, low + i / 2 * ds_columns_ + j); };
+    };
+    grams_.make_mixers(write_to(mixer_pairs_), write_to(mixer_pairs_ + 2 * size));
     for (int64_t start = 0; start < length; start += block_) {
       const int64_t count = std::min(block_, length - start);
       if (length > block_) rows_.load(head, start, count);  // else still there from the first pass
@@ -76,18 +76,13 @@ class Bf16Gram {
     }
   }
 
-  // mixer = high + low, both rounded to bfloat16, in pairs of rows.
-  void split(const float* mixer, uint32_t* high, uint32_t* low) {
-    for (int64_t i = 0; i < columns_; i += 2, mixer += 2 * ds_columns_) {
-      for (int64_t j = 0; j < ds_columns_; j += kTile, high += kTile, low += kTile) {
-        const Vector<float> first = load(mixer + j), second = load(mixer + ds_columns_ + j);
-        const __m512i rounded_pair = pair_of(first, second);
-        _mm512_storeu_si512(high, rounded_pair);
-        const Vector<float> high_first = (Vector<float>)_mm512_slli_epi32(rounded_pair, 16);
-        const Vector<float> high_second = (Vector<float>)_mm512_and_si512(rounded_pair, _mm512_set1_epi32(~0xffff));
-        _mm512_storeu_si512(low, pair_of(first - high_first, second - high_second));
-      }
-    }
+  // A pair of rows as high + low, both rounded to bfloat16.
+  static void split(Vector<float> x, Vector<float> y, uint32_t* high, uint32_t* low) {
+    const __m512i rounded_pair = pair_of(x, y);
+    const Vector<float> high_x = (Vector<float>)_mm512_slli_epi32(rounded_pair, 16);
+    const Vector<float> high_y = (Vector<float>)_mm512_and_si512(rounded_pair, _mm512_set1_epi32(~0xffff));
+    _mm512_storeu_si512(high, rounded_pair);
+    _mm512_storeu_si512(low, pair_of(x - high_x, y - high_y));
   }
 
   // `mixer`: its high part, and its low part after it.
@@ -106,7 +101,6 @@ class Bf16Gram {
   Scratch<uint32_t> pairs_;        // [block / 2, ld_pairs]
   Scratch<uint32_t> rows_t_;       // [columns, ld_t]: rows of X^T
   Scratch<float> narrow_;          // [2, columns, columns]
-  Scratch<float> mixers_;          // [2, columns, ds_columns]
   Scratch<uint32_t> mixer_pairs_;  // [2, 2, columns / 2, ds_columns]: of q and k, high and low
   Scratch<float> out_;             // [block, ds_columns]
 };

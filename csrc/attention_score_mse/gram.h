@@ -60,7 +60,13 @@ class Gram {
 
   void gradients(int64_t head, int64_t length) {
     float* mixer_k = mixers_ + columns_ * ds_columns_;
-    grams_.fill_mixers(mixers_, mixer_k, ds_columns_);
+    const auto write_to = [this](float* mixer) {
+      return [this, mixer](int64_t i, int64_t j, Vector<float> x, Vector<float> y) BERTXFER_INLINE {
+        store(x, mixer + i * ds_columns_ + j);
+        store(y, mixer + (i + 1) * ds_columns_ + j);
+      };
+    };
+    grams_.make_mixers(write_to(mixers_), write_to(mixer_k));
     for (int64_t start = 0; start < length; start += block_) {
       const int64_t count = std::min(block_, length - start);
       if (length > block_) rows_.load(head, start, count);  // else still there from the first pass

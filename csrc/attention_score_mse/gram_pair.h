@@ -32,19 +32,10 @@ class WideSum {
   void add(const T* a, const T* b, int64_t first, int64_t last) {
     int64_t j = first;
     for (; j + 2 * W <= last; j += 2 * W) {
-      even_ += wide(a + j) * wide(b + j);
-      odd_ += wide(a + j + W) * wide(b + j + W);
+      even_ += load_doubles(a + j) * load_doubles(b + j);
+      odd_ += load_doubles(a + j + W) * load_doubles(b + j + W);
     }
-    for (; j < last; j += W) even_ += wide(a + j) * wide(b + j);
-  }
-
-  // Of columns at..last-1 those that are not left of column `first`.
-  template <class T>
-  void add_from(int64_t first, const T* a, const T* b, int64_t at, int64_t last) {
-    for (int64_t j = at; j < last; j += W) {
-      const Vector<int64_t> wanted = iota() >= first - j;
-      odd_ += (Vector<double>)((Vector<int64_t>)(wide(a + j) * wide(b + j)) & wanted);
-    }
+    for (; j < last; j += W) even_ += load_doubles(a + j) * load_doubles(b + j);
   }
 
   double total() const {
@@ -55,19 +46,6 @@ class WideSum {
   }
 
  private:
-  typedef float Narrow __attribute__((vector_size(W * sizeof(float)), aligned(alignof(float)), may_alias));
-
-  static constexpr Vector<int64_t> iota() {
-    Vector<int64_t> x{};
-    for (int l = 0; l < W; ++l) x[l] = l;
-    return x;
-  }
-
-  static Vector<double> wide(const double* p) { return load(p); }
-  static Vector<double> wide(const float* p) {
-    return __builtin_convertvector(*reinterpret_cast<const Narrow*>(p), Vector<double>);
-  }
-
   Vector<double> even_ = {}, odd_ = {};
 };
 
@@ -123,15 +101,16 @@ class GramPair {
     return sum < 0.0 ? 0.0 : sum;
   }
 
-  // Right factors [columns, ld] with ld = padded(ds), of dQs = A mixer_q and dKs = B mixer_k:
-  // 2 stored ss sigma_i G_ij, with sigma = (ss.., -st..).
-  void fill_mixers(float* mixer_q, float* mixer_k, int64_t ld) const {
+  // Right factors [columns, ds] of dQs = A mixer_q and dKs = B mixer_k: 2 stored ss sigma_i G_ij, with
+  // sigma = (ss.., -st..). write(i, j, x, y) gets a vector of row i from column j on, and of row i + 1.
+  template <class Write>
+  void make_mixers(const Write& write_q, const Write& write_k) const {
     if (narrow_a_ != nullptr) {
-      fill_mixer(narrow_b_, mixer_q, ld);
-      fill_mixer(narrow_a_, mixer_k, ld);
+      make_mixer(narrow_b_, write_q);
+      make_mixer(narrow_a_, write_k);
     } else {
-      fill_mixer<double>(b_, mixer_q, ld);
-      fill_mixer<double>(a_, mixer_k, ld);
+      make_mixer<double>(b_, write_q);
+      make_mixer<double>(a_, write_k);
     }
   }
 
@@ -159,8 +138,7 @@ class GramPair {
   template <class T>
   double inner_product(const T* gram_a, const T* gram_b, bool& exact) const {
     const int64_t end = teacher_at_ + dt_;
-    const double student = 2.0 * upper(gram_a, gram_b, 0, ds_) - diagonal(gram_a, gram_b, 0, ds_);
-    const double teacher = 2.0 * upper(gram_a, gram_b, teacher_at_, end) - diagonal(gram_a, gram_b, teacher_at_, end);
+    const double student = square(gram_a, gram_b, 0, ds_), teacher = square(gram_a, gram_b, teacher_at_, end);
     const double cross = 2.0 * rectangle(gram_a, gram_b, 0, ds_, teacher_at_, end);
     const double ss = p_.scale_student, st = p_.scale_teacher;
     const double norms = ss * ss * student + st * st * teacher, sum = norms - ss * st * cross;
@@ -168,35 +146,27 @@ class GramPair {
     return sum;
   }
 
-  // Sums of a_ij b_ij over rows first..last-1: from the diagonal to column last-1, over columns left..right-1, and on
-  // the diagonal. `first` and `left` are whole vectors of float32; columns that fill up the last one are zeros.
+  // The sum of a_ij b_ij over rows and columns first..last-1, of both of which only the blocks on and right of the
+  // diagonal are there. `first` is a whole number of float32 vectors; columns that fill up the last one are zeros.
   template <class T>
-  double upper(const T* a, const T* b, int64_t first, int64_t last) const {
-    constexpr int64_t kBlock = kLanes<float>;  // rows that start and end alike, so that branches are foreseen
-    WideSum sum;
+  double square(const T* a, const T* b, int64_t first, int64_t last) const {
+    constexpr int64_t kBlock = kLanes<float>;
+    WideSum on, right;
     for (int64_t block = first; block < last; block += kBlock) {
       for (int64_t i = block; i < std::min(block + kBlock, last); ++i) {
-        sum.add_from(i, a + i * columns_, b + i * columns_, block, block + kBlock);
-        sum.add(a + i * columns_, b + i * columns_, block + kBlock, last);
+        on.add(a + i * columns_, b + i * columns_, block, block + kBlock);
+        right.add(a + i * columns_, b + i * columns_, block + kBlock, last);
       }
     }
-    return sum.total();
+    return on.total() + 2.0 * right.total();
   }
 
+  // The same of rows first..last-1 and columns left..right-1.
   template <class T>
   double rectangle(const T* a, const T* b, int64_t first, int64_t last, int64_t left, int64_t right) const {
     WideSum sum;
     for (int64_t i = first; i < last; ++i) sum.add(a + i * columns_, b + i * columns_, left, right);
     return sum.total();
-  }
-
-  template <class T>
-  double diagonal(const T* a, const T* b, int64_t first, int64_t last) const {
-    double sum = 0.0;
-    for (int64_t i = first * (columns_ + 1); i < last * (columns_ + 1); i += columns_ + 1) {
-      sum += double{a[i]} * double{b[i]};
-    }
-    return sum;
   }
 
   // Fills what lies left of the diagonal from what lies right of it.
@@ -209,15 +179,15 @@ class GramPair {
     for (int k = 0; k < W; ++k) square[k] = column < k ? mirrored[k] : square[k];
   }
 
-  // mixer[i][j] = factor sigma_i G[i][j], square by square: those right of the diagonal are there, those left of it are
-  // their mirror images, and those on it are both.
-  template <class T>
-  void fill_mixer(const T* gram, float* mixer, int64_t ld) const {
+  // factor sigma_i G_ij, square by square: those right of the diagonal are there, those left of it are their mirror
+  // images, and those on it are both.
+  template <class T, class Write>
+  void make_mixer(const T* gram, const Write& write) const {
     constexpr int64_t W = kLanes<float>;
     const double factor = 2.0 * p_.stored * p_.scale_student;
     for (int64_t i0 = 0; i0 < columns_; i0 += W) {
       const T sigma = static_cast<T>(factor * (i0 < teacher_at_ ? p_.scale_student : -p_.scale_teacher));
-      for (int64_t j0 = 0; j0 < ld; j0 += W) {
+      for (int64_t j0 = 0; j0 < teacher_at_; j0 += W) {
         Vector<float> square[W];
         for (int64_t k = 0; k < W; ++k) {
           const T* row = i0 < j0 ? gram + (i0 + k) * columns_ + j0 : gram + (j0 + k) * columns_ + i0;
@@ -225,7 +195,7 @@ class GramPair {
         }
         if (i0 > j0) transpose(square);
         if (i0 == j0) mirror(square);
-        for (int64_t k = 0; k < W; ++k) store(square[k], mixer + (i0 + k) * ld + j0);
+        for (int64_t k = 0; k < W; k += 2) write(i0 + k, j0, square[k], square[k + 1]);
       }
     }
   }
