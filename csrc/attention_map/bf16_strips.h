@@ -15,9 +15,7 @@ namespace {
 
 // Gradients with respect to scores as the two products with them want them: rows, and pairs of neighbouring rows.
 struct PairedGradients {
-  // bfloat16 maps take 5 % less time at 512 tokens, relations 9 % at 2048, for an error hundreds of times below their
-  // own rounding.
-  static constexpr int kDegree = 4;
+  static constexpr Digits kDigits = Digits::bfloat16;
 
   bf16* rows;       // [count, ld]
   uint32_t* pairs;  // [count / 2, ld]

@@ -48,9 +48,8 @@ class SquaredGradient {
 template <class Gradients>
 inline double map_rows(const AttentionMap& p, const RowPairs& rows, int64_t first, const Gradients& gradients) {
   RowSums sums;
-  find_highest(rows, sums);
   gradients.keep_units_awake(rows.length);
-  weigh<Gradients::kDegree>(rows, sums);
+  find_weights<Gradients::kDigits>(rows, sums);
   gradients.keep_units_awake(rows.length);
   const float factor = p.stored * rows.scale_s;
   if (p.kind == AttentionMap::Kind::kl) {
@@ -73,7 +72,7 @@ inline double map_rows(const AttentionMap& p, const RowPairs& rows, int64_t firs
 // are wanted, has
 //   write(i, length, at)   which writes row i, at(j) being the vector from column j on; it may write over the scores
 //   keep_units_awake()     see bf16_gemm.h
-//   kDegree                of the exponential's polynomial
+//   kDigits                how exact they are
 template <class Gradients>
 inline double map_strip(const AttentionMap& p, const float* student, const float* teacher, int64_t ld, int64_t count,
                         int64_t length, float* scratch, const Gradients& gradients) {

@@ -13,7 +13,7 @@ namespace {
 
 // Gradients with respect to scores, where the scores were.
 struct FloatGradients {
-  static constexpr int kDegree = 6;
+  static constexpr Digits kDigits = Digits::float32;
 
   float* rows;  // [count, ld]
   int64_t ld;

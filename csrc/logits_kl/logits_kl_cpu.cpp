@@ -66,9 +66,9 @@ double run_row(float* s, float* t, int64_t classes, Range range_s, Range range_t
   const bool infinite = range_s.lowest <= kLowest && contradicts(s, t, classes, range_t.highest);
   const RowPairs row{s, t, ld, /*count=*/1, classes, /*scale_s=*/1.0f, /*scale_t=*/1.0f, weights, ld};
   RowSums sums;
-  sums.highest_s[0] = range_s.highest;
-  sums.highest_t[0] = range_t.highest;
-  weigh(row, sums);
+  sums.base_s[0] = range_s.highest;
+  sums.base_t[0] = range_t.highest;
+  weigh(row, 0, 1, sums);
   const double loss = divergences(row, sums);
   if (need_grad) {
     const DivergenceGradient gradient(row, sums, 0, 1.0f);

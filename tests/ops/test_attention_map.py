@@ -113,6 +113,28 @@ def test_sharp_maps_stay_finite(backend: str, kind: str) -> None:
 
 
 @kinds
+@dtypes
+@pytest.mark.parametrize("above", [(14, 0), (0, 20), (20, 14), (60, 60), (400, 150)], ids=str)
+def test_a_late_key_far_above_the_others(
+    backend: str, dtype: torch.dtype, kind: str, above: tuple[int, int]
+) -> None:
+    """Weights may start from a score that is not the highest, unless that would lose digits or overflow."""
+    pack = Pack([100, 3])
+    tensors = attention_pair(dtype, pack)
+    for side, score in zip(("student", "teacher"), above, strict=True):
+        queries, keys = tensors[f"q_{side}"], tensors[f"k_{side}"]
+        queries[..., 0] = 4.0
+        keys[70, :, 0] += score * queries.shape[-1] ** 0.5 / 4.0  # with the default scale: so many nats
+    assert_as_accurate_as_pytorch(
+        lambda **x: ops.attention_map_loss(**x, **pack.packing, kind=kind),
+        lambda **x: reference.attention_map_loss(**x, **pack.packing, kind=kind),
+        tensors,
+        ("q_student", "k_student"),
+        floors=kl_floor(pack.tokens * 3, "mean") if kind == "kl" else None,
+    )
+
+
+@kinds
 def test_a_shift_of_all_scores_of_a_row_changes_nothing(backend: str, kind: str) -> None:
     """softmax(s + c) = softmax(s): adding one vector to all keys of the student moves neither loss nor gradient."""
     pack = Pack([33, 12])
