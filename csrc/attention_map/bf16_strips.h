@@ -117,10 +117,7 @@ class Bf16Strips {
   // `count` rows of a head, `depth` columns and up to a multiple of kDepthTile rows, filled up with zeros: where they
   // are or copied to `out`.
   Rows rows_of(const PackedView& view, int64_t head, int64_t first, int64_t count, int64_t depth, bf16* out) {
-    if (group_.side_by_side()) {
-      return {static_cast<const bf16*>(view.data) + head * view.head_stride + first * view.token_stride,
-              view.token_stride};
-    }
+    if (const bf16* copied = group_.copied<bf16>(view, head, first)) return {copied, view.token_stride};
     load_bf16_rows(view, head, first, count, round_up(count, kDepthTile), out, depth, depth);
     return {out, depth};
   }

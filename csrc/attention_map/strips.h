@@ -28,7 +28,8 @@ struct FloatGradients {
 class Strips {
  public:
   Strips(const GroupRows<AttentionMap>& rows, int64_t longest, Ahead& ahead)
-      : p_(rows.problem()),
+      : group_(rows),
+        p_(rows.problem()),
         ahead_(ahead),
         ds_columns_(padded(p_.q_student.dim)),
         dt_columns_(padded(p_.q_teacher.dim)),
@@ -49,10 +50,10 @@ class Strips {
     const int64_t width = padded(length);
     load_transposed(p_.k_student, head, 0, length, 1.0f, keys_student_t_, ld_, width);
     load_transposed(p_.k_teacher, head, 0, length, 1.0f, keys_teacher_t_, ld_, width);
-    if (p_.need_grad) load_rows(p_.k_student, head, 0, length, keys_, ds_columns_, ds_columns_);
+    const Rows keys = p_.need_grad ? rows_of(p_.k_student, head, 0, length, ds_columns_, keys_) : Rows{};
     double sum = 0.0;
     for (int64_t query = 0; query < length; query += rows_) {
-      sum += run_rows(head, length, query, std::min(rows_, length - query));
+      sum += run_rows(head, length, query, std::min(rows_, length - query), keys);
     }
     if (p_.need_grad) store_keys(head, length);
     return sum;
@@ -63,30 +64,42 @@ class Strips {
   static constexpr int64_t kMaxRows = 48, kMinRows = 12;
   static constexpr int64_t kKeyTile = 256;  // keys whose transposed block a product reads at a time
 
-  double run_rows(int64_t head, int64_t length, int64_t query, int64_t rows) {
+  struct Rows {
+    const float* first;
+    int64_t ld;
+  };
+
+  // `count` rows of a head, filled up with zeros to `columns`: where they are or copied to `out`.
+  Rows rows_of(const PackedView& view, int64_t head, int64_t first, int64_t count, int64_t columns, float* out) {
+    if (const float* copied = group_.copied<float>(view, head, first)) return {copied, view.token_stride};
+    load_rows(view, head, first, count, out, columns, columns);
+    return {out, columns};
+  }
+
+  double run_rows(int64_t head, int64_t length, int64_t query, int64_t rows, const Rows& all_keys) {
     const int64_t ds = p_.q_student.dim, dt = p_.q_teacher.dim, width = padded(length);
-    load_rows(p_.q_student, head, query, rows, queries_student_, ds_columns_, ds_columns_);
-    load_rows(p_.q_teacher, head, query, rows, queries_teacher_, dt_columns_, dt);
+    const Rows student = rows_of(p_.q_student, head, query, rows, ds_columns_, queries_student_);
+    const Rows teacher = rows_of(p_.q_teacher, head, query, rows, dt_columns_, queries_teacher_);
     for (int64_t key = 0; key < width; key += kKeyTile) {
       const int64_t keys = std::min(kKeyTile, width - key);
-      gemm<float>(rows, keys, ds, queries_student_, ds_columns_, 1, keys_student_t_ + key, ld_, student_ + key, ld_,
-                  false, &ahead_);
-      gemm<float>(rows, keys, dt, queries_teacher_, dt_columns_, 1, keys_teacher_t_ + key, ld_, teacher_ + key, ld_,
-                  false, &ahead_);
+      gemm<float>(rows, keys, ds, student.first, student.ld, 1, keys_student_t_ + key, ld_, student_ + key, ld_, false,
+                  &ahead_);
+      gemm<float>(rows, keys, dt, teacher.first, teacher.ld, 1, keys_teacher_t_ + key, ld_, teacher_ + key, ld_, false,
+                  &ahead_);
     }
     const FloatGradients gradients_to{student_, ld_};
     const double sum = map_strip(p_, student_, teacher_, ld_, rows, length, weights_, gradients_to);
-    if (p_.need_grad) gradients(head, length, query, rows);
+    if (p_.need_grad) gradients(head, length, query, rows, student, all_keys);
     return sum;
   }
 
   // student_ holds ss G, zeros beyond `length`: the keys there are zeros, and so are their scores' gradients.
-  void gradients(int64_t head, int64_t length, int64_t query, int64_t rows) {
+  void gradients(int64_t head, int64_t length, int64_t query, int64_t rows, const Rows& queries, const Rows& keys) {
     const int64_t ds = p_.q_student.dim;
     const bool same = p_.grad_k == nullptr;
     float* grad_q = same ? grad_q_ + query * ds_columns_ : grad_q_.get();
-    gemm<float>(ds, padded(length), rows, queries_student_, 1, ds_columns_, student_, ld_, grad_k_t_, ld_, query > 0);
-    gemm<float>(rows, ds_columns_, length, student_, ld_, 1, keys_, ds_columns_, grad_q, ds_columns_, false);
+    gemm<float>(ds, padded(length), rows, queries.first, 1, queries.ld, student_, ld_, grad_k_t_, ld_, query > 0);
+    gemm<float>(rows, ds_columns_, length, student_, ld_, 1, keys.first, keys.ld, grad_q, ds_columns_, false);
     if (!same) store_rows(grad_q, ds_columns_, rows, p_.grad_q, p_.q_student.dtype, p_.heads, head, query, ds);
   }
 
@@ -100,6 +113,7 @@ class Strips {
     }
   }
 
+  const GroupRows<AttentionMap>& group_;
   const AttentionMap& p_;
   Ahead& ahead_;
   const int64_t ds_columns_, dt_columns_, ld_, rows_;

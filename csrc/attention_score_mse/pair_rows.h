@@ -37,10 +37,9 @@ class PairRows {
   const T *a = nullptr, *b = nullptr;  // [rows, columns]; of bfloat16, up to a multiple of 32 rows of zeros
 
   void load(int64_t head, int64_t first, int64_t count) {
-    if (rows_.side_by_side() && p_.q_student.dtype == dtype_) {
-      const int64_t offset = head * p_.q_student.head_stride + first * columns_;
-      a = static_cast<const T*>(p_.q_student.data) + offset;
-      b = static_cast<const T*>(p_.k_student.data) + offset;
+    if (const T* copied = rows_.template copied<T>(p_.q_student, head, first)) {
+      a = copied;
+      b = rows_.template copied<T>(p_.k_student, head, first);
       return;
     }
     load(p_.q_student, p_.q_teacher, head, first, count, own_a_);
@@ -50,7 +49,7 @@ class PairRows {
   }
 
  private:
-  bool never_copies() const { return rows_.always_side_by_side() && p_.q_student.dtype == dtype_; }
+  bool never_copies() const { return rows_.always_copied() && p_.q_student.dtype == dtype_; }
   static int64_t round_up(int64_t rows) { return HeadGroups<AttentionScoreMse>::rows(rows); }
 
   void load(const PackedView& student, const PackedView& teacher, int64_t head, int64_t first, int64_t count,

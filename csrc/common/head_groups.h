@@ -152,11 +152,17 @@ class GroupRows {
   // The problem as kernels see it, who keep a reference to it: heads and rows count from the group's first.
   const Problem& problem() const { return local_; }
 
-  // Whether student and teacher lie side by side as pair_columns() says, zeros between, with zero rows after them up to
-  // a multiple of 32.
-  bool side_by_side() const { return side_by_side_; }
-  // Whether they always do.
-  bool always_side_by_side() const { return !groups_.any_in_place; }
+  // Whether there is always a copy.
+  bool always_copied() const { return !groups_.any_in_place; }
+
+  // Rows of a head from `first` on, where there is a copy and it is of T's: view.token_stride apart, student and
+  // teacher side by side as pair_columns() says, zeros between, with zero rows after the last up to a multiple of 32.
+  template <class T>
+  const T* copied(const PackedView& view, int64_t head, int64_t first) const {
+    constexpr Dtype kDtype = std::is_same_v<T, bf16> ? Dtype::bf16 : Dtype::f32;
+    if (!is_copied_ || groups_.dtype != kDtype) return nullptr;
+    return static_cast<const T*>(view.data) + head * view.head_stride + first * view.token_stride;
+  }
 
   void load(const HeadGroup& group) {
     const int64_t first = p_.packing.start(group.sequence), head = group.head;
@@ -167,8 +173,8 @@ class GroupRows {
     local_.k_student = moved(p_.k_student, head, first);
     local_.q_teacher = moved(p_.q_teacher, head, first);
     local_.k_teacher = moved(p_.k_teacher, head, first);
-    side_by_side_ = group.copied;
-    if (!side_by_side_) return;
+    is_copied_ = group.copied;
+    if (!is_copied_) return;
     const int64_t used = p_.packing.used(group.sequence);
     copy(group.heads, used, q_, local_.q_student, local_.q_teacher);
     if (groups_.same) {
@@ -215,7 +221,7 @@ class GroupRows {
   const Problem& p_;
   const HeadGroups<Problem>& groups_;
   Problem local_;
-  bool side_by_side_ = false;
+  bool is_copied_ = false;
   Scratch<char> q_, k_;  // [heads, rows, columns]
 };
 
