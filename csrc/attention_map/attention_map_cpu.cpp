@@ -11,9 +11,6 @@ namespace bertxfer {
 namespace BERTXFER_ISA {
 namespace {
 
-// Less than for attention_score_mse, because longer sequences hide their reads behind their products.
-constexpr CopyPlan kCopyPlan{200 * 1024, 2, /*apart=*/true};
-
 template <class Kernel>
 void run_all(const AttentionMap& p) {
   int64_t longest = 1;
@@ -24,7 +21,7 @@ void run_all(const AttentionMap& p) {
     operations +=
         static_cast<double>(used) * static_cast<double>(used * p.heads * (3 * p.q_student.dim + p.q_teacher.dim));
   }
-  for_each_head(p, kCopyPlan, operations,
+  for_each_head(p, Kernel::kCopyPlan, operations,
                 [&](const GroupRows<AttentionMap>& rows, Ahead& ahead) { return Kernel(rows, longest, ahead); });
 }
 

@@ -27,6 +27,9 @@ struct FloatGradients {
 
 class Strips {
  public:
+  // Less than for attention_score_mse, because longer sequences hide their reads behind their products.
+  static constexpr CopyPlan kCopyPlan{200 * 1024, 2, /*apart=*/true};
+
   Strips(const GroupRows<AttentionMap>& rows, int64_t longest, Ahead& ahead)
       : group_(rows),
         p_(rows.problem()),
