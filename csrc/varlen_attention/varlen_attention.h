@@ -10,7 +10,8 @@
 // made again from the log-sum-exps, and M from a counter (Dao et al., "FlashAttention", 2022).
 //
 // Bytes: q, k, v, o once each way plus the gradients; the map's L^2 entries never. Operations, multiply-adds per head:
-// forward 2 L^2 d, backward 5 L^2 d, plus one exp per entry each way. The products are common/vec.h's.
+// forward 2 L^2 d, backward 5 L^2 d, plus one exp per entry each way. Float32 products are common/gemm.h's, bfloat16
+// ones common/bf16_gemm.h's.
 #pragma once
 
 #include <cstdint>

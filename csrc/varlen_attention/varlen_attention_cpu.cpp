@@ -1,239 +1,13 @@
 // CPU kernels of varlen_attention, see varlen_attention.h. One work item is one sequence and head, done by one thread.
 #include <algorithm>
-#include <cmath>
-#include <limits>
 
-#include "../common/gemm.h"
 #include "../common/parallel.h"
-#include "../common/rows.h"
-#include "varlen_attention.h"
+#include "bf16_tiles.h"
+#include "tiles.h"
 
 namespace bertxfer {
 namespace BERTXFER_ISA {
 namespace {
-
-constexpr int64_t kQueryTile = 48;
-constexpr int64_t kKeyTile = 256;
-
-// Dropout as a function of (seed, sequence's first token, head, row, column), so that the backward pass can ask again.
-class Dropout {
- public:
-  Dropout(float p, uint64_t seed)
-      : threshold_(static_cast<uint32_t>(p * 4294967296.0)), keep_(1.0f / (1.0f - p)), seed_(seed) {}
-
-  // out[j] = 0 or 1 / (1 - p) for columns first..first+count-1 of one row
-  void row(int64_t token, int64_t head, int64_t heads, int64_t first, int64_t count, float* out) const {
-    const uint64_t key = mix64(seed_ ^ mix64(static_cast<uint64_t>(token * heads + head) + 0x9e3779b97f4a7c15ull));
-    const uint32_t low = static_cast<uint32_t>(key), high = static_cast<uint32_t>(key >> 32);
-#pragma omp simd
-    for (int64_t j = 0; j < count; ++j) {
-      const uint32_t bits = mix32((static_cast<uint32_t>(first + j) * 0x9e3779b9u + low) ^ high);
-      out[j] = bits >= threshold_ ? keep_ : 0.0f;
-    }
-  }
-
- private:
-  static uint64_t mix64(uint64_t x) {  // splitmix64's finaliser
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-    return x ^ (x >> 31);
-  }
-  static uint32_t mix32(uint32_t x) {  // two rounds of multiply and xor-shift: every input bit reaches every output bit
-    x = (x ^ (x >> 16)) * 0x7feb352du;
-    x = (x ^ (x >> 15)) * 0x846ca68bu;
-    return x ^ (x >> 16);
-  }
-
-  uint32_t threshold_;
-  float keep_;
-  uint64_t seed_;
-};
-
-class Forward {
- public:
-  Forward(const VarlenAttention& problem, int64_t longest)
-      : p_(problem),
-        dropout_(p_.dropout_p, p_.seed),
-        columns_(padded(p_.q.dim)),
-        ld_(padded(longest)),
-        keys_(p_.q.dim * ld_),
-        values_(longest * columns_),
-        queries_(kQueryTile * columns_),
-        weights_(kQueryTile * kKeyTile),
-        mask_(kKeyTile),
-        out_(kQueryTile * columns_) {}
-
-  void run(int64_t head, int64_t first, int64_t length) {
-    load_transposed(p_.k, head, first, length, p_.scale, keys_, ld_, padded(length));
-    load_rows(p_.v, head, first, length, values_, columns_, columns_);
-    for (int64_t query = 0; query < length; query += kQueryTile) {
-      run_queries(head, first, length, query, std::min(kQueryTile, length - query));
-    }
-  }
-
- private:
-  void run_queries(int64_t head, int64_t first, int64_t length, int64_t query, int64_t rows) {
-    load_rows(p_.q, head, first + query, rows, queries_, columns_, p_.q.dim);
-    std::fill(out_.get(), out_ + rows * columns_, 0.0f);
-    std::fill(highest_, highest_ + rows, -std::numeric_limits<float>::infinity());
-    std::fill(total_, total_ + rows, 0.0f);
-    for (int64_t key = 0; key < length; key += kKeyTile) {
-      const int64_t keys = std::min(kKeyTile, length - key);
-      gemm<float>(rows, padded(keys), p_.q.dim, queries_, columns_, 1, keys_ + key, ld_, weights_, kKeyTile, false);
-      for (int64_t i = 0; i < rows; ++i) {
-        softmax_row(i, keys);
-        if (p_.dropout_p > 0) drop(i, head, first + query + i, key, keys);
-      }
-      gemm<float>(rows, columns_, keys, weights_, kKeyTile, 1, values_ + key * columns_, columns_, out_, columns_,
-                  true);
-    }
-    finish(head, first + query, rows);
-  }
-
-  // Turns row i of the tile into exp(S - highest so far) and rescales what the row has gathered.
-  void softmax_row(int64_t i, int64_t keys) {
-    float* row = weights_ + i * kKeyTile;
-    float highest = highest_[i];
-#pragma omp simd reduction(max : highest)
-    for (int64_t j = 0; j < keys; ++j) highest = row[j] > highest ? row[j] : highest;
-    float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < keys; ++j) {
-      row[j] = fast_exp(row[j] - highest);
-      sum += row[j];
-    }
-    const float correction = total_[i] > 0.0f ? fast_exp(highest_[i] - highest) : 0.0f;
-    total_[i] = total_[i] * correction + sum;
-    highest_[i] = highest;
-    float* out = out_ + i * columns_;
-    if (correction != 1.0f) {
-      for (int64_t d = 0; d < columns_; ++d) out[d] *= correction;
-    }
-  }
-
-  void drop(int64_t i, int64_t head, int64_t token, int64_t key, int64_t keys) {
-    dropout_.row(token, head, p_.heads, key, keys, mask_);
-    float* row = weights_ + i * kKeyTile;
-    for (int64_t j = 0; j < keys; ++j) row[j] *= mask_[j];
-  }
-
-  void finish(int64_t head, int64_t token, int64_t rows) {
-    for (int64_t i = 0; i < rows; ++i) {
-      const float inverse = 1.0f / total_[i];
-      for (int64_t d = 0; d < columns_; ++d) out_[i * columns_ + d] *= inverse;
-      p_.lse[head * p_.tokens + token + i] = highest_[i] + std::log(total_[i]);
-    }
-    store_rows(out_, columns_, rows, p_.out, p_.q.dtype, p_.heads, head, token, p_.q.dim);
-  }
-
-  const VarlenAttention& p_;
-  const Dropout dropout_;
-  const int64_t columns_, ld_;
-  Scratch<float> keys_;     // [D, ld] scaled
-  Scratch<float> values_;   // [longest, columns]
-  Scratch<float> queries_;  // [kQueryTile, columns]
-  Scratch<float> weights_;  // [kQueryTile, kKeyTile]
-  Scratch<float> mask_;     // [kKeyTile]
-  Scratch<float> out_;      // [kQueryTile, columns]
-  float highest_[kQueryTile];
-  float total_[kQueryTile];
-};
-
-class Backward {
- public:
-  Backward(const VarlenAttentionBackward& problem, int64_t longest)
-      : b_(problem),
-        p_(problem.forward),
-        dropout_(p_.dropout_p, p_.seed),
-        columns_(padded(p_.q.dim)),
-        ld_(padded(longest)),
-        keys_t_(p_.q.dim * ld_),
-        values_t_(p_.q.dim * ld_),
-        keys_(longest * columns_),
-        queries_(kQueryTile * columns_),
-        grad_out_(kQueryTile * columns_),
-        out_(kQueryTile * columns_),
-        weights_(kQueryTile * kKeyTile),
-        grad_weights_(kQueryTile * kKeyTile),
-        mask_(kKeyTile),
-        grad_q_(kQueryTile * columns_),
-        grad_k_(longest * columns_),
-        grad_v_(longest * columns_) {}
-
-  void run(int64_t head, int64_t first, int64_t length) {
-    load_transposed(p_.k, head, first, length, p_.scale, keys_t_, ld_, padded(length));
-    load_transposed(p_.v, head, first, length, 1.0f, values_t_, ld_, padded(length));
-    load_rows(p_.k, head, first, length, keys_, columns_, columns_);
-    for (int64_t query = 0; query < length; query += kQueryTile) {
-      run_queries(head, first, length, query, std::min(kQueryTile, length - query));
-    }
-    store_rows(grad_k_, columns_, length, b_.grad_k, p_.q.dtype, p_.heads, head, first, p_.q.dim);
-    store_rows(grad_v_, columns_, length, b_.grad_v, p_.q.dtype, p_.heads, head, first, p_.q.dim);
-  }
-
- private:
-  void run_queries(int64_t head, int64_t first, int64_t length, int64_t query, int64_t rows) {
-    const int64_t token = first + query, dim = p_.q.dim;
-    load_rows(p_.q, head, token, rows, queries_, columns_, columns_);
-    load_rows(b_.grad, head, token, rows, grad_out_, columns_, columns_);
-    load_rows({p_.out, p_.q.dtype, p_.heads * dim, dim, dim}, head, token, rows, out_, columns_, columns_);
-    for (int64_t i = 0; i < rows; ++i) {
-      float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t d = 0; d < dim; ++d) sum += grad_out_[i * columns_ + d] * out_[i * columns_ + d];
-      delta_[i] = sum;
-    }
-    for (int64_t key = 0; key < length; key += kKeyTile) {
-      const int64_t keys = std::min(kKeyTile, length - key), width = padded(keys);
-      gemm<float>(rows, width, dim, queries_, columns_, 1, keys_t_ + key, ld_, weights_, kKeyTile, false);
-      gemm<float>(rows, width, dim, grad_out_, columns_, 1, values_t_ + key, ld_, grad_weights_, kKeyTile, false);
-      for (int64_t i = 0; i < rows; ++i) differentiate_row(i, head, token + i, key, keys);
-      // weights_ now holds P . M, grad_weights_ scale dS
-      gemm<float>(keys, columns_, rows, weights_, 1, kKeyTile, grad_out_, columns_, grad_v_ + key * columns_, columns_,
-                  query > 0);
-      gemm<float>(keys, columns_, rows, grad_weights_, 1, kKeyTile, queries_, columns_, grad_k_ + key * columns_,
-                  columns_, query > 0);
-      gemm<float>(rows, columns_, keys, grad_weights_, kKeyTile, 1, keys_ + key * columns_, columns_, grad_q_, columns_,
-                  key > 0);
-    }
-    store_rows(grad_q_, columns_, rows, b_.grad_q, p_.q.dtype, p_.heads, head, token, dim);
-  }
-
-  void differentiate_row(int64_t i, int64_t head, int64_t token, int64_t key, int64_t keys) {
-    float* weights = weights_ + i * kKeyTile;
-    float* grad = grad_weights_ + i * kKeyTile;
-    const float lse = p_.lse[head * p_.tokens + token], delta = delta_[i], scale = p_.scale;
-    if (p_.dropout_p > 0) {
-      dropout_.row(token, head, p_.heads, key, keys, mask_);
-#pragma omp simd
-      for (int64_t j = 0; j < keys; ++j) {
-        const float weight = fast_exp(weights[j] - lse);
-        grad[j] = scale * weight * (grad[j] * mask_[j] - delta);
-        weights[j] = weight * mask_[j];
-      }
-    } else {
-#pragma omp simd
-      for (int64_t j = 0; j < keys; ++j) {
-        const float weight = fast_exp(weights[j] - lse);
-        grad[j] = scale * weight * (grad[j] - delta);
-        weights[j] = weight;
-      }
-    }
-  }
-
-  const VarlenAttentionBackward& b_;
-  const VarlenAttention& p_;
-  const Dropout dropout_;
-  const int64_t columns_, ld_;
-  Scratch<float> keys_t_, values_t_;         // [D, ld], keys scaled
-  Scratch<float> keys_;                      // [longest, columns]
-  Scratch<float> queries_, grad_out_, out_;  // [kQueryTile, columns]
-  Scratch<float> weights_, grad_weights_;    // [kQueryTile, kKeyTile]
-  Scratch<float> mask_;                      // [kKeyTile]
-  Scratch<float> grad_q_;                    // [kQueryTile, columns]
-  Scratch<float> grad_k_, grad_v_;           // [longest, columns]
-  float delta_[kQueryTile];
-};
 
 struct Extent {
   int64_t longest = 0;
@@ -248,6 +22,10 @@ Extent extent_of(const VarlenAttention& p) {
     extent.pairs += static_cast<double>(length) * static_cast<double>(length * p.heads);
   }
   return extent;
+}
+
+[[maybe_unused]] bool bf16_only(const VarlenAttention& p) {
+  return p.q.dtype == Dtype::bf16 && p.k.dtype == Dtype::bf16 && p.v.dtype == Dtype::bf16;
 }
 
 template <class Kernel, class Problem>
@@ -265,11 +43,21 @@ void for_each_head(const Problem& problem, const VarlenAttention& p, double oper
 }  // namespace
 
 void varlen_attention(const VarlenAttention& p) {
-  for_each_head<Forward>(p, p, 2.0 * static_cast<double>(p.q.dim));
+  const double operations = 2.0 * static_cast<double>(p.q.dim);
+#if defined(BERTXFER_BF16_GEMM)
+  if (bf16_only(p)) return for_each_head<Bf16Forward>(p, p, operations);
+#endif
+  for_each_head<Forward>(p, p, operations);
 }
 
 void varlen_attention_backward(const VarlenAttentionBackward& p) {
-  for_each_head<Backward>(p, p.forward, 5.0 * static_cast<double>(p.forward.q.dim));
+  const double operations = 5.0 * static_cast<double>(p.forward.q.dim);
+#if defined(BERTXFER_BF16_GEMM)
+  if (bf16_only(p.forward) && p.grad.dtype == Dtype::bf16) {
+    return for_each_head<Bf16Backward>(p, p.forward, operations);
+  }
+#endif
+  for_each_head<Backward>(p, p.forward, operations);
 }
 
 }  // namespace BERTXFER_ISA

@@ -145,6 +145,39 @@ def test_sharp_maps_stay_finite(backend: str) -> None:
 
 
 @dtypes
+@pytest.mark.parametrize(("at", "above"), [(40, 20), (600, 14), (600, 30), (1100, 400)], ids=str)
+def test_a_late_key_far_above_the_others(backend: str, dtype: torch.dtype, at: int, above: int) -> None:
+    """Weights of a tile of keys need not start from the highest score, unless one is far above, in this tile or later.
+
+    Of half precision only what the forward pass made: where one key has all the weight, the others' gradients are
+    differences from an output that is rounded.
+    """
+    pack = Pack([1101, 700])
+    tensors = attention_inputs(dtype, pack, heads=1)
+    tensors["q"][..., 0] = 4.0
+    tensors["k"][at, :, 0] += (
+        above * tensors["k"].shape[-1] ** 0.5 / 4.0
+    )  # with the default scale: so many nats
+    assert_as_accurate_as_pytorch(
+        lambda **x: ops.varlen_attention(**x, **pack.packing),
+        lambda **x: reference.varlen_attention(**x, **pack.packing),
+        tensors,
+        QKV if dtype == torch.float32 else ("v",),
+        upstream=uneven,
+        floors=cancellation(tensors, None),
+    )
+
+
+@dtypes
+def test_long_sequences(backend: str, dtype: torch.dtype) -> None:
+    """Of several tiles of queries and of keys, the last ones incomplete."""
+    pack = Pack([1101, 513, 0, 1024])
+    check_accuracy(
+        Case(pack, dict.fromkeys(QKV, (pack.tokens, 2, 26)), dict.fromkeys(QKV, "fused"), seed=1), dtype, None
+    )
+
+
+@dtypes
 def test_upstream_gradient_of_any_layout(backend: str, dtype: torch.dtype) -> None:
     """Autograd hands over expanded (from a sum) and transposed gradients as they are."""
     pack = Pack([20, 7])
