@@ -56,9 +56,8 @@ class Bf16Units {
 };
 
 // Tile units that had nothing to do for about half a microsecond switch themselves off, and the next product waits 0.4
-// for them (measured, on a Xeon of the fourth generation). So what comes between two products and takes longer calls
-// this every few hundred nanoseconds; it takes 5 of them from one of the two vector ports. What it multiplies nobody
-// reads.
+// for them (measured on a Xeon). So what comes between two products and takes longer calls this every few hundred
+// nanoseconds; it takes 5 of them from one of the two vector ports. What it multiplies nobody reads.
 inline void keep_bf16_units_awake() {
   _tile_dpbf16ps(0, 4, 6);
 }
