@@ -62,8 +62,7 @@ class ProjectedLoss {
   }
 
   // A chunk's rows are still in the second-level caches when the pass and the next products come to them. In bfloat16
-  // four products of 1024 rows
-  // took twice as long as one of 4096.
+  // four products of 1024 rows took twice as long as one of 4096.
   static constexpr int64_t kChunk = 2048, kBf16Chunk = 4096;
 
   double projected() {
