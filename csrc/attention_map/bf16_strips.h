@@ -18,7 +18,7 @@ struct PairedGradients {
   static constexpr Digits kDigits = Digits::bfloat16;
 
   bf16* rows;       // [count, ld]
-  uint32_t* pairs;  // [count / 2, ld]
+  uint32_t* pairs;  // [tall / 2, ld], `tall` as fill_up() gets it
   int64_t ld;
 
   // Rows come in turn.
@@ -36,7 +36,7 @@ struct PairedGradients {
         _mm512_storeu_si512(pair + j, paired(_mm256_loadu_si256((const __m256i*)(before + j)), bits));
       });
     }
-    for (int64_t j = round_up(length, kTile); j < round_up(length, kDepthTile); ++j) row[j] = bf16{};
+    fill_depth(row, length);
   }
 
   // Pairs of zeros for rows count..tall-1 of `width` columns; a last row without a partner gets one.
@@ -138,8 +138,10 @@ class Bf16Strips {
     bf16_gemm(tall, width, dt_depth_, teacher.first, teacher.ld, keys_teacher_t_, ld_, teacher_, ld_, false, &ahead_);
     const PairedGradients gradients_to{direction_, direction_pairs_, ld_};
     const double sum = map_strip(p_, student_, teacher_, ld_, rows, length, weights_, gradients_to);
-    if (p_.need_grad) gradients_to.fill_up(rows, round_up(rows, kDepthTile), width);
-    if (p_.need_grad) gradients(head, length, query, rows, student);
+    if (p_.need_grad) {
+      gradients_to.fill_up(rows, round_up(rows, kDepthTile), width);
+      gradients(head, length, query, rows, student);
+    }
     return sum;
   }
 

@@ -68,11 +68,13 @@ inline double map_rows(const AttentionMap& p, const RowPairs& rows, int64_t firs
   return loss;
 }
 
-// The loss of a strip's rows, `scratch` being RowPairs::weights for rows_at_once(ld) of them. `gradients`, where they
-// are wanted, has
-//   write(i, length, at)   which writes row i, at(j) being the vector from column j on; it may write over the scores
-//   keep_units_awake()     see bf16_gemm.h
-//   kDigits                how exact they are
+// The loss of a strip's rows, `scratch` being RowPairs::weights for rows_at_once(ld) of them. `gradients` has
+//
+//   write(i, length, at)       writes row i, where gradients are wanted; at(j) is the vector from column j on
+//   keep_units_awake(length)   see bf16_gemm.h
+//   kDigits                    how exact they are
+//
+// and may write over the scores.
 template <class Gradients>
 inline double map_strip(const AttentionMap& p, const float* student, const float* teacher, int64_t ld, int64_t count,
                         int64_t length, float* scratch, const Gradients& gradients) {

@@ -203,6 +203,12 @@ inline void load_bf16_rows(const PackedView& view, int64_t head, int64_t first, 
   }
 }
 
+// A product sums over whole tiles of depth: zeros where a row whose first `count` numbers were written by vectors is
+// not one.
+inline void fill_depth(bf16* row, int64_t count) {
+  for (int64_t j = round_up(count, kTile); j < round_up(count, kDepthTile); ++j) row[j] = bf16{};
+}
+
 // Pairs of two rows' numbers.
 inline __m512i paired(__m256i low, __m256i high) {
   return _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
