@@ -45,7 +45,7 @@ class Strips {
         queries_teacher_(rows_ * dt_columns_),
         student_(rows_ * ld_),
         teacher_(rows_ * ld_),
-        weights_(2 * rows_at_once(ld_) * ld_),
+        weights_(weights_room(ld_)),
         grad_q_(p_.need_grad ? (p_.grad_k == nullptr ? longest : rows_) * ds_columns_ : 0),
         grad_k_t_(p_.need_grad ? ds_columns_ * ld_ : 0) {}
 

@@ -42,9 +42,15 @@ struct RowPairs {
 constexpr int64_t kMostRows = 16;
 
 // So many rows and their weights stay in the nearest cache.
+constexpr int64_t kNearBytes = 24 * 1024;
 constexpr int64_t rows_at_once(int64_t ld) {
-  const int64_t fit = 24 * 1024 / (4 * ld * static_cast<int64_t>(sizeof(float)));
+  const int64_t fit = kNearBytes / (4 * ld * static_cast<int64_t>(sizeof(float)));
   return fit < 1 ? 1 : fit > kMostRows ? kMostRows : fit;
+}
+
+// Floats for the weights of rows_at_once(ld) rows of any ld up to `longest`.
+constexpr int64_t weights_room(int64_t longest) {
+  return std::max(2 * longest, kNearBytes / 2 / static_cast<int64_t>(sizeof(float)));
 }
 
 // What is known of each row.
