@@ -32,11 +32,15 @@ inline void matmul_add(Tensor& out, const Tensor& a, const Tensor& b, bool accum
   }
   Tensor product = empty({out.size(0), out.size(1)}, a.scalar_type());
   matmul_out(product, a, b);
+  if (!accumulate) {
+    torch::stable::copy_(out, product);
+    return;
+  }
   const Tensor widened = torch::stable::to(product, ScalarType::Float);
   float* sum = static_cast<float*>(out.data_ptr());
   const float* terms = static_cast<const float*>(widened.data_ptr());
   const int64_t size = out.numel();
-  for (int64_t i = 0; i < size; ++i) sum[i] = accumulate ? sum[i] + terms[i] : terms[i];
+  for (int64_t i = 0; i < size; ++i) sum[i] += terms[i];
 }
 
 inline void clear(Tensor& tensor) {

@@ -49,7 +49,7 @@ class ProjectedLoss {
   Result run(const std::string& reduction, double terms, double slope) {
     const double normaliser = reduction == "sum" ? 1.0 : terms > 0 ? 1.0 / terms : 0.0;
     scale_ = stored_factor(student_.scalar_type(), slope * normaliser, 1.0);
-    clear(grad_weight_);  // T may be 0
+    if (tokens_ == 0) clear(grad_weight_);
     clear(grad_bias_);
     const double total = weight_ ? projected() : run_pass(student_, 0, tokens_, grad_student_);
     return {scalar(total * normaliser), grad_student_, grad_weight_, grad_bias_,
