@@ -184,7 +184,7 @@ inline void bf16_gemm(int64_t m, int64_t n, int64_t depth, const bf16* a, int64_
 
 // ---------------------------------------------------------------------------------------------- layouts
 
-constexpr int64_t kTokensAhead = 8;
+constexpr int64_t kTokensAhead = 16;
 
 // Rows of one head of a bfloat16 tensor, columns dim..columns zero, and zero rows after `count` up to `rows`. Asks for
 // later ones: attention over 128 tokens is 15 % faster forward and 29 % backward.

@@ -40,12 +40,20 @@ void for_each_head(const Problem& problem, const VarlenAttention& p, double oper
   });
 }
 
+template <class Kernel, class Problem>
+void for_each_group(const Problem& problem, const VarlenAttention& p, double operations_per_pair) {
+  const GroupPlan groups(p.packing, p.heads, Kernel::group_bytes(p.q.dim));
+  for_each_item(static_cast<int64_t>(groups.all.size()), extent_of(p).pairs * operations_per_pair, [&] {
+    return [&, kernel = Kernel(problem, groups)](int64_t item) mutable { kernel.run(groups.all[item]); };
+  });
+}
+
 }  // namespace
 
 void varlen_attention(const VarlenAttention& p) {
   const double operations = 2.0 * static_cast<double>(p.q.dim);
 #if defined(BERTXFER_BF16_GEMM)
-  if (bf16_only(p)) return for_each_head<Bf16Forward>(p, p, operations);
+  if (bf16_only(p)) return for_each_group<Bf16Forward>(p, p, operations);
 #endif
   for_each_head<Forward>(p, p, operations);
 }
@@ -54,7 +62,7 @@ void varlen_attention_backward(const VarlenAttentionBackward& p) {
   const double operations = 5.0 * static_cast<double>(p.forward.q.dim);
 #if defined(BERTXFER_BF16_GEMM)
   if (bf16_only(p.forward) && p.grad.dtype == Dtype::bf16) {
-    return for_each_head<Bf16Backward>(p, p.forward, operations);
+    return for_each_group<Bf16Backward>(p, p.forward, operations);
   }
 #endif
   for_each_head<Backward>(p, p.forward, operations);

@@ -1,6 +1,8 @@
-"""Kernels copy the rows of several heads at a time (csrc/common/head_groups.h): a head does not notice its neighbours.
+"""Kernels load the rows of several heads at a time (csrc/common/head_groups.h, csrc/varlen_attention/group_plan.h): a
+head does not notice its neighbours.
 
-A single head is never copied, so what it gives alone is what the copy has to give, bit for bit.
+A single head is a group of its own, and for losses never copied, so what it gives alone is what it has to give among
+others, bit for bit.
 """
 
 from __future__ import annotations
@@ -66,6 +68,22 @@ def test_a_relation_head_gives_the_same_alone(dtype: torch.dtype) -> None:
         mine = {"x_student": student[:, 8 * head :][:, :8], "x_teacher": teacher[:, 16 * head :][:, :16]}
         _, alone = run(ops.relation_kl, mine, heads=1)
         assert torch.equal(gradient[:, 8 * head :][:, :8], alone), f"head {head}"
+
+
+@dtypes
+@pytest.mark.parametrize("heads, dim", [(12, 64), (7, 26), (5, 100)])
+def test_an_attention_head_gives_the_same_alone(heads: int, dim: int, dtype: torch.dtype) -> None:
+    def run(inputs: list[Tensor], upstream: Tensor) -> tuple[Tensor, ...]:
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        out = ops.varlen_attention(*leaves, PACK.cu_seqlens, max_seqlen=max(PACK.lengths))
+        return out.detach(), *torch.autograd.grad(out, leaves, upstream)
+
+    inputs = [torch.randn(PACK.tokens, heads, dim, dtype=dtype) for _ in range(4)]
+    together = run(inputs[:3], inputs[3])
+    for head in range(heads):
+        mine = [x[:, head : head + 1] for x in inputs]
+        for whole, part in zip(together, run(mine[:3], mine[3]), strict=True):
+            assert torch.equal(whole[:, head : head + 1], part), f"head {head}"
 
 
 def test_rows_that_lie_apart_are_copied_from_where_they_are() -> None:

@@ -191,6 +191,19 @@ def test_a_late_key_far_above_the_others(backend: str, dtype: torch.dtype, at: i
 
 
 @dtypes
+def test_a_sequence_does_not_notice_the_one_before(backend: str, dtype: torch.dtype) -> None:
+    """Of an odd number of tokens, after a longer one whose scores are far below zero: what that has left in memory,
+    taken for a log-sum-exp of the row that is not there, would weigh infinitely much."""
+    pack = Pack([34, 33])
+    tensors = attention_inputs(dtype, pack, heads=1)
+    tensors["q"][:34, :, 0], tensors["k"][:34, :, 0] = 100.0, -100.0
+    leaves = [x.requires_grad_() for x in tensors.values()]
+    gradients = torch.autograd.grad(ops.varlen_attention(*leaves, **pack.packing).sum(), leaves)
+    for gradient in gradients:
+        assert gradient.isfinite().all()
+
+
+@dtypes
 def test_long_sequences(backend: str, dtype: torch.dtype) -> None:
     """Of several tiles of queries and of keys, the last ones incomplete."""
     pack = Pack([1101, 513, 0, 1024])
