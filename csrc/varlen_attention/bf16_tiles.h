@@ -174,6 +174,7 @@ class Bf16Forward {
   void finish(int64_t head, int64_t token, int64_t rows) {
     constexpr int64_t W = kLanes<double>;
     float* lse = p_.lse + head * p_.tokens + token;
+    std::fill(total_ + rows, total_ + round_up(rows, W), 1.0f);  // of rows that are not there
     for (int64_t i = 0; i < rows; i += W) {
       const Vector<double> logs = log_of(load_doubles(total_ + i));
       for (int64_t l = 0; l < std::min(W, rows - i); ++l) {
