@@ -187,7 +187,7 @@ inline void bf16_gemm(int64_t m, int64_t n, int64_t depth, const bf16* a, int64_
 constexpr int64_t kTokensAhead = 16;
 
 // Rows of one head of a bfloat16 tensor, columns dim..columns zero, and zero rows after `count` up to `rows`. Asks for
-// later ones: attention over 32 tokens is 19 % faster, over 128 10 % forward and 6 % backward.
+// later ones: attention over 128 tokens takes 5 % less time forward and 6 % backward.
 inline void load_bf16_rows(const PackedView& view, int64_t head, int64_t first, int64_t count, int64_t rows, bf16* out,
                            int64_t ld, int64_t columns) {
   const bf16* source = static_cast<const bf16*>(view.data) + head * view.head_stride + first * view.token_stride;
