@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import BertModel
 
-from bertxfer_fast import Distiller, recipes
-from bertxfer_fast.objectives import HiddenStates, Objective
+from bertxfer_fast import Distiller
+from bertxfer_fast.distillation import recipes
+from bertxfer_fast.distillation.objectives import HiddenStates, Objective
 
 from .harness import Call, compare, compiled, full_or_quick, on_backend
 from .inputs import both_dtypes

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from bertxfer_fast.ops import _backend
+from bertxfer_fast.ops._dispatch import backend as _backend
 
 Call = Callable[[], object]
 

@@ -13,11 +13,11 @@ __version__ = "0.1.0"
 
 #: Public name -> module that holds it ("" : the name is that module itself).
 _LAZY = {
-    "Distiller": "distiller",
-    "DistillationArguments": "arguments",
-    "DistillationTrainer": "trainer",
+    "Distiller": "distillation.distiller",
+    "DistillationArguments": "training.arguments",
+    "DistillationTrainer": "training.trainer",
     "FeatureExtractor": "features",
-    "TeacherStream": "stream",
+    "TeacherStream": "models.stream",
     "build_info": "ops",
     "explain": "ops",
     "objectives": "",
@@ -26,6 +26,12 @@ _LAZY = {
     "recipes": "",
     "students": "",
     "use_backend": "ops",
+}
+#: Public modules that stand in a room.
+_ROOM_OF = {
+    "objectives": "distillation.objectives",
+    "packing": "data.packing",
+    "recipes": "distillation.recipes",
 }
 
 __all__ = [
@@ -46,19 +52,21 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from . import objectives, ops, packing, recipes, students
-    from .arguments import DistillationArguments
-    from .distiller import Distiller
+    from . import ops, students
+    from .data import packing
+    from .distillation import objectives, recipes
+    from .distillation.distiller import Distiller
     from .features import FeatureExtractor
+    from .models.stream import TeacherStream
     from .ops import build_info, explain, use_backend
-    from .stream import TeacherStream
-    from .trainer import DistillationTrainer
+    from .training.arguments import DistillationArguments
+    from .training.trainer import DistillationTrainer
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'bertxfer_fast' has no attribute {name!r}")
-    module = importlib.import_module(f".{_LAZY[name] or name}", __name__)
+    module = importlib.import_module(f".{_LAZY[name] or _ROOM_OF.get(name, name)}", __name__)
     value = getattr(module, name) if _LAZY[name] else module
     globals()[name] = value
     return value

@@ -4,7 +4,7 @@
 #define Py_LIMITED_API 0x030a0000
 #include <Python.h>
 
-#include "common/isa.h"
+#include "common/cpu/isa.h"
 
 namespace {
 

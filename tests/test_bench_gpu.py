@@ -18,8 +18,9 @@ from benchmarks import choices, device, gpu, harness, machine, peers
 from bertxfer_fast import bench
 from bertxfer_fast import bench_gpu_report as report
 from bertxfer_fast.errors import InputError
-from bertxfer_fast.ops import _backend, _choices
-from bertxfer_fast.ops._autograd import gpu_size
+from bertxfer_fast.ops._dispatch import backend as _backend
+from bertxfer_fast.ops._dispatch import choices as _choices
+from bertxfer_fast.ops._dispatch.autograd import gpu_size
 
 from .test_bench import ROOT, cells, entry, fixture, pages, results, save
 

@@ -10,7 +10,9 @@ import pytest
 import torch
 import yaml
 
-from bertxfer_fast import arguments, config, recipes
+from bertxfer_fast.cli.config import schema as config
+from bertxfer_fast.distillation import recipes
+from bertxfer_fast.training import arguments
 
 from .folders import tiny_tokenizer
 from .tiny import packed_batch, tiny_bert

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ._backend import explain, use_backend
-from ._library import build_info
+from ._dispatch.backend import explain, use_backend
+from ._dispatch.library import build_info
 from .attention_map import attention_map_loss
 from .attention_score_mse import attention_score_mse
 from .hidden_cosine import hidden_cosine

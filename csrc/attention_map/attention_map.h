@@ -13,16 +13,16 @@
 //
 // bfloat16 tensors go through the processor's bfloat16 units where it has them (bf16_strips.h): scores, softmax and
 // loss stay float32, exponentials are good to 3e-6, and G is rounded to bfloat16 for its two products. The divergence
-// of a row, exact when it is tiny, is common/softmax_rows.h's.
+// of a row, exact when it is tiny, is common/cpu/softmax_rows.h's.
 //
 // Bytes: q and k of both models once, the gradients once. Operations per head: L^2 (3 ds + dt) multiply-adds and two
-// exps a pair. The products are our own, measured faster than torch.bmm at these widths (common/gemm.h,
-// common/bf16_gemm.h).
+// exps a pair. The products are our own, measured faster than torch.bmm at these widths (common/cpu/gemm.h,
+// common/cpu/bf16_gemm.h).
 #pragma once
 
 #include <cstdint>
 
-#include "../common/isa.h"
+#include "../common/cpu/isa.h"
 #include "../common/types.h"
 
 namespace bertxfer {

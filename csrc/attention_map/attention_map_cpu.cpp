@@ -2,7 +2,7 @@
 // one thread, so results do not depend on the number of threads.
 #include <algorithm>
 
-#include "../common/head_groups.h"
+#include "../common/cpu/head_groups.h"
 #include "attention_map.h"
 #include "bf16_strips.h"
 #include "strips.h"

@@ -15,7 +15,7 @@
 
 #include <cstdint>
 
-#include "../common/attention_pair.h"
+#include "../common/cuda/attention_pair.h"
 
 namespace bertxfer {
 

@@ -3,7 +3,7 @@
 
 #include <tuple>
 
-#include "../common/attention_pair_tensors.h"
+#include "../common/tensor/attention_pair_tensors.h"
 #include "attention_map_cuda.h"
 
 namespace bertxfer {

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "../common/bf16_gemm.h"
+#include "../common/cpu/bf16_gemm.h"
 #include "map_rows.h"
 
 #if defined(BERTXFER_BF16_GEMM)

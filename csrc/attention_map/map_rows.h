@@ -1,7 +1,7 @@
-// Loss and gradient of rows of two maps: softmax of both, then KL divergence (common/softmax_rows.h) or MSE.
+// Loss and gradient of rows of two maps: softmax of both, then KL divergence (common/cpu/softmax_rows.h) or MSE.
 #pragma once
 
-#include "../common/softmax_rows.h"
+#include "../common/cpu/softmax_rows.h"
 #include "attention_map.h"
 
 namespace bertxfer {

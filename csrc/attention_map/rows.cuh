@@ -5,7 +5,7 @@
 // would round away what distinguishes maps that almost agree.
 #pragma once
 
-#include "../common/score_tiles.cuh"
+#include "../common/cuda/score_tiles.cuh"
 
 namespace bertxfer {
 

@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
-#include "../common/gemm.h"
-#include "../common/rows.h"
+#include "../common/cpu/gemm.h"
+#include "../common/cpu/rows.h"
 #include "map_rows.h"
 
 namespace bertxfer {

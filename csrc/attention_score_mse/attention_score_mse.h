@@ -23,13 +23,14 @@
 //
 // Bytes: q and k of both models once (tiled: once per 256 keys), the gradients once.
 // Reference shape 8/512/12/26/64 (B/L/H/ds/dt), gram: 35 MB of float32 read, 10 MB written, 0.63 G multiply-adds.
-// The matrix products are our own, measured faster than torch.bmm at these widths (common/gemm.h, common/bf16_gemm.h).
-// Of a head's 180 microseconds there in float32 products take 110, fetching and packing 57, storing 6.
+// The matrix products are our own, measured faster than torch.bmm at these widths (common/cpu/gemm.h,
+// common/cpu/bf16_gemm.h). Of a head's 180 microseconds there in float32 products take 110, fetching and packing 57,
+// storing 6.
 #pragma once
 
 #include <cstdint>
 
-#include "../common/isa.h"
+#include "../common/cpu/isa.h"
 #include "../common/types.h"
 
 namespace bertxfer {

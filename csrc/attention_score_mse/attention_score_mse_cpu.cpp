@@ -4,7 +4,7 @@
 #include <cmath>
 #include <memory>
 
-#include "../common/head_groups.h"
+#include "../common/cpu/head_groups.h"
 #include "attention_score_mse.h"
 #include "bf16_gram.h"
 #include "gram.h"

@@ -4,7 +4,7 @@
 #include <tuple>
 #include <vector>
 
-#include "../common/checks.h"
+#include "../common/tensor/checks.h"
 #include "attention_score_mse.h"
 
 namespace bertxfer {

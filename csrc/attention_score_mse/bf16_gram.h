@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "../common/bf16_gemm.h"
+#include "../common/cpu/bf16_gemm.h"
 #include "gram_pair.h"
 
 #if defined(BERTXFER_BF16_GEMM)

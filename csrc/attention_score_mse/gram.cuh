@@ -6,7 +6,7 @@
 // is multiplied as it is, half precision in two halves, as G's rounding would outweigh the small difference it makes.
 #pragma once
 
-#include "../common/score_tiles.cuh"
+#include "../common/cuda/score_tiles.cuh"
 
 namespace bertxfer {
 

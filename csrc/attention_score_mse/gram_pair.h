@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "../common/gemm.h"
+#include "../common/cpu/gemm.h"
 #include "pair_rows.h"
 
 namespace bertxfer {

@@ -4,7 +4,7 @@
 
 #include <cstring>
 
-#include "../common/head_groups.h"
+#include "../common/cpu/head_groups.h"
 #include "attention_score_mse.h"
 
 namespace bertxfer {

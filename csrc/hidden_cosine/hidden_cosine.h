@@ -6,13 +6,13 @@
 //
 // 1 - <u, v> is taken as |u - v|^2 / 2 and v - <u, v> u as (v - u) + loss u, which keep their digits when student and
 // teacher agree. Norms are at least 1e-8; a row without length counts 1. Products as in hidden_mse: see
-// common/projected_loss.h.
+// common/tensor/projected_loss.h.
 //
 // Bytes: as hidden_mse. Operations of the pass: about 10 per element.
 #pragma once
 
-#include "../common/hidden_rows.h"
-#include "../common/isa.h"
+#include "../common/cpu/hidden_rows.h"
+#include "../common/cpu/isa.h"
 
 namespace bertxfer {
 

@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "../common/parallel.h"
-#include "../common/rows.h"
+#include "../common/cpu/parallel.h"
+#include "../common/cpu/rows.h"
 #include "hidden_cosine.h"
 
 namespace bertxfer {

@@ -1,7 +1,7 @@
 // Tensor side of hidden_cosine.
 #include <torch/csrc/stable/library.h>
 
-#include "../common/projected_loss.h"
+#include "../common/tensor/projected_loss.h"
 #include "hidden_cosine.h"
 
 namespace bertxfer {

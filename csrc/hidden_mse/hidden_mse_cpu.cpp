@@ -1,8 +1,8 @@
 // CPU kernel of hidden_mse: the pass between the products, see hidden_mse.h.
 #include <algorithm>
 
-#include "../common/parallel.h"
-#include "../common/rows.h"
+#include "../common/cpu/parallel.h"
+#include "../common/cpu/rows.h"
 #include "hidden_mse.h"
 
 namespace bertxfer {

@@ -3,13 +3,14 @@
 // once, for the two products of the gradient.
 //
 // A block is 128 tokens x 128 columns, its eight warps 64 x 32 each. Rows of both operands come through three buffers
-// (two in float32) of 32 columns, filled by cp.async. float32 is split into pairs of tf32 numbers (common/mma.cuh).
+// (two in float32) of 32 columns, filled by cp.async. float32 is split into pairs of tf32 numbers
+// (common/cuda/mma.cuh).
 //
 // Bytes, T = 32768, 312 -> 768, bf16: X 20 MB and Y 50 MB read, direction 50 MB written; then dX = G W and dW = G^T X
 // read it again, 50 MB each, with 20 MB of dX and 20 MB of X. Operations: 3 products of 15.7 GFLOP.
 // Floor on an H100 (3.0 TB/s, 790 TFLOP/s): this kernel 40 us (its product 20 us), the two products 24 us each.
 // Last measured: not yet measured.
-#include "../common/tiles.cuh"
+#include "../common/cuda/tiles.cuh"
 #include "hidden_mse_cuda.h"
 
 namespace bertxfer {

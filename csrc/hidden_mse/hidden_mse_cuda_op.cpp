@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <tuple>
 
-#include "../common/cuda_tensors.h"
-#include "../common/reductions_cuda.h"
+#include "../common/cuda/reductions_cuda.h"
+#include "../common/tensor/cuda_tensors.h"
 #include "hidden_mse_cuda.h"
 
 namespace bertxfer {

@@ -1,7 +1,7 @@
 // Tensor side of hidden_mse.
 #include <torch/csrc/stable/library.h>
 
-#include "../common/projected_loss.h"
+#include "../common/tensor/projected_loss.h"
 #include "hidden_mse.h"
 
 namespace bertxfer {

@@ -2,9 +2,9 @@
 //
 //   S = Xs Ws^T + bs    T = Xt Wt^T + bt    loss, G = logits_kl(S, T)    dXs = G Ws    dWs = G^T Xs    dbs = G^T 1
 //
-// The four products are the library's, faster than our own on matrices this large (common/gemm.h); between them runs
-// logits_kl's kernel, which adds the biases and turns S into G in place. Two chunks of logits of at most kChunkElements
-// each are all the memory it needs beside its results.
+// The four products are the library's, faster than our own on matrices this large (common/cpu/gemm.h); between them
+// runs logits_kl's kernel, which adds the biases and turns S into G in place. Two chunks of logits of at most
+// kChunkElements each are all the memory it needs beside its results.
 //
 // Bytes: hidden states once, both weights once a chunk, dWs once a chunk. Operations: T V (3 ds + dt) multiply-adds.
 #include <torch/csrc/stable/library.h>
@@ -12,7 +12,7 @@
 #include <tuple>
 #include <vector>
 
-#include "../common/products.h"
+#include "../common/tensor/products.h"
 #include "../logits_kl/logits_kl.h"
 
 namespace bertxfer {

@@ -4,14 +4,14 @@
 //   d loss / d student = (softmax(student / temperature) - softmax(teacher / temperature)) / temperature
 //
 // The temperature is left to the tensor side: stored is softmax - softmax, each at most 1 in size. A row is read once,
-// worked on in cache (common/softmax_rows.h) and its gradient written once.
+// worked on in cache (common/cpu/softmax_rows.h) and its gradient written once.
 //
 // Bytes: student and teacher once, the gradient once. Operations: two exps per class and row.
 #pragma once
 
 #include <cstdint>
 
-#include "../common/isa.h"
+#include "../common/cpu/isa.h"
 #include "../common/types.h"
 
 namespace bertxfer {

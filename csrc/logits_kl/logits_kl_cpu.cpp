@@ -2,9 +2,9 @@
 #include <algorithm>
 #include <limits>
 
-#include "../common/parallel.h"
-#include "../common/rows.h"
-#include "../common/softmax_rows.h"
+#include "../common/cpu/parallel.h"
+#include "../common/cpu/rows.h"
+#include "../common/cpu/softmax_rows.h"
 #include "logits_kl.h"
 
 namespace bertxfer {

@@ -4,7 +4,7 @@
 #include <tuple>
 #include <vector>
 
-#include "../common/checks.h"
+#include "../common/tensor/checks.h"
 #include "logits_kl.h"
 
 namespace bertxfer {

@@ -14,7 +14,7 @@
 
 #include <cstdint>
 
-#include "../common/isa.h"
+#include "../common/cpu/isa.h"
 #include "../common/types.h"
 
 namespace bertxfer {

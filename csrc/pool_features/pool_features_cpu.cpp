@@ -3,8 +3,8 @@
 #include <cmath>
 #include <limits>
 
-#include "../common/parallel.h"
-#include "../common/rows.h"
+#include "../common/cpu/parallel.h"
+#include "../common/cpu/rows.h"
 #include "pool_features.h"
 
 namespace bertxfer {

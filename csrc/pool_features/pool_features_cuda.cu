@@ -8,8 +8,8 @@
 // backward 201 MB written, and as much read where layer_weights want a gradient. Operations: 2 per element, 0.2 G.
 // Floor on an H100 (3.0 TB/s): 67 us each, 134 us backward with layer_weights.
 // Last measured: not yet measured.
-#include "../common/cuda.cuh"
-#include "../common/reductions_cuda.h"
+#include "../common/cuda/cuda.cuh"
+#include "../common/cuda/reductions_cuda.h"
 #include "pool_features_cuda.h"
 
 namespace bertxfer {

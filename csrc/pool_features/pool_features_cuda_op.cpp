@@ -4,7 +4,7 @@
 #include <tuple>
 #include <vector>
 
-#include "../common/cuda_tensors.h"
+#include "../common/tensor/cuda_tensors.h"
 #include "pool_features_cuda.h"
 
 namespace bertxfer {

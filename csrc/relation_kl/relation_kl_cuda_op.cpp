@@ -7,7 +7,7 @@
 #include <tuple>
 
 #include "../attention_map/attention_map_cuda.h"
-#include "../common/attention_pair_tensors.h"
+#include "../common/tensor/attention_pair_tensors.h"
 
 namespace bertxfer {
 namespace {

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "../attention_map/attention_map.h"
-#include "../common/checks.h"
+#include "../common/tensor/checks.h"
 
 namespace bertxfer {
 namespace {

@@ -1,8 +1,8 @@
 // CPU kernel of scale_grad.
 #include <algorithm>
 
-#include "../common/parallel.h"
-#include "../common/vec.h"
+#include "../common/cpu/parallel.h"
+#include "../common/cpu/vec.h"
 #include "scale_grad.h"
 
 namespace bertxfer {

@@ -3,7 +3,7 @@
 // Bytes, T = 32768, 12 heads of 64, bf16: 50 MB read, 50 MB written. Operations: one per element.
 // Floor on an H100 (3.0 TB/s): 34 us; a launch, about 2 us, where the product is 1.
 // Last measured: not yet measured.
-#include "../common/cuda.cuh"
+#include "../common/cuda/cuda.cuh"
 #include "scale_grad_cuda.h"
 
 namespace bertxfer {

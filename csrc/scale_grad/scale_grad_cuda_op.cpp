@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "../common/cuda_tensors.h"
+#include "../common/tensor/cuda_tensors.h"
 #include "scale_grad_cuda.h"
 
 namespace bertxfer {

@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "../common/checks.h"
+#include "../common/tensor/checks.h"
 #include "scale_grad.h"
 
 namespace bertxfer {

@@ -8,8 +8,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "../common/bf16_gemm.h"
-#include "../common/softmax_rows.h"
+#include "../common/cpu/bf16_gemm.h"
+#include "../common/cpu/softmax_rows.h"
 #include "dropout.h"
 #include "group_plan.h"
 #include "varlen_attention.h"

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../common/vec.h"
+#include "../common/cpu/vec.h"
 
 namespace bertxfer {
 namespace BERTXFER_ISA {

@@ -10,9 +10,9 @@
 #include <algorithm>
 #include <vector>
 
-#include "../common/parallel.h"
+#include "../common/cpu/parallel.h"
+#include "../common/cpu/vec.h"
 #include "../common/types.h"
-#include "../common/vec.h"
 
 namespace bertxfer {
 namespace BERTXFER_ISA {

@@ -5,8 +5,8 @@
 #include <cmath>
 #include <limits>
 
-#include "../common/gemm.h"
-#include "../common/rows.h"
+#include "../common/cpu/gemm.h"
+#include "../common/cpu/rows.h"
 #include "dropout.h"
 #include "varlen_attention.h"
 

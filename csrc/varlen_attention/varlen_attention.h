@@ -10,13 +10,13 @@
 // made again from the log-sum-exps, and M from a counter (Dao et al., "FlashAttention", 2022).
 //
 // Bytes: q, k, v, o once each way plus the gradients; the map's L^2 entries never. Operations, multiply-adds per head:
-// forward 2 L^2 d, backward 5 L^2 d, plus one exp per entry each way. Float32 products are common/gemm.h's, bfloat16
-// ones common/bf16_gemm.h's.
+// forward 2 L^2 d, backward 5 L^2 d, plus one exp per entry each way. Float32 products are common/cpu/gemm.h's,
+// bfloat16 ones common/cpu/bf16_gemm.h's.
 #pragma once
 
 #include <cstdint>
 
-#include "../common/isa.h"
+#include "../common/cpu/isa.h"
 #include "../common/types.h"
 
 namespace bertxfer {

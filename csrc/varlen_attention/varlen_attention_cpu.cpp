@@ -1,7 +1,7 @@
 // CPU kernels of varlen_attention, see varlen_attention.h. One work item is one sequence and head, done by one thread.
 #include <algorithm>
 
-#include "../common/parallel.h"
+#include "../common/cpu/parallel.h"
 #include "bf16_tiles.h"
 #include "tiles.h"
 

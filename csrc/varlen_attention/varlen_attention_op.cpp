@@ -3,7 +3,7 @@
 
 #include <tuple>
 
-#include "../common/checks.h"
+#include "../common/tensor/checks.h"
 #include "varlen_attention.h"
 
 namespace bertxfer {

@@ -34,10 +34,12 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from bertxfer_fast import DistillationArguments, DistillationTrainer, Distiller, cli, data, students
-from bertxfer_fast.evaluate import summary
-from bertxfer_fast.objectives import Labels
-from bertxfer_fast.report import loss_curves, table
+from bertxfer_fast import DistillationArguments, DistillationTrainer, Distiller, students
+from bertxfer_fast.cli import command as cli
+from bertxfer_fast.data import encoding as data
+from bertxfer_fast.distillation.objectives import Labels
+from bertxfer_fast.evaluation.evaluate import summary
+from bertxfer_fast.evaluation.report import loss_curves, table
 
 RECIPE = Path(__file__).resolve().parent / "recipe.yaml"
 SETTINGS = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))

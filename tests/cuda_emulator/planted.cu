@@ -2,8 +2,8 @@
 // returns what went wrong, or an empty string; `out` is [64].
 #include <string>
 
-#include "../../csrc/common/cuda.cuh"
-#include "../../csrc/common/ptx.cuh"
+#include "../../csrc/common/cuda/cuda.cuh"
+#include "../../csrc/common/cuda/ptx.cuh"
 
 namespace {
 

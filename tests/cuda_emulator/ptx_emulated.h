@@ -1,4 +1,4 @@
-// The functions of csrc/common/ptx.cuh in the emulator: the same fragments, the same roundings of their inputs.
+// The functions of csrc/common/cuda/ptx.cuh in the emulator: the same fragments, the same roundings of their inputs.
 #pragma once
 
 #include "emulator.h"

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import bertxfer_fast
-from bertxfer_fast.ops import _backend, _library
+from bertxfer_fast.ops._dispatch import backend as _backend
+from bertxfer_fast.ops._dispatch import library as _library
 
 from .calls import CALLS
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 import bertxfer_fast
 from bertxfer_fast import ops
-from bertxfer_fast.ops import _backend, _library
+from bertxfer_fast.ops._dispatch import backend as _backend
+from bertxfer_fast.ops._dispatch import library as _library
 
 from ..ops.test_triton_attention import LONG, results
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bertxfer_fast.ops import _library
+from bertxfer_fast.ops._dispatch import library as _library
 
 ROOT = Path(__file__).parents[2]
 

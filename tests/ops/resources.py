@@ -259,7 +259,8 @@ def launches(variant: Variant, dtype: torch.dtype, target: int) -> Iterator[Comp
 
     from triton.runtime.jit import JITFunction
 
-    from bertxfer_fast.ops import _library, _triton
+    from bertxfer_fast.ops._dispatch import library as _library
+    from bertxfer_fast.ops._triton import kernels as _triton
 
     _triton.compiled_for = target
     found: list[Compiled] = []

@@ -19,7 +19,9 @@ from torch import Tensor
 
 import bertxfer_fast
 from bertxfer_fast import ops
-from bertxfer_fast.ops import _backend, _choices, _library
+from bertxfer_fast.ops._dispatch import backend as _backend
+from bertxfer_fast.ops._dispatch import choices as _choices
+from bertxfer_fast.ops._dispatch import library as _library
 from tests.cuda_emulator import build as emulator
 
 from .cases import DTYPES, RecordedCalls

@@ -27,7 +27,7 @@ from .test_pool_features import MODES
 PACK = Pack([1, 300, 0, 17, 128, 90, 250, 64, 5, 33, 180, 129, 77, 256, 2, 48])
 WIDTH = 312
 PACKED = {"cu_seqlens": PACK.cu_seqlens}
-PARALLEL_H = Path(__file__).resolve().parents[2] / "csrc" / "common" / "parallel.h"
+PARALLEL_H = Path(__file__).resolve().parents[2] / "csrc" / "common" / "cpu" / "parallel.h"
 
 
 def pair(dtype: torch.dtype) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Kernels load the rows of several heads at a time (csrc/common/head_groups.h, csrc/varlen_attention/group_plan.h): a
+"""Kernels load rows of several heads at a time (csrc/common/cpu/head_groups.h, csrc/varlen_attention/group_plan.h): a
 head does not notice its neighbours.
 
 A single head is a group of its own, and for losses never copied, so what it gives alone is what it has to give among

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bertxfer_fast import ops
-from bertxfer_fast.ops import _library
+from bertxfer_fast.ops._dispatch import library as _library
 from bertxfer_fast.ops.scale_grad import scale_grad
 
 

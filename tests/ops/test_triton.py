@@ -17,7 +17,7 @@ from torch import Tensor
 
 import bertxfer_fast
 from bertxfer_fast import ops
-from bertxfer_fast.ops import _library
+from bertxfer_fast.ops._dispatch import library as _library
 
 from .cases import DTYPES, Pack, RecordedCalls, attention_pair
 from .interpreter import mend_bfloat16, reason_to_skip
@@ -93,7 +93,7 @@ def test_gram_matrices_of_long_sequences(dtype: torch.dtype, dims: tuple[int, in
 
 def test_gram_matrices_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few heads of long sequences: parts of a sequence, added up in a second kernel."""
-    from bertxfer_fast.ops.attention_score_mse import triton_
+    from bertxfer_fast.ops.attention_score_mse import triton as triton_
 
     monkeypatch.setattr(triton_, "SPLIT", 96)
     monkeypatch.setattr(triton_, "multiprocessors", lambda device: 1000)
@@ -107,8 +107,8 @@ def test_widest_heads(function: str, dims: tuple[int, int]) -> None:
 
 
 def test_more_sequences_than_are_read_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bertxfer_fast.ops import _triton
-    from bertxfer_fast.ops.attention_score_mse import triton_
+    from bertxfer_fast.ops._triton import kernels as _triton
+    from bertxfer_fast.ops.attention_score_mse import triton as triton_
 
     for module in (_triton, triton_):
         monkeypatch.setattr(module, "many", lambda sequences: 16)

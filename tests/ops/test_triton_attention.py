@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bertxfer_fast import ops
-from bertxfer_fast.ops import _library
+from bertxfer_fast.ops._dispatch import library as _library
 
 from . import test_varlen_attention as attention
 from .cases import Case, Pack, dtypes

@@ -51,7 +51,7 @@ def test_nothing_spills(usages: list[dict[str, object]]) -> None:
 
 
 def test_every_kernel_is_compiled_for_every_target(usages: list[dict[str, object]]) -> None:
-    from bertxfer_fast.ops import _library
+    from bertxfer_fast.ops._dispatch import library as _library
 
     assert {u["operator"] for u in usages} == set(_library.TRITON)
     for operator in _library.TRITON:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _library
-from .._autograd import constant, run_loss
-from .._checks import REDUCTIONS, check_attention_pair, check_choice, check_packing, check_scale
+from .._dispatch import library as _library
+from .._dispatch.autograd import constant, run_loss
+from .._dispatch.checks import REDUCTIONS, check_attention_pair, check_choice, check_packing, check_scale
 from ..attention_score_mse import attention_backward, fake_attention_loss, setup_attention_context
 from .eager import attention_map_loss as _eager
 
@@ -87,5 +87,5 @@ _library.register(
     setup_context=setup_attention_context,
     backward=attention_backward,
     compiled=("cpp", "cuda"),
-    triton=f"{__name__}.triton_",
+    triton=f"{__name__}.triton",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._checks import sequence_spans
+from .._dispatch.checks import sequence_spans
 
 
 def attention_map_loss(

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _library
-from .._autograd import constant, run_loss
-from .._checks import REDUCTIONS, check_attention_pair, check_choice, check_packing, check_scale
+from .._dispatch import library as _library
+from .._dispatch.autograd import constant, run_loss
+from .._dispatch.checks import REDUCTIONS, check_attention_pair, check_choice, check_packing, check_scale
 from ..scale_grad import scale_grads
 from .eager import attention_score_mse as _eager
 
@@ -117,5 +117,5 @@ _library.register(
     setup_context=setup_attention_context,
     backward=attention_backward,
     compiled=("cpp", "cuda"),
-    triton=f"{__name__}.triton_",
+    triton=f"{__name__}.triton",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .._triton import find_tile, load_rows, sequence_of, store_rows
+from .._triton.kernels import find_tile, load_rows, sequence_of, store_rows
 
 #: A loss below this share of the scores' squares has lost too many digits.
 GUARD = tl.constexpr(0.01)

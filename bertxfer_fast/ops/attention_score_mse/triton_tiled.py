@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .._triton import find_tile, load_rows, whole_length
+from .._triton.kernels import find_tile, load_rows, whole_length
 from .triton_gram import takes_tiles
 
 

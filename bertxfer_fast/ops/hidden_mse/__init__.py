@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import _library
-from .._projected import backward, fake, projected_loss, setup_context
+from .._dispatch import library as _library
+from .._dispatch.projected import backward, fake, projected_loss, setup_context
 from .eager import hidden_mse as _eager
 
 
@@ -51,5 +51,5 @@ _library.register(
     setup_context=setup_context,
     backward=backward,
     compiled=("cpp", "cuda"),
-    triton=f"{__name__}.triton_",
+    triton=f"{__name__}.triton",
 )

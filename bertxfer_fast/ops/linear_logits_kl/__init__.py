@@ -7,10 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _library
-from .._autograd import constant, run_loss
-from .._checks import check_choice, check_same_device, check_same_dtype, check_temperature, check_tensor
-from .._projected import fake_projected, setup_context
+from .._dispatch import library as _library
+from .._dispatch.autograd import constant, run_loss
+from .._dispatch.checks import (
+    check_choice,
+    check_same_device,
+    check_same_dtype,
+    check_temperature,
+    check_tensor,
+)
+from .._dispatch.projected import fake_projected, setup_context
 from ..logits_kl import LOGIT_REDUCTIONS
 from ..scale_grad import scale_grads
 from .eager import linear_logits_kl as _eager
@@ -126,5 +132,5 @@ _library.register(
     fake=_fake,
     setup_context=setup_context,
     backward=_backward,
-    triton=f"{__name__}.triton_",
+    triton=f"{__name__}.triton",
 )

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _library
-from .._autograd import constant, run_loss
-from .._checks import check_choice, check_same_device, check_temperature, check_tensor
+from .._dispatch import library as _library
+from .._dispatch.autograd import constant, run_loss
+from .._dispatch.checks import check_choice, check_same_device, check_temperature, check_tensor
 from ..scale_grad import scale_grads
 from .eager import logits_kl as _eager
 
@@ -78,5 +78,5 @@ _library.register(
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
-    triton=f"{__name__}.triton_",
+    triton=f"{__name__}.triton",
 )

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _backend, _library
-from .._autograd import gpu_size, run_constant
-from .._checks import check_choice, check_packing, check_same_device, check_same_dtype, check_tensor
+from .._dispatch import backend as _backend
+from .._dispatch import library as _library
+from .._dispatch.autograd import gpu_size, run_constant
+from .._dispatch.checks import check_choice, check_packing, check_same_device, check_same_dtype, check_tensor
 from .eager import pool_features as _eager
 from .eager import pool_features_backward as _eager_backward
 
@@ -166,7 +167,7 @@ _library.register(
     setup_context=_setup_context,
     backward=_backward,
     compiled=("cpp", "cuda"),
-    triton=f"{__name__}.triton_",
+    triton=f"{__name__}.triton",
 )
 _library.register(
     "pool_features_backward",

@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton import find_tile, launch, many, tile_slots, whole_length
-from .triton_ import TOGETHER, WIDEST, WIDEST_ROW, alike, arguments, column_block, scale
+from .._triton.kernels import find_tile, launch, many, tile_slots, whole_length
+from .triton import TOGETHER, WIDEST, WIDEST_ROW, alike, arguments, column_block, scale
 
 # Made by compiling for sm_80, sm_90 and sm_100 until nothing spilled; not yet timed.
 SPREAD = {"BLOCK_T": 32, "num_warps": 4}

@@ -7,9 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _library
-from .._autograd import constant, run_loss
-from .._checks import REDUCTIONS, check_choice, check_packing, check_same_device, check_scale, check_tensor
+from .._dispatch import library as _library
+from .._dispatch.autograd import constant, run_loss
+from .._dispatch.checks import (
+    REDUCTIONS,
+    check_choice,
+    check_packing,
+    check_same_device,
+    check_scale,
+    check_tensor,
+)
 from ..scale_grad import scale_grads
 from .eager import relation_kl as _eager
 
@@ -114,5 +121,5 @@ _library.register(
     setup_context=_setup_context,
     backward=_backward,
     compiled=("cpp", "cuda"),
-    triton=f"{__name__}.triton_",
+    triton=f"{__name__}.triton",
 )

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _backend, _library
-from .._autograd import DOUBLE_BACKWARD
+from .._dispatch import backend as _backend
+from .._dispatch import library as _library
+from .._dispatch.autograd import DOUBLE_BACKWARD
 from .eager import scale_grad as _eager
 from .eager import scale_grad_ as _eager_in_place
 
@@ -103,12 +104,12 @@ _library.register(
     fake=_fake,
     backward=_backward,
     compiled=("cpp", "cuda"),
-    triton=f"{__name__}.triton_",
+    triton=f"{__name__}.triton",
 )
 _library.register(
     "scale_grad_",
     eager=_eager_in_place,
     fake=_fake_in_place,
     compiled=("cpp", "cuda"),
-    triton=f"{__name__}.triton_",
+    triton=f"{__name__}.triton",
 )

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _backend, _library
-from .._autograd import run_constant
-from .._checks import check_packing, check_same_device, check_same_dtype, check_scale, check_tensor
+from .._dispatch import backend as _backend
+from .._dispatch import library as _library
+from .._dispatch.autograd import run_constant
+from .._dispatch.checks import check_packing, check_same_device, check_same_dtype, check_scale, check_tensor
 from .eager import varlen_attention as _eager
 from .eager import varlen_attention_backward as _eager_backward
 
@@ -103,12 +104,12 @@ _library.register(
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
-    triton=f"{__name__}.triton_",
+    triton=f"{__name__}.triton",
 )
 _library.register(
     "varlen_attention_backward",
     eager=_eager_backward,
     fake=_fake_backward,
     backward=_double_backward,
-    triton=f"{__name__}.triton_",
+    triton=f"{__name__}.triton",
 )

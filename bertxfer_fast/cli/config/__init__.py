@@ -1,0 +1,1 @@
+"""Recipe files and flags, read and typed."""

@@ -1,0 +1,280 @@
+"""A distillation recipe file: YAML in, checked and typed dataclasses out.
+
+Every key of the file is also a flag (`data.train` is `--data.train`) and flags win. Nothing is guessed: an
+unknown key, a key written twice, or a value of the wrong type is an `InputError` that says where it stands and,
+for an unknown key, which known one is nearest. Paths in the file count from the file's folder, paths in flags
+from the current directory. This module only reads and types; whether files, columns and models fit together is
+checked by the command that uses them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ...errors import InputError, did_you_mean
+from .settings import Setting, read_file, read_flags
+
+Task = Literal["sequence-classification", "regression", "token-classification", "none"]
+
+# Training arguments a recipe may not set, and what to do instead.
+_RESERVED_TRAINING = {
+    "output_dir": "set output_dir at the top level",
+    "seed": "set seed at the top level",
+    "resume_from_checkpoint": "run the same command again; it resumes by itself",
+}
+_REQUIRED = ("recipe", "teacher", "output_dir")
+
+
+@dataclass
+class StudentConfig:
+    """What `students.smaller` needs; `path` instead of sizes starts from an existing model directory."""
+
+    path: str | None = field(
+        default=None, metadata={"path": True, "help": "directory of an existing student"}
+    )
+    num_hidden_layers: int | None = field(default=None, metadata={"help": "number of encoder layers"})
+    hidden_size: int | None = field(default=None, metadata={"help": "width (default: the teacher's)"})
+    num_attention_heads: int | None = field(default=None, metadata={"help": "heads (default: the teacher's)"})
+    intermediate_size: int | None = field(
+        default=None, metadata={"help": "feed-forward width (default: the teacher's)"}
+    )
+    init: Literal["teacher", "random"] = field(default="teacher", metadata={"help": "starting weights"})
+    layers: list[int] | None = field(
+        default=None, metadata={"help": "teacher layers to copy, from 0 (default: uniform)"}
+    )
+
+
+@dataclass
+class DataConfig:
+    """Files (csv, tsv, jsonl, parquet, txt) and the columns to read from them."""
+
+    train: str | None = field(default=None, metadata={"path": True, "help": "training file"})
+    eval: str | None = field(
+        default=None, metadata={"path": True, "help": "dev file, measured while training"}
+    )
+    test: str | None = field(
+        default=None, metadata={"path": True, "help": "test file, measured once at the end"}
+    )
+    text: str = field(default="text", metadata={"help": "column with the text, or with lists of words"})
+    text_pair: str | None = field(default=None, metadata={"help": "column with the second text of a pair"})
+    label: str | None = field(
+        default=None,
+        metadata={"help": "column with the label, or with lists of labels (may be left out)"},
+    )
+    max_length: int | None = field(
+        default=None, metadata={"help": "cut texts to so many tokens (default: what the models can take)"}
+    )
+
+
+@dataclass
+class DistillConfig:
+    """One `bertxfer distill` run. `sources` remembers where every key was written, for error messages."""
+
+    recipe: str = field(metadata={"help": "name of the recipe, for example tinybert"})
+    teacher: str = field(metadata={"path": True, "help": "directory of the teacher"})
+    student: StudentConfig = field(metadata={"help": "directory of a student, or the sizes of a new one"})
+    data: DataConfig = field(metadata={"help": "files and columns"})
+    output_dir: str = field(metadata={"path": True, "help": "where everything of this run is written"})
+    options: dict[str, Any] = field(default_factory=dict, metadata={"help": "options of the recipe"})
+    tokenizer: str | None = field(
+        default=None, metadata={"path": True, "help": "directory of the tokenizer (default: the teacher's)"}
+    )
+    task: Task | None = field(
+        default=None, metadata={"help": "what the head does (default: the teacher's own head)"}
+    )
+    seed: int = field(default=42, metadata={"help": "seed of weights, order and dropout"})
+    training: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "any DistillationArguments field, for all stages"}
+    )
+    stages: dict[str, dict[str, Any]] = field(
+        default_factory=dict, metadata={"help": "any DistillationArguments field, for one stage"}
+    )
+    sources: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    def where(self, key: str) -> str:
+        """Where `key` (dotted) was written: a file and line, a flag, or just the key if it was left out."""
+        while key not in self.sources and "." in key:
+            key = key.rpartition(".")[0]
+        return self.sources.get(key, key)
+
+    def training_for(self, stage: str) -> dict[str, Any]:
+        """The user's training arguments of one stage: those for all stages, then those for this one."""
+        return {**self.training, **self.stages.get(stage, {})}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as they could stand in a YAML file."""
+        values = dataclasses.asdict(self)
+        del values["sources"]
+        return values
+
+
+def load(
+    path: str | Path,
+    flags: Sequence[str] = (),
+    *,
+    training_fields: Mapping[str, Any] | None = None,
+) -> DistillConfig:
+    """Read a recipe file, lay the flags over it, and return checked settings.
+
+    Args:
+        path: the YAML file.
+        flags: command-line words such as `["--data.train", "x.tsv", "--training.bf16"]`.
+        training_fields: known names of `training` and `stages.*` with their type annotations; by default the
+            fields of `DistillationArguments` (which imports transformers).
+
+    Raises:
+        InputError: unreadable file, unknown or repeated key, wrong type, missing required key.
+    """
+    path = Path(path)
+    settings = _overlay(read_file(path, _is_value), read_flags(flags))
+    if training_fields is None:
+        from ...training.arguments import training_field_types
+
+        training_fields = training_field_types()
+    config = _build(settings, training_fields)
+    _check_values(config, path.name)
+    return config
+
+
+def check_stages(config: DistillConfig, names: Iterable[str]) -> None:
+    """Raise InputError if `stages` names a stage the recipe does not have."""
+    names = list(names)
+    for stage in config.stages:
+        if stage not in names:
+            raise InputError(
+                f"{config.where(f'stages.{stage}')}: recipe {config.recipe!r} has no stage {stage!r}"
+                f"{did_you_mean(stage, names)}"
+            )
+
+
+def describe() -> str:
+    """All keys with a line of help each, for `bertxfer distill --help`."""
+    return "\n".join(f"  --{key:<30} {item.metadata['help']}" for key, (_, item) in _schema().items())
+
+
+# ---- from settings to a configuration -----------------------------------------------------------------------
+
+
+def _is_value(key: str) -> bool:
+    """True for keys whose value may be a mapping of its own (a training argument that takes a dict)."""
+    parts = key.split(".")
+    depth = {"training": 2, "stages": 3, "options": 2}.get(parts[0])
+    return depth is not None and len(parts) >= depth
+
+
+def _overlay(file: dict[str, Setting], flags: dict[str, Setting]) -> dict[str, Setting]:
+    """Flags over the file. `--student DIR` replaces the file's sizes, `--student.x N` replaces its directory."""
+    if "student" in flags:
+        file = {key: setting for key, setting in file.items() if not key.startswith("student.")}
+    elif any(key.startswith("student.") for key in flags):
+        file = {key: setting for key, setting in file.items() if key != "student" or setting.is_section}
+    return {**file, **flags}
+
+
+def _schema() -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
+    """Dotted key -> (type, field); what stands under `training`, `stages` and `options` is open."""
+    rows: dict[str, tuple[Any, dataclasses.Field[Any]]] = {}
+
+    def add(cls: type, prefix: str) -> None:
+        hints = typing.get_type_hints(cls)
+        for item in dataclasses.fields(cls):
+            if item.name == "sources":
+                continue
+            rows[prefix + item.name] = (hints[item.name], item)
+            if dataclasses.is_dataclass(hints[item.name]):
+                add(hints[item.name], f"{item.name}.")
+
+    add(DistillConfig, "")
+    return rows
+
+
+def _build(settings: Mapping[str, Setting], training_fields: Mapping[str, Any]) -> DistillConfig:
+    """The configuration; what is required and left out is None in it."""
+    schema = _schema()
+    top: dict[str, Any] = dict.fromkeys(_REQUIRED)
+    sections: dict[str, dict[str, Any]] = {"student": {}, "data": {}, "training": {}, "options": {}}
+    stages: dict[str, dict[str, Any]] = {}
+    for key, setting in settings.items():
+        match key.split("."):
+            case ["training", name]:
+                sections["training"][name] = _training_value(name, setting, training_fields)
+            case ["stages", stage, name]:
+                value = _training_value(name, setting, training_fields)
+                stages.setdefault(stage, {})[name] = value
+            case ["stages", stage] if setting.is_section:
+                stages.setdefault(stage, {})
+            case ["options", name]:
+                sections["options"][name] = setting.parsed()
+            case ["student"] if not setting.is_section:
+                sections["student"]["path"] = setting.path(key)
+            case ["student" | "data" | "training" | "stages" | "options"] | ["stages", _]:
+                if not setting.is_section:
+                    raise InputError(f"{setting.where}: {key} is a section of keys, got {setting.value!r}")
+            case [*section, name] if key in schema:
+                kind, item = schema[key]
+                into = sections[section[0]] if section else top
+                into[name] = setting.path(key) if item.metadata.get("path") else setting.typed(kind, key)
+            case [*_, name]:
+                # In a file `where` names the section already; a flag is shown in full.
+                shown = key if setting.flag else name
+                raise InputError(
+                    f"{setting.where}: unknown key {shown!r}{_suggest(key, schema, training_fields)}"
+                )
+    return DistillConfig(
+        **top,
+        student=StudentConfig(**sections["student"]),
+        data=DataConfig(**sections["data"]),
+        training=sections["training"],
+        options=sections["options"],
+        stages=stages,
+        sources={key: setting.where for key, setting in settings.items()},
+    )
+
+
+def _training_value(name: str, setting: Setting, known: Mapping[str, Any]) -> Any:
+    if name in _RESERVED_TRAINING:
+        raise InputError(f"{setting.where}: {name} cannot be set here; {_RESERVED_TRAINING[name]}")
+    if name not in known:
+        raise InputError(f"{setting.where}: unknown key {name!r}{did_you_mean(name, known)}")
+    return setting.typed(known[name], name)
+
+
+def _suggest(key: str, schema: Iterable[str], training_fields: Iterable[str]) -> str:
+    """The known key that an unknown one was meant to be: a neighbour, the same name elsewhere, a similar key."""
+    section, _, last = key.rpartition(".")
+    siblings = [name.rpartition(".")[2] for name in schema if name.rpartition(".")[0] == section]
+    elsewhere = [name for name in schema if name.rpartition(".")[2] == last]
+    elsewhere += [f"training.{last}"] if last in training_fields else []
+    return (
+        did_you_mean(last, siblings, listing=False)
+        or (f"; did you mean {elsewhere[0]!r}?" if elsewhere else "")
+        or did_you_mean(key, schema, listing=False)
+        or did_you_mean(last, siblings)
+    )
+
+
+def _check_values(config: DistillConfig, file_name: str) -> None:
+    """What types cannot say."""
+    student, data = config.student, config.data
+    missing = [key for key in _REQUIRED if getattr(config, key) is None]
+    missing += ["data.train"] if data.train is None else []
+    if missing:
+        raise InputError(f"{file_name}: required key {missing[0]!r} is missing")
+    if student.path is None and student.num_hidden_layers is None:
+        raise InputError(
+            f"{file_name}: 'student' is missing: give a directory, or a section with num_hidden_layers"
+        )
+    sizes = [key for key in config.sources if key.startswith("student.") and key != "student.path"]
+    if student.path is not None and sizes:
+        raise InputError(
+            f"{config.where(sizes[0])}: student is a directory; {sizes[0].partition('.')[2]} cannot be set beside it"
+        )
+    if data.max_length is not None and data.max_length < 1:
+        raise InputError(
+            f"{config.where('data.max_length')}: max_length wants 1 or more, got {data.max_length}"
+        )

@@ -1,0 +1,301 @@
+"""From a configuration to a distillation that can start: everything loaded, everything checked, nothing written."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, set_seed
+
+from ... import students
+from ...data import encoding as data
+from ...distillation import recipes
+from ...distillation.distiller import Distiller, check_tokenizers
+from ...distillation.recipes import Recipe, Stage
+from ...errors import InputError, user_input
+from ...evaluation.evaluate import (
+    CLASSIFICATION,
+    METRICS,
+    MULTI_LABEL,
+    REGRESSION,
+    TOKEN,
+    labelled,
+    metric_kind,
+)
+from ...models.hf.encoder import PackedModel
+from ...models.hf.loading import has_tokenizer, load_model, load_tokenizer, model_folder, own_task
+from ...training.arguments import DistillationArguments
+from ..config.schema import DistillConfig, check_stages
+from .resume import check_output
+
+_LABEL_KINDS: dict[str, data.LabelKind] = {
+    CLASSIFICATION: "class",
+    MULTI_LABEL: "multi",
+    REGRESSION: "float",
+    TOKEN: "token",
+}
+
+
+@dataclass
+class Run:
+    """A distillation with everything at hand. `data` holds the token features of each split by name."""
+
+    config: DistillConfig
+    recipe: Recipe
+    arguments: dict[str, DistillationArguments]  # by stage
+    tokenizer: Any
+    task: str
+    teacher: Any
+    student: Any
+    data: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.output_dir)
+
+    @property
+    def kind(self) -> str | None:
+        """Which metrics fit, see `evaluate.metric_kind`."""
+        return metric_kind(PackedModel(self.student).facts)
+
+    @property
+    def positions(self) -> dict[str, int]:
+        """The longest sequence each model can take, where it has a limit."""
+        models = {"teacher": self.teacher, "student": self.student}
+        limits = {name: PackedModel(model).facts.max_positions for name, model in models.items()}
+        return {name: limit for name, limit in limits.items() if limit is not None}
+
+    def distiller(self, stage: Stage) -> Distiller:
+        return Distiller(self.teacher, self.student, stage.build_objectives())
+
+
+def prepare(config: DistillConfig) -> Run:
+    """Load and check everything that a run needs, cheap things first.
+
+    Raises:
+        InputError: something does not exist, cannot be read, or does not fit.
+    """
+    recipe = _recipe(config)
+    arguments = {stage.name: _arguments(config, stage) for stage in recipe.stages}
+    _check_files(config)
+    check_output(config, list(arguments))
+    tokenizer = _tokenizer(config)
+    teacher, task = _teacher(config)
+    _check_vocabulary(config, teacher, tokenizer)
+    student = _student(config, teacher, task)
+    run = Run(config, recipe, arguments, tokenizer, task, teacher, student)
+    for stage in recipe.stages:
+        with user_input(f"stage {stage.name}"):
+            run.distiller(stage)
+    run.data = _data(run)
+    _check_lengths(run)
+    for stage in recipe.stages:
+        _check_best_metric(run, stage)
+    return run
+
+
+# ---- settings -----------------------------------------------------------------------------------------------
+
+
+def _recipe(config: DistillConfig) -> Recipe:
+    with user_input(config.where("recipe")):
+        recipes.options(config.recipe)  # an unknown recipe is a mistake in this key, whatever the options are
+    with user_input(config.where("options")):
+        recipe = recipes.get(config.recipe, **config.options)
+    check_stages(config, [stage.name for stage in recipe.stages])
+    return recipe
+
+
+def _arguments(config: DistillConfig, stage: Stage) -> DistillationArguments:
+    """The stage's training arguments: the command's defaults, the recipe's, the user's."""
+    has_dev = config.data.eval is not None
+    chosen = {
+        # A checkpoint an epoch makes an interrupted run cheap to resume; the dev set is measured, it picks nothing.
+        "save_strategy": "epoch",
+        "save_total_limit": 1,
+        "disable_tqdm": not sys.stderr.isatty(),
+        "eval_strategy": "epoch" if has_dev else "no",
+        **stage.training,
+        **config.training_for(stage.name),
+    }
+    with user_input(f"stage {stage.name}"):
+        arguments = DistillationArguments(
+            output_dir=str(Path(config.output_dir) / stage.name), seed=config.seed, **chosen
+        )
+        if arguments.eval_strategy != "no" and not has_dev:
+            raise ValueError(f"eval_strategy is {chosen['eval_strategy']!r} but data.eval is missing")
+    return arguments
+
+
+def _check_files(config: DistillConfig) -> None:
+    """Everything named on disk is there, before anything large is read."""
+    for key, path in (("teacher", config.teacher), ("student.path", config.student.path)):
+        if path is not None:
+            with user_input(config.where(key)):
+                model_folder(path, key.partition(".")[0])
+    for split, path in _splits(config).items():
+        if not Path(path).is_file():
+            raise InputError(f"{config.where(f'data.{split}')}: no such file: {path}")
+
+
+def _splits(config: DistillConfig) -> dict[str, str]:
+    files = {"train": config.data.train, "eval": config.data.eval, "test": config.data.test}
+    return {split: path for split, path in files.items() if path is not None}
+
+
+# ---- models -------------------------------------------------------------------------------------------------
+
+
+def _tokenizer(config: DistillConfig) -> Any:
+    """The tokenizer, after checking that teacher and student mean the same tokens by the same ids."""
+    key = "tokenizer" if config.tokenizer is not None else "teacher"
+    with user_input(config.where(key)):
+        tokenizer = load_tokenizer(config.tokenizer or config.teacher)
+    if config.tokenizer is not None and has_tokenizer(config.teacher):
+        with user_input(config.where("teacher")):
+            check_tokenizers(load_tokenizer(config.teacher), tokenizer)
+    if config.student.path is not None and has_tokenizer(config.student.path):
+        with user_input(config.where("student.path")):
+            check_tokenizers(tokenizer, load_tokenizer(config.student.path))
+    return tokenizer
+
+
+def _teacher(config: DistillConfig) -> tuple[Any, str]:
+    """The teacher with the head the task needs, and the task (the teacher's own where none was given)."""
+    where = config.where("teacher")
+    with user_input(where):
+        own = own_task(AutoConfig.from_pretrained(config.teacher, local_files_only=True))
+        task = config.task or own
+        # Both have one head; its weights would load and mean something else.
+        if "regression" in (task, own) and task != own != "none":
+            raise InputError(f"{config.where('task')}: task is {task!r}, the teacher's head does {own!r}")
+        teacher, missing = load_model(config.teacher, task)
+    head = [name for name in missing if "position_ids" not in name]
+    if head:
+        raise InputError(
+            f"{where}: the teacher has no trained weights for task {task!r} ({', '.join(head[:3])} missing); "
+            "fine-tune it first, or set task: none"
+        )
+    return teacher, task
+
+
+def _check_vocabulary(config: DistillConfig, teacher: Any, tokenizer: Any) -> None:
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    if highest >= teacher.config.vocab_size:
+        raise InputError(
+            f"{config.where('tokenizer')}: the tokenizer gives ids up to {highest}, the teacher's vocabulary has "
+            f"{teacher.config.vocab_size}; is it another model's tokenizer?"
+        )
+
+
+def _student(config: DistillConfig, teacher: Any, task: str) -> Any:
+    set_seed(config.seed)  # new weights depend on the seed alone
+    wanted = config.student
+    if wanted.path is not None:
+        with user_input(config.where("student.path")):
+            return load_model(wanted.path, task)[0]
+    assert wanted.num_hidden_layers is not None
+    with user_input(config.where("student")):
+        return students.smaller(
+            teacher,
+            num_hidden_layers=wanted.num_hidden_layers,
+            hidden_size=wanted.hidden_size,
+            num_attention_heads=wanted.num_attention_heads,
+            intermediate_size=wanted.intermediate_size,
+            init=wanted.init,
+            layers=wanted.layers,
+        )
+
+
+# ---- data ---------------------------------------------------------------------------------------------------
+
+
+def _data(run: Run) -> dict[str, Any]:
+    """Token features of every split, with labels where the recipe file names their column."""
+    config = run.config
+    label, kind = config.data.label, run.kind
+    if label is not None and kind is None:
+        raise InputError(
+            f"{config.where('data.label')}: task is {run.task!r}, the models have no head that labels are for; "
+            "leave it out"
+        )
+    label2id = None
+    if label is not None and kind != REGRESSION:
+        with user_input(config.where("data.label")):
+            label2id = _label_map(run, label)
+    features = {}
+    for split, path in _splits(config).items():
+        with user_input(f"{config.where(f'data.{split}')}: {Path(path).name}"):
+            features[split] = data.encode(
+                path,
+                run.tokenizer,
+                text=config.data.text,
+                text_pair=config.data.text_pair,
+                label=label,
+                label_kind=_LABEL_KINDS[kind] if kind is not None else "class",
+                label2id=label2id,
+                max_length=config.data.max_length or _longest(run),
+            )
+    return features
+
+
+def _label_map(run: Run, label: str) -> Mapping[str, int]:
+    """Names of the classes -> ids: the teacher's own where it has names, else from the training file.
+
+    The student keeps it in its configuration, so that whoever loads it knows the names too.
+    """
+    assert run.config.data.train is not None
+    teacher, student = run.teacher.config, run.student.config
+    if student.num_labels != teacher.num_labels:
+        raise InputError(f"the teacher has {teacher.num_labels} classes, the student {student.num_labels}")
+    names = {str(name): int(i) for name, i in (teacher.label2id or {}).items()}
+    if all(name.startswith("LABEL_") for name in names):
+        names = data.label_map(run.config.data.train, label)
+        if len(names) != teacher.num_labels:
+            shown = ", ".join(list(names)[:5])
+            raise InputError(
+                f"column {label!r} has {len(names)} classes ({shown}), the teacher {teacher.num_labels}"
+            )
+    student.label2id, student.id2label = names, {i: name for name, i in names.items()}
+    return names
+
+
+def _longest(run: Run) -> int | None:
+    """Tokens that tokenizer, teacher and student can all take; None if none of them knows a limit."""
+    limit = min([*run.positions.values(), run.tokenizer.model_max_length])
+    return limit if limit <= data.NO_LIMIT else None
+
+
+def _check_lengths(run: Run) -> None:
+    """No sequence is longer than a model has positions or a batch has room."""
+    longest = {split: int(data.sequence_lengths(rows).max()) for split, rows in run.data.items()}
+    for split, tokens in longest.items():
+        for name, positions in run.positions.items():
+            if tokens > positions:
+                raise InputError(
+                    f"{run.config.where('data.max_length')}: {split} has a sequence of {tokens} tokens, the {name} "
+                    f"{positions} positions; set data.max_length to {positions} or less"
+                )
+    for stage, arguments in run.arguments.items():
+        budget = arguments.tokens_per_batch
+        if budget is not None and longest["train"] > budget:
+            raise InputError(
+                f"stage {stage}: tokens_per_batch is {budget}, train has a sequence of {longest['train']} tokens"
+            )
+
+
+def _check_best_metric(run: Run, stage: Stage) -> None:
+    """A metric that will never be measured is an error now, not after the first epoch."""
+    wanted = run.arguments[stage.name].metric_for_best_model
+    if wanted is None or "eval" not in run.data:
+        return
+    known = ["loss", *(f"loss/{objective.name}" for objective in stage.build_objectives())]
+    if run.kind is not None and labelled(run.data["eval"]):
+        known += METRICS[run.kind]
+    if wanted.removeprefix("eval_") not in known:
+        raise InputError(
+            f"stage {stage.name}: metric_for_best_model: {wanted!r} is not measured here; known: {', '.join(known)}"
+        )

@@ -1,0 +1,1 @@
+"""What is matched between teacher and student, and how."""

@@ -1,0 +1,1 @@
+"""Models and what they compute: facts, activations, the packed call, the teacher's stream."""

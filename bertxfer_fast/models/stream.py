@@ -1,0 +1,64 @@
+"""The frozen teacher as a stream: each wanted tensor is handed over once, while the model runs, and is gone after.
+
+Nothing is collected, so the teacher's memory is that of one layer, and the model is left as soon as the last
+wanted tensor has been handed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from .activations import LayerActivations, Sink, Tap
+from .hf.encoder import PackedModel
+
+__all__ = ["LayerActivations", "Sink", "TeacherStream"]
+
+
+class TeacherStream:
+    """Runs a frozen encoder under ``no_grad`` in eval mode and streams what was asked for.
+
+    Args:
+        model: a transformers encoder (see `PackedModel` for what is accepted) or a `PackedModel`.
+        attention: layers ``0..L-1`` whose q, k, v are wanted.
+        hidden: hidden states wanted: 0 = embeddings output, i = output of layer i, up to L. Raw layer outputs:
+            a final norm behind the stack (ModernBERT) is not applied.
+        logits: whether the logits are wanted.
+
+    Raises:
+        TypeError, ValueError: the model cannot run packed, or has no such layer or no head.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PackedModel,
+        *,
+        attention: Iterable[int] = (),
+        hidden: Iterable[int] = (),
+        logits: bool = False,
+    ) -> None:
+        self.packed = model if isinstance(model, PackedModel) else PackedModel(model)
+        self.attention, self.hidden, self.logits = frozenset(attention), frozenset(hidden), bool(logits)
+        self.packed.check_wanted(self.attention, self.hidden, self.logits)
+
+    def run(self, batch: Mapping[str, Any], sink: Sink) -> None:
+        """Run the teacher on a packed batch and call ``sink`` with each wanted `LayerActivations`.
+
+        They come in the order in which the model computes them: hidden 0, attention 0, hidden 1, ... logits.
+        The tensors are views of the running model's memory: a sink that keeps one keeps it alive. Layers after the last
+        wanted tensor do not run, nor does the rest of a layer of which only the attention was still wanted.
+        """
+        model = self.packed.model
+        if any(module.training for module in model.modules()):
+            model.eval()
+        grad_enabled = torch.is_grad_enabled()  # the sink computes losses in it, the model does not
+
+        def with_grad_mode(activations: LayerActivations) -> None:
+            with torch.set_grad_enabled(grad_enabled):
+                sink(activations)
+
+        with torch.no_grad():
+            self.packed(batch, Tap(with_grad_mode, self.attention, self.hidden, self.logits, stop=True))

@@ -1,0 +1,1 @@
+"""Schemas, backend choice and autograd of the operators."""

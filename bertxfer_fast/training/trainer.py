@@ -1,0 +1,427 @@
+"""`DistillationTrainer`: transformers' Trainer, fed with packed batches and a `Distiller`.
+
+Trainer drives the loop (optimizer, schedule, gradient accumulation, autocast, logging, callbacks, resume). This
+file adds what distillation needs: packed data loaders, the objectives' values by name, a guard that stops at
+the first non-finite loss, and checkpoints that are ordinary student directories.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
+from transformers import EvalPrediction, PreTrainedModel, Trainer
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+
+from ..data.batches import WholeRounds
+from ..data.encoding import sequence_lengths
+from ..data.packing import TokenBudgetBatchSampler
+from ..distillation.distiller import Distiller, DistillerOutput
+from ..errors import NonFiniteLossError
+from ..evaluation.evaluate import TOKEN, collator_for, metric_kind, metrics_of, student_facts
+from ..evaluation.report import ModelCard
+from ..models.activations import ModelFacts
+from ..models.hf.encoder import PackedModel
+from ..models.hf.loading import auto_class
+from .arguments import DistillationArguments
+from .checkpoints import (
+    TRAINER_STATE,
+    last_complete_checkpoint,
+    load_projections,
+    load_student,
+    save_projections,
+)
+from .monitor import FiniteGuard, RunningMeans
+
+
+class DistillationTrainer(Trainer):
+    """Trains the student (and the objectives' projections, at the same learning rate) of a `Distiller`.
+
+    Args:
+        model: the Distiller.
+        args: `DistillationArguments`.
+        train_dataset, eval_dataset: features (`input_ids`, optional `token_type_ids`, `labels`), as a
+            `datasets.Dataset` or a list. `eval_dataset` may be a dict of them.
+        processing_class: the tokenizer, saved beside the student.
+        model_card: facts and measured numbers for the README.md of the final save; what is left empty and is
+            known here (teacher, sizes, data) is filled in, numbers are only ever the ones given.
+        data_collator: makes packed batches; by default a `PackingCollator` that fits the student's head.
+        compute_metrics: as in Trainer; by default accuracy, token accuracy, or MSE and Pearson correlation,
+            whichever fits the student's head. For token heads predictions are then ids `[T]`, not logits.
+        kwargs: passed to Trainer.
+
+    Logged are `loss` and `loss/<objective>`, evaluated `eval_loss`, `eval_loss/<objective>` and the metrics.
+    Under gradient accumulation a step's loss is the mean over its micro-batches, each of them a mean over what
+    is valid in it; evaluation losses are weighted by the number of sequences in a pack.
+
+    Raises:
+        NonFiniteLossError: from `train`, see there.
+        ValueError: an empty data set, or a sequence that does not fit `tokens_per_batch`.
+    """
+
+    args: DistillationArguments
+
+    def __init__(
+        self,
+        model: Distiller,
+        args: DistillationArguments,
+        data_collator: Callable[[Any], dict[str, Any]] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        *,
+        model_card: ModelCard | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(args, DistillationArguments):
+            raise TypeError(f"args: wants DistillationArguments, got {type(args).__name__}")
+        _check_dataset("train_dataset", train_dataset)
+        for name, dataset in _named_datasets(eval_dataset):
+            _check_dataset(name, dataset)
+        if args.n_gpu > 1:
+            args._n_gpu = 1  # DataParallel would cut a pack in pieces; use a launcher such as torchrun
+        self.distiller = model  # itself, whatever accelerate wraps around it
+        self.facts: ModelFacts = PackedModel(model.student).facts
+        _offer_checkpointing(model)
+        kind = metric_kind(self.facts)
+        if compute_metrics is None and kind is not None:
+            compute_metrics = _default_metrics(kind)
+            if kind == TOKEN:
+                kwargs.setdefault("preprocess_logits_for_metrics", _predicted_ids)
+        super().__init__(
+            model,
+            args,
+            data_collator or collator_for(self.facts),
+            train_dataset,
+            eval_dataset,
+            processing_class,
+            compute_metrics=compute_metrics,
+            **kwargs,
+        )
+        # Distiller.forward(**batch) looks like it takes `num_items_in_batch`. It does not: its loss is a mean over
+        # the micro-batch, which Trainer has to divide by the number of accumulation steps.
+        self.model_accepts_loss_kwargs = False
+        self.loss_is_scaled_for_ga = False
+        self.label_names = ["labels"]
+        self.model_card = model_card if model_card is not None else ModelCard()
+        self._guard = FiniteGuard(self.last_checkpoint)
+        self._train_means, self._eval_means = RunningMeans(), RunningMeans()
+        self._lengths: dict[int, tuple[Any, NDArray[np.int64]]] = {}
+
+    def last_checkpoint(self) -> str | None:
+        """Directory of this run's last complete checkpoint, or None."""
+        return last_complete_checkpoint(str(self.args.output_dir))
+
+    @property
+    def student(self) -> PreTrainedModel:
+        """The student, a plain transformers model."""
+        return self.distiller.student
+
+    # ---- data -----------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Packed training batches; the order depends on seed and epoch alone."""
+        if self.train_dataset is None:
+            raise ValueError("train_dataset: training needs one")
+        args = self.args
+        tokens = args.tokens_per_batch
+        lengths = self._lengths_of(self.train_dataset)
+        if tokens is not None and int(lengths.max()) > tokens:
+            raise ValueError(
+                f"tokens_per_batch: {tokens} is less than the longest training sequence, {int(lengths.max())} tokens"
+            )
+        sampler = TokenBudgetBatchSampler(
+            lengths,
+            tokens if tokens is not None else int(lengths.sum()),
+            shuffle=args.train_sampling_strategy != "sequential",
+            seed=args.data_seed if args.data_seed is not None else args.seed,
+            max_sequences=self._train_batch_size if tokens is None else None,
+            drop_last=args.dataloader_drop_last,
+            # Lengths mixed at random unless asked otherwise: packs then hold about equally many sequences.
+            bucket=None if args.train_sampling_strategy == "group_by_length" else 1,
+        )
+        return self._packed_loader(self.train_dataset, sampler, persistent=args.dataloader_persistent_workers)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Packed batches of `eval_dataset` (or a named one of the trainer's) in its own order."""
+        known: Any = self.eval_dataset
+        dataset = known if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):
+            dataset = known[dataset]
+        if dataset is None:
+            raise ValueError("eval_dataset: evaluation needs one")
+        _check_dataset("eval_dataset", dataset)
+        tokens = self.args.eval_tokens_per_batch or self.args.tokens_per_batch
+        lengths = self._lengths_of(dataset)
+        sampler = TokenBudgetBatchSampler(
+            lengths,
+            max(tokens, int(lengths.max())) if tokens is not None else int(lengths.sum()),
+            shuffle=False,
+            max_sequences=self.args.eval_batch_size if tokens is None else None,
+        )
+        return self._packed_loader(dataset, sampler)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """As `get_eval_dataloader`."""
+        return self.get_eval_dataloader(test_dataset)
+
+    def _packed_loader(
+        self, dataset: Any, sampler: TokenBudgetBatchSampler, *, persistent: bool = False
+    ) -> DataLoader:
+        args = self.args
+        batches: Sampler[list[int]] = sampler
+        if args.world_size > 1:
+            batches = WholeRounds(sampler, args.world_size)
+        loader = DataLoader(
+            dataset,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=persistent,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+        return self.accelerator.prepare(loader)
+
+    def _lengths_of(self, dataset: Any) -> NDArray[np.int64]:
+        """Sequence lengths, read once per data set."""
+        if id(dataset) not in self._lengths:
+            # Kept with the data set, whose id could otherwise be given to another one.
+            self._lengths[id(dataset)] = (dataset, sequence_lengths(dataset))
+        return self._lengths[id(dataset)][1]
+
+    # ---- training -------------------------------------------------------------------------------------------
+
+    def train(  # type: ignore[override]
+        self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
+    ) -> TrainOutput:
+        """Train; `resume_from_checkpoint` is a checkpoint directory, or True for the last complete one.
+
+        Resuming restores student, projections, optimizer, schedule, random states and the place in the data,
+        and goes on exactly as the uninterrupted run would have.
+
+        Raises:
+            NonFiniteLossError: an objective, the gradient or a weight is NaN or infinite. On the CPU it is
+                raised before the optimizer step; on CUDA, where looking at a value stops the device, at the
+                next step or the next save, whichever comes first. Nothing non-finite is ever saved.
+            ValueError: True was given and there is no complete checkpoint.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = self.last_checkpoint()
+            if resume_from_checkpoint is None:
+                raise ValueError(f"resume_from_checkpoint: no complete checkpoint in {self.args.output_dir}")
+        self._guard.forget()
+        self._train_means.clear()
+        result = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        self._guard.check()
+        return result
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """One micro-batch: run the Distiller, note the objectives' values, stop if one is not finite."""
+        step = self.state.global_step
+        self.distiller.progress = step / max(self.state.max_steps, 1)
+        outputs = model(**inputs)
+        self._guard.watch({**outputs.parts, "loss": outputs.loss}, step)
+        # With other processes all have to stop at the same place: behind the exchange of gradients.
+        if outputs.loss.device.type == "cpu" and self.args.world_size == 1:
+            self._guard.check()
+        self._train_means.add(_named_parts(outputs), 1 / self.current_gradient_accumulation_steps)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        # Under fp16 loss scaling an infinite gradient is ordinary: the scaler skips the step.
+        if isinstance(norm, Tensor) and getattr(self.accelerator, "scaler", None) is None:
+            self._guard.watch({"gradient": norm}, self.state.global_step)
+            if norm.device.type == "cpu":
+                self._guard.check()
+        return norm
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trainer's log, with every objective's mean since the last one beside `loss`."""
+        if "loss" in logs:
+            logs.update(self._train_means.take(self._sum_over_processes))
+        super().log(logs, start_time)
+
+    def _sum_over_processes(self, values: Tensor) -> Tensor:
+        return self.accelerator.reduce(values, "sum") if self.args.world_size > 1 else values
+
+    # ---- evaluation -----------------------------------------------------------------------------------------
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """One pack: (loss, logits `[N, C]` or `[T, C]`, labels `[N]`, `[N, C]` or `[T]`)."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = model(**inputs)
+        count = inputs["cu_seq_lens_q"].shape[0] - 1
+        loss = outputs.loss.detach()
+        self._eval_means.add({"loss": loss, **_named_parts(outputs)}, count)
+        if prediction_loss_only:
+            return loss, None, None
+        logits, labels = outputs.logits, inputs.get("labels")
+        if labels is not None and self.facts.head == "token":
+            labels = labels.reshape(-1)
+        return loss, self._gatherable(logits), self._gatherable(labels)
+
+    def _gatherable(self, rows: Tensor | None) -> Tensor | None:
+        """Packs on other processes hold other numbers of rows: pad with rows that no metric counts."""
+        if rows is None or self.args.world_size == 1:
+            return rows
+        return self.accelerator.pad_across_processes(
+            rows, dim=0, pad_index=math.nan if rows.is_floating_point() else -100
+        )
+
+    def evaluation_loop(
+        self, dataloader: DataLoader, description: str, *args: Any, **kwargs: Any
+    ) -> EvalLoopOutput:
+        """Trainer's loop; its loss, a mean over packs, gives way to means over sequences, one per objective."""
+        self._eval_means.clear()
+        output = super().evaluation_loop(dataloader, description, *args, **kwargs)
+        assert output.metrics is not None
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        means = self._eval_means.take(self._sum_over_processes)
+        output.metrics.update({f"{prefix}_{name}": value for name, value in means.items()})
+        return output
+
+    # ---- saving and loading ---------------------------------------------------------------------------------
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the student as a plain transformers directory, with the projections and, finally, a model card.
+
+        Raises:
+            NonFiniteLossError: something is NaN or infinite; nothing was written.
+        """
+        self._check_before_save()
+        super().save_model(output_dir, _internal_call)
+        if not _internal_call and self.args.should_save:
+            self._filled_card().write(output_dir or str(self.args.output_dir))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._check_before_save()
+        # An older run's checkpoint of this name stops being complete before the first file of it changes.
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            (folder / TRAINER_STATE).unlink(missing_ok=True)
+        super()._save_checkpoint(model, trial)
+
+    def _check_before_save(self) -> None:
+        self._guard.check()
+        names, parameters = zip(*self.distiller.named_parameters(), strict=True)
+        # One transfer for all of them.
+        finite = torch.stack([torch.isfinite(parameter).all() for parameter in parameters]).tolist()
+        if not all(finite):
+            name = names[finite.index(False)]
+            raise NonFiniteLossError([name], [math.nan], self.state.global_step, self.last_checkpoint())
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """`state_dict` comes gathered from sharded training; otherwise the modules hold their own."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        if state_dict is None:
+            student, objectives = None, self.distiller.objectives.state_dict()
+        else:
+            student, objectives = _below(state_dict, "student."), _below(state_dict, "objectives.")
+        self.student.save_pretrained(folder, state_dict=student)
+        save_projections(objectives, folder)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self._load(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            super()._load_best_model()
+        elif self.state.best_model_checkpoint is not None:
+            self._load(self.state.best_model_checkpoint)
+
+    def _load(self, folder: str) -> None:
+        load_student(self.student, Path(folder))
+        load_projections(self.distiller.objectives, Path(folder))
+
+    def _filled_card(self) -> ModelCard:
+        """The model card, with the facts that are known here where it leaves them open."""
+        card = self.model_card
+        datasets = [("train_dataset", self.train_dataset), *_named_datasets(self.eval_dataset)]
+        sizes = {name.removesuffix("_dataset"): len(rows) for name, rows in datasets if rows is not None}
+        teacher = self.distiller.teacher
+        return replace(
+            card,
+            teacher=card.teacher or (teacher.config.name_or_path if teacher is not None else "") or "",
+            student=card.student or student_facts(self.student),
+            data=card.data or sizes,
+            auto_class=auto_class(self.student),
+        )
+
+
+def _named_datasets(eval_dataset: Any) -> list[tuple[str, Any]]:
+    if isinstance(eval_dataset, dict):
+        return [(f"eval_dataset[{name!r}]", dataset) for name, dataset in eval_dataset.items()]
+    return [] if eval_dataset is None else [("eval_dataset", eval_dataset)]
+
+
+def _check_dataset(name: str, dataset: Any) -> None:
+    """Fail at construction, not in the first batch."""
+    if dataset is None:
+        return
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise TypeError(f"{name}: wants a data set with a length and items, got {type(dataset).__name__}")
+    if not len(dataset):
+        raise ValueError(f"{name}: it is empty")
+    if "input_ids" not in dataset[0]:
+        raise ValueError(f"{name}: features want input_ids, got {sorted(dataset[0])}")
+
+
+def _default_metrics(kind: str) -> Callable[[EvalPrediction], dict[str, float]]:
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        return metrics_of(np.asarray(prediction.predictions), np.asarray(prediction.label_ids), kind)
+
+    return compute
+
+
+def _named_parts(outputs: DistillerOutput) -> dict[str, Tensor]:
+    """The objectives' values under the names they are logged by."""
+    return {f"loss/{name}": value for name, value in (outputs.parts or {}).items()}
+
+
+def _predicted_ids(logits: Tensor, labels: Tensor) -> Tensor:
+    """Kept for metrics instead of logits: a token head may be as wide as a vocabulary."""
+    return logits.argmax(-1)
+
+
+def _below(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+
+
+def _offer_checkpointing(distiller: Distiller) -> None:
+    """Let `args.activation_checkpointing` reach the student, whose method Trainer looks for on the model."""
+    for name in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):
+        if not hasattr(distiller, name) and hasattr(distiller.student, name):
+            setattr(distiller, name, getattr(distiller.student, name))

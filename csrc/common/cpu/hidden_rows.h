@@ -1,0 +1,30 @@
+// What the row passes of hidden_mse and hidden_cosine read and write: rows of (projected) student states beside rows of
+// the teacher's.
+#pragma once
+
+#include <cstdint>
+
+#include "../types.h"
+
+namespace bertxfer {
+
+// Rows that one partial sum covers: fixed, so that results do not depend on the number of threads.
+constexpr int64_t kRowBlock = 32;
+
+struct HiddenRows {
+  const void* student;  // [rows, width], before the bias; row stride below
+  Dtype student_dtype;
+  int64_t student_stride;
+  const void* teacher;  // [rows, width]
+  Dtype teacher_dtype;
+  int64_t teacher_stride;
+  const void* bias;  // [width] or null
+  Dtype bias_dtype;
+  int64_t rows, width;
+  float scale;         // of the gradient
+  void* direction;     // [rows, width] contiguous, dtype of student (may be `student`): gradient; null: not wanted
+  double* sums;        // [ceil(rows / kRowBlock)] losses
+  float* column_sums;  // [ceil(rows / kRowBlock), width] column sums of direction; null: not wanted
+};
+
+}  // namespace bertxfer

@@ -1,0 +1,97 @@
+// What the CUDA losses on queries and keys of two models share on the tensor side.
+#pragma once
+
+#include <algorithm>
+
+#include "../cuda/reductions_cuda.h"
+#include "cuda_tensors.h"
+
+namespace bertxfer {
+
+// How a loss is normalised, see cuda::Normaliser.
+struct Reduction {
+  bool mean, pairs;
+  float stored;
+};
+
+// The inputs of a loss on attention, checked, with rows that a kernel can read, and memory for the gradients. Sides of
+// different dtypes meet in float32, where both are exact.
+class AttentionPair {
+ public:
+  PackedView q_student, k_student, q_teacher, k_teacher;
+  Packing packing;
+  int64_t tokens, heads;
+  Tensor numbers, factor;
+  Tensor grad_q, grad_k;  // of the dtype kernels work in; empty where no gradient is wanted
+
+  AttentionPair(const Tensor& qs, const Tensor& ks, const Tensor& qt, const Tensor& kt, const Tensor& cu_seqlens,
+                const std::optional<Tensor>& seqused)
+      : packing(device_packing(qs, cu_seqlens, seqused)),
+        tokens(qs.size(0)),
+        heads(qs.size(1)),
+        numbers(empty_on(qs, {2}, ScalarType::Float)),
+        factor(empty_on(qs, {}, ScalarType::Float)),
+        grad_q(empty_on(qs, {0}, qs.scalar_type())),
+        grad_k(empty_on(qs, {0}, qs.scalar_type())),
+        dtype_(qs.scalar_type()) {
+    const bool same = dtype_ == qt.scalar_type();
+    int64_t i = 0;
+    for (const Tensor* x : {&qs, &ks, &qt, &kt}) {
+      const Tensor& partner = i < 2 ? qs : qt;
+      STD_TORCH_CHECK(x->dim() == 3 && x->size(0) == tokens && x->size(1) == heads && x->size(2) == partner.size(2) &&
+                          x->scalar_type() == partner.scalar_type(),
+                      "want [T, H, D] queries and keys, alike on each side");
+      STD_TORCH_CHECK(x->size(2) >= 1 && x->size(2) <= 256, "want head dims of 1 to 256");
+      const Tensor rows = rows_contiguous(*x);
+      inputs_[i++] = same ? rows : torch::stable::to(rows, ScalarType::Float);
+    }
+    q_student = device_view(inputs_[0], qs, "q_student");
+    k_student = device_view(inputs_[1], qs, "k_student");
+    q_teacher = device_view(inputs_[2], qs, "q_teacher");
+    k_teacher = device_view(inputs_[3], qs, "k_teacher");
+  }
+
+  // What the loss and the gradients are multiplied by, and their memory where they are wanted. symmetric: q is k, and
+  // grad_k is both gradients.
+  void make_gradients(bool need_grad, const Reduction& reduction, void* stream, bool symmetric = false) {
+    if (need_grad) {
+      const ScalarType dtype = inputs_[0].scalar_type();
+      const int64_t dim = q_student.dim;
+      if (!symmetric) grad_q = empty_on(inputs_[0], {tokens, heads, dim}, dtype);
+      grad_k = empty_on(inputs_[0], {tokens, heads, dim}, dtype);
+    }
+    cuda::normaliser({packing.cu_seqlens, packing.seqused, tokens, packing.sequences, heads, reduction.mean,
+                      reduction.pairs, dtype_ != ScalarType::Half, reduction.stored, floats(numbers), floats(factor)},
+                     stream);
+  }
+
+  // What all problems have in common.
+  template <class Problem>
+  Problem problem(double scale_student, double scale_teacher) const {
+    Problem p{};
+    p.q_student = q_student;
+    p.k_student = k_student;
+    p.q_teacher = q_teacher;
+    p.k_teacher = k_teacher;
+    p.packing = packing;
+    p.tokens = tokens;
+    p.heads = heads;
+    p.scale_student = static_cast<float>(scale_student);
+    p.scale_teacher = static_cast<float>(scale_teacher);
+    p.numbers = floats(numbers);
+    p.grad_q = grad_q.numel() > 0 ? grad_q.data_ptr() : nullptr;
+    p.grad_k = grad_k.numel() > 0 ? grad_k.data_ptr() : nullptr;
+    return p;
+  }
+
+  // A gradient in the student's dtype.
+  Tensor finished(const Tensor& grad) const {
+    return grad.scalar_type() == dtype_ ? grad : torch::stable::to(grad, dtype_);
+  }
+
+ private:
+  Tensor inputs_[4];
+  ScalarType dtype_;
+};
+
+}  // namespace bertxfer

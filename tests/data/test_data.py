@@ -1,0 +1,433 @@
+"""Data: what is in a file is what reaches the model, and what is wrong with a file is said before any work."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import datasets
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from bertxfer_fast.data import encoding as data
+
+VOCABULARY = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "good", "bad", "film", "play", "##ing", "not"]
+ROWS = [{"text": "good film", "label": "pos"}, {"text": "bad playing", "label": "neg"}]
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    """Any attempt to reach a network fails the test."""
+
+    def refuse(*_, **__):
+        raise AssertionError("reached for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return make_tokenizer(model_max_length=8)
+
+
+def make_tokenizer(**options) -> PreTrainedTokenizerFast:
+    ids = {word: i for i, word in enumerate(VOCABULARY)}
+    core = Tokenizer(WordPiece(ids, unk_token="[UNK]"))
+    core.pre_tokenizer = Whitespace()
+    core.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 1), ("[SEP]", 2)],
+    )
+    core.enable_padding(length=32)  # as some published tokenizer.json files have it
+    names = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=core, **{"model_input_names": inputs, **names, **options})
+
+
+def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+# Loading
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", 'text,label\n"good, film",pos\nbad,neg\n'),
+        ("a.CSV", 'text,label\r\n"good, film",pos\r\nbad,neg\r\n'),
+        ("a.tsv", "\ufefftext\tlabel\ngood, film\tpos\nbad\tneg\n"),
+        ("a.jsonl", '{"text": "good, film", "label": "pos"}\n{"text": "bad", "label": "neg"}\n'),
+        ("a.json", '[{"text": "good, film", "label": "pos"}, {"text": "bad", "label": "neg"}]'),
+    ],
+)
+def test_every_format_gives_the_same_rows(tmp_path, name, text):
+    expected = {"text": ["good, film", "bad"], "label": ["pos", "neg"]}
+    assert data.load(write(tmp_path / name, text))[:] == expected
+
+
+def test_parquet_and_txt(tmp_path):
+    Dataset.from_list(ROWS).to_parquet(tmp_path / "a.parquet")
+    assert data.load(str(tmp_path / "a.parquet"))[:] == Dataset.from_list(ROWS)[:]
+    assert data.load(write(tmp_path / "a.txt", "\ufeffgood\n\n  \nbad film"))[:] == {
+        "text": ["good", "bad film"]
+    }
+
+
+def test_tables_are_text_so_nothing_is_guessed(tmp_path):
+    text = 'text\tlabel\n"open quote\t1\nNA\t0\n007\t01\n'
+    rows = data.load(write(tmp_path / "a.tsv", text))
+    assert rows[:] == {"text": ['"open quote', "NA", "007"], "label": ["1", "0", "01"]}
+
+
+def test_a_path_is_a_path_and_no_pattern(tmp_path):
+    write(tmp_path / "a1.csv", "text\nwrong\n")
+    assert data.load(write(tmp_path / "a[1].csv", "text\nright\n"))["text"][:] == ["right"]
+    assert data.load(write(tmp_path / "a*.csv", "text\nstar\n"))["text"][:] == ["star"]
+
+
+def test_a_file_that_changed_is_read_anew(tmp_path):
+    path = write(tmp_path / "a.csv", "text\nfirst\n")
+    data.load(path)
+    then = path.stat()
+    write(path, "text\nother\n")
+    os.utime(path, ns=(then.st_atime_ns, then.st_mtime_ns))  # as a copy that keeps times does
+    assert data.load(path)["text"][:] == ["other"]
+
+
+def test_datasets_and_dicts_are_taken_too():
+    assert data.label_map(Dataset.from_list([{"y": 1}, {"y": 0}]).with_format("torch"), "y") == {
+        "0": 0,
+        "1": 1,
+    }
+    assert data.load([{"text": "a"}, {"text": "b", "label": 1}])[:] == {
+        "text": ["a", "b"],
+        "label": [None, 1],
+    }
+
+
+def test_a_missing_file_names_its_neighbour_and_is_no_hub_name(tmp_path):
+    write(tmp_path / "train.tsv", "text\na\n")
+    with pytest.raises(FileNotFoundError, match=r"local files only.*did you mean 'train\.tsv'"):
+        data.load(tmp_path / "trian.tsv")
+    with pytest.raises(FileNotFoundError, match="no file 'imdb'"):
+        data.load("imdb")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "named"),
+    [
+        ("a.csv", "", "empty file"),
+        ("a.csv", "text,label\n", "header and no rows"),
+        ("a.jsonl", "[]", r"a\.jsonl"),
+        ("a.txt", "\n\n", r"a\.txt' has no rows"),
+        ("a.xlsx", "x", r"must end in one of \.csv, \.tsv"),
+        ("a.tsv", "text\na\tb\n", "Expected 1 fields in line 2, saw 2"),
+        ("a.tsv", "text\tlabel\na\tb\na\tb\tc\n", "Expected 2 fields in line 3, saw 3"),
+        ("a.csv", 'text,label\na,b\n"open,c\n', "EOF inside string"),
+        ("a.jsonl", '{"text": "a"}\n{"text":\n', "cannot be read: JSON parse error"),
+    ],
+)
+def test_files_that_cannot_be_read_say_why(tmp_path, name, text, named):
+    with pytest.raises(ValueError, match=named):
+        data.load(write(tmp_path / name, text))
+
+
+def test_sources_that_cannot_be_used_say_why(tmp_path):
+    with pytest.raises(ValueError, match="cannot be read: 'utf-8' codec"):
+        data.load(write(tmp_path / "a.csv", "text\ncafé\n", "latin-1"))
+    with pytest.raises(TypeError, match=r"dict of splits \['train'\]: pass one"):
+        data.load(DatasetDict(train=Dataset.from_list(ROWS)))
+    with pytest.raises(TypeError, match="source must be a path"):
+        data.load(3)
+    with pytest.raises(ValueError, match="source has no rows"):
+        data.load([])
+    with pytest.raises(ValueError, match="mixed types"):
+        data.load([{"text": "a"}, {"text": 3}])
+
+
+def test_nothing_is_left_behind(tmp_path, tokenizer, monkeypatch):
+    """Neither in the user's cache of `datasets`, nor beside the file, nor in the temporary folder at the end."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    path = write(tmp_path / "a.csv", "text\ngood\n")
+    data.encode(path, tokenizer)
+    assert list(tmp_path.iterdir()) == [path]
+    code = f"from bertxfer_fast.data import tables; tables.load({str(path)!r}); print(tables.scratch())"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not Path(shown.split()[-1]).exists()
+
+
+# Labels
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["pos", "neg", "pos"], {"neg": 0, "pos": 1}),
+        (["10", "9", "1"], {"1": 0, "9": 1, "10": 2}),
+        ([3, 1, 2, None], {"1": 0, "2": 1, "3": 2}),
+        ([1.0, 0.0], {"0": 0, "1": 1}),
+        ([True, False], {"False": 0, "True": 1}),
+        ([["b", "a"], [], ["c"]], {"a": 0, "b": 1, "c": 2}),
+    ],
+)
+def test_label_map_is_stable_whatever_the_order_of_rows(values, expected):
+    for order in (values, values[::-1]):
+        made = data.label_map([{"y": value} for value in order], "y")
+        assert list(made.items()) == list(expected.items())
+
+
+def test_label_map_keeps_the_order_of_a_class_label():
+    for feature, value in ((ClassLabel(names=["z", "a"]), 0), (List(ClassLabel(names=["z", "a"])), [0])):
+        rows = Dataset.from_dict({"y": [value]}, features=Features({"y": feature}))
+        assert data.label_map(rows, "y") == {"z": 0, "a": 1}
+
+
+def test_label_map_refuses_what_is_no_class():
+    with pytest.raises(ValueError, match="label_kind='float'"):
+        data.label_map([{"y": 0.5}], "y")
+    with pytest.raises(ValueError, match="column 'y' has no labels"):
+        data.label_map([{"y": None}], "y")
+
+
+def test_label_map_survives_a_file(tmp_path):
+    made = {"négatif": 0, "positif": 1}
+    data.save_label_map(made, tmp_path / "labels.json")
+    assert data.load_label_map(tmp_path / "labels.json") == made
+    write(tmp_path / "labels.json", json.dumps({"a": 0, "b": 2}))
+    with pytest.raises(ValueError, match=r"ids 0 \.\. 1 once each"):
+        data.load_label_map(tmp_path / "labels.json")
+
+
+# Tokenising
+
+
+def test_features_are_unpadded_and_truncated(tokenizer):
+    texts = [{"text": "good"}, {"text": "not " * 20}]
+    features = data.encode(texts, tokenizer)
+    assert features.column_names == ["input_ids", "token_type_ids"]
+    assert features["input_ids"][:] == [[1, 4, 2], [1, *[9] * 6, 2]]
+    assert features["token_type_ids"][:] == [[0] * 3, [0] * 8]
+    assert data.encode(texts, tokenizer, max_length=4)["input_ids"][1] == [1, 9, 9, 2]
+
+
+def test_token_type_ids_only_if_the_tokenizer_gives_them():
+    plain = make_tokenizer(model_input_names=["input_ids", "attention_mask"])
+    assert data.encode(ROWS, plain, max_length=9).column_names == ["input_ids"]
+
+
+def test_pairs_become_one_sequence(tokenizer):
+    features = data.encode([{"a": "good", "b": "bad film"}], tokenizer, text="a", text_pair="b")
+    assert features[0] == {"input_ids": [1, 4, 2, 5, 6, 2], "token_type_ids": [0, 0, 0, 1, 1, 1]}
+
+
+@pytest.mark.parametrize("column", ["label", "labels", "input_ids"])
+def test_labels_become_ids_and_other_columns_go(tokenizer, column):
+    rows = [{"text": row["text"], column: row["label"], "note": "x"} for row in ROWS]
+    features = data.encode(rows, tokenizer, label=column, label2id={"pos": 0, "neg": 1})
+    assert set(features.column_names) == {"input_ids", "token_type_ids", "labels"}
+    assert features["labels"][:] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "label2id", "expected"),
+    [
+        ("class", ["1", "0"], {"LABEL_0": 0, "LABEL_1": 1}, [1, 0]),
+        ("class", [1, 0], {"LABEL_0": 0, "LABEL_1": 1}, [1, 0]),
+        ("class", [5, 1], {"1": 0, "5": 1}, [1, 0]),
+        ("multi", [["b"], [], ["a", "b"]], {"a": 0, "b": 1}, [[0.0, 1.0], [0.0, 0.0], [1.0, 1.0]]),
+        ("float", ["0.5", "-2"], None, [0.5, -2.0]),
+        ("float", [1, 2], None, [1.0, 2.0]),
+    ],
+)
+def test_labels_of_every_kind(tokenizer, kind, values, label2id, expected):
+    rows = [{"text": "good", "y": value} for value in values]
+    features = data.encode(rows, tokenizer, label="y", label_kind=kind, label2id=label2id)
+    assert features["labels"][:] == expected
+    assert all(type(a) is type(b) for a, b in zip(features["labels"], expected, strict=True))
+
+
+def test_a_class_label_is_looked_up_by_its_name_not_its_place(tokenizer):
+    feature = Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
+    rows = Dataset.from_dict({"text": ["good", "bad"], "label": [1, 0]}, features=feature)
+    features = data.encode(rows, tokenizer, label="label", label2id={"pos": 0, "neg": 1})
+    assert features["labels"][:] == [0, 1]
+    with pytest.raises(ValueError, match="not in label2id"):
+        data.encode(rows, tokenizer, label="label", label2id={"LABEL_0": 0, "LABEL_1": 1})
+
+
+def test_a_word_label_goes_to_the_first_token_of_its_word(tokenizer):
+    rows = [
+        {"words": ["not", "playing", "film"], "tags": ["O", "B", "O"]},
+        {"words": ["good"], "tags": ["B"]},
+    ]
+    features = data.encode(
+        rows, tokenizer, text="words", label="tags", label_kind="token", label2id=data.label_map(rows, "tags")
+    )
+    assert features["input_ids"][:] == [[1, 9, 7, 8, 6, 2], [1, 4, 2]]
+    assert features["labels"][:] == [[-100, 1, 0, -100, 1, -100], [-100, 0, -100]]
+
+
+def test_word_labels_that_are_cut_off_or_do_not_fit(tokenizer):
+    rows = [{"text": ["good"] * 9, "y": ["O"] * 9}, {"text": ["good"], "y": ["O", "O"]}]
+    how = {"label": "y", "label_kind": "token", "label2id": {"O": 0}}
+    assert data.encode(rows[:1], tokenizer, **how)["labels"][0] == [-100, *[0] * 6, -100]
+    with pytest.raises(ValueError, match="row 2: 2 labels for 1 words"):
+        data.encode(rows, tokenizer, **how)
+    with pytest.raises(ValueError, match="need a column of lists of words"):
+        data.encode(ROWS, tokenizer, label="label", label_kind="token", label2id={"O": 0})
+
+
+class Untouchable(PreTrainedTokenizerFast):
+    """Fails when it is asked to do any work."""
+
+    def __call__(self, *_, **__):
+        raise AssertionError("tokenised before the input was checked")
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "named"),
+    [
+        (ROWS, {"text": "txt"}, r"no column 'txt'; did you mean 'text'"),
+        (ROWS, {"label": "Labels", "label2id": {"a": 0}}, "no column 'Labels'; did you mean 'label'"),
+        (ROWS, {"text_pair": "text2"}, "no column 'text2'; did you mean 'text'"),
+        (ROWS, {"label": "label"}, "needs label2id"),
+        (ROWS, {"label": "label", "label_kind": "clas"}, "label_kind must be .* got 'clas'"),
+        (
+            ROWS,
+            {"label": "label", "label2id": {"pos": 0, "ne": 1}},
+            "row 2: 'neg' is not .* did you mean 'ne'",
+        ),
+        (ROWS, {"label": "label", "label2id": {"pos": 1}}, r"ids 0 \.\. 0 once each"),
+        (ROWS, {"label": "label", "label_kind": "float"}, "rows 1, 2: could not convert"),
+        ([{"text": "a", "y": "inf"}], {"label": "y", "label_kind": "float"}, "'inf' is not finite"),
+        (
+            ROWS,
+            {"label": "label", "label_kind": "multi", "label2id": {"pos": 0}},
+            "'pos' is no list of labels",
+        ),
+        (
+            [{"text": "a", "y": "7"}],
+            {"label": "y", "label2id": {"1": 0, "2": 1}},
+            "row 1: '7' is not in label2id",
+        ),
+        (
+            [{"text": "a", "y": "2"}],
+            {"label": "y", "label2id": {"a": 0, "b": 1}},
+            "row 1: '2' is not in label2id",
+        ),
+        (
+            [{"text": " ", "y": "a"}, {"text": "b", "y": None}, {"text": None, "y": "a"}],
+            {"label": "y", "label2id": {"a": 0}},
+            "no 'text' in rows 1, 3; no 'y' in row 2",
+        ),
+        ([{"text": ""}] * 9 + [{"text": "a"}], {}, "rows 1, 2, 3, 4, 5 and 4 more"),
+        ([{"text": ""}], {"skip_missing": True}, "no row is left"),
+        (ROWS, {"max_length": 9}, "max_length=9 is beyond the tokenizer's model_max_length=8"),
+        (ROWS, {"max_length": 2}, "max_length=2 leaves no room for text beside 2 special tokens"),
+    ],
+)
+def test_bad_input_is_named_before_any_work(tokenizer, rows, options, named):
+    careful = Untouchable(tokenizer_object=tokenizer.backend_tokenizer, model_max_length=8)
+    with pytest.raises(ValueError, match=named):
+        data.encode(rows, careful, **options)
+
+
+def test_a_column_that_is_no_text_and_a_tokenizer_that_is_none(tokenizer):
+    with pytest.raises(TypeError, match="column 'text' must hold text or lists of words"):
+        data.encode([{"text": 3}], tokenizer)
+    with pytest.raises(TypeError, match="tokenizer must be a transformers tokenizer, got str"):
+        data.encode(ROWS, "bert-base-uncased")
+    with pytest.raises(ValueError, match="max_length must be given"):
+        data.encode(ROWS, make_tokenizer())
+
+
+def test_skipped_rows_are_reported(tokenizer, caplog):
+    rows = [*ROWS, {"text": "film", "label": None}]
+    with caplog.at_level(logging.WARNING):
+        features = data.encode(
+            rows, tokenizer, label="label", label2id={"pos": 0, "neg": 1}, skip_missing=True
+        )
+    assert features["labels"][:] == [0, 1]
+    assert "no 'label' in row 3: left out" in caplog.text
+
+
+def test_sequence_lengths(tokenizer):
+    features = data.encode([{"text": "not " * n} for n in (3, 1, 2)], tokenizer)
+    assert data.sequence_lengths(features).tolist() == [5, 3, 4]
+    assert data.sequence_lengths(features.select([2, 0])).tolist() == [4, 5]
+    assert data.sequence_lengths([{"input_ids": [1, 2]}]).tolist() == [2]
+
+
+# The example's fetch script, without its downloads
+
+
+@pytest.fixture(scope="module")
+def fetch() -> ModuleType:
+    path = Path(__file__).parents[2] / "examples" / "sentiment" / "fetch.py"
+    spec = importlib.util.spec_from_file_location("fetch", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_fetch_parses_ratings(fetch):
+    raw = "1\t2.5\tLovely &amp; amazing\xa0 film \r\n2\t-0.5\tEh.\r\n3\t0.4\tQuite\r\n\r\n"
+    rows = fetch.parse(raw)
+    assert rows == [(2.5, "Lovely & amazing film"), (-0.5, "Eh."), (0.4, "Quite")]
+    assert fetch.label(rows) == [("Lovely & amazing film", "positive"), ("Eh.", "negative")]
+    with pytest.raises(fetch.FetchError, match="line 1 has 2 fields"):
+        fetch.parse("1\ttext")
+
+
+def test_fetch_splits_by_text_alone_and_by_label(fetch):
+    examples = [(f"text {i}", fetch.LABELS[i % 5 == 0]) for i in range(1000)]
+    parts = fetch.split(examples)
+    assert {part: len(chosen) for part, chosen in parts.items()} == {"train": 800, "dev": 100, "test": 100}
+    assert sorted(example for chosen in parts.values() for example in chosen) == sorted(examples)
+    for chosen in parts.values():
+        assert sum(name == "positive" for _, name in chosen) == len(chosen) / 5
+        turns = sum(a[1] != b[1] for a, b in itertools.pairwise(chosen))
+        assert turns > len(chosen) / 10, "labels are in blocks"
+    assert fetch.split(examples[::-1]) == parts
+    assert fetch.split(examples)["test"] != sorted(parts["test"])
+
+
+def test_fetch_keeps_held_out_text_from_the_unlabelled(fetch):
+    raw = ["1\t0\tone\n2\t0\ttwo\n", "1\t0\ttwo\n2\t0\tthree\n"]
+    assert fetch.unlabelled(raw, ["three"]) == ["one", "two"]
+
+
+def test_fetch_writes_only_what_it_should_be_and_sees_what_is_there(fetch, tmp_path):
+    digest = fetch.sha256(b"right")
+    with pytest.raises(fetch.FetchError, match="expected " + digest):
+        fetch.write(tmp_path / "a" / "file", b"wrong", digest)
+    assert not fetch.in_place(tmp_path / "a", {"file": digest})
+    fetch.write(tmp_path / "a" / "file", b"right", digest)
+    assert fetch.in_place(tmp_path / "a", {"file": digest})
+    write(tmp_path / "a" / "file", "wrong")
+    assert not fetch.in_place(tmp_path / "a", {"file": digest})
+
+
+def test_fetch_says_what_to_do_when_pip_cannot(fetch, tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    with pytest.raises(fetch.FetchError, match=r"pip could not fetch no-such==1(.|\n)*-m pip download"):
+        fetch.download("no-such==1", tmp_path)

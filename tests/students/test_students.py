@@ -1,0 +1,185 @@
+"""Students start as the teacher's layers, or not at all; never as something that only has the right shapes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import (
+    AlbertConfig,
+    AlbertModel,
+    ModernBertConfig,
+    ModernBertModel,
+    NomicBertConfig,
+    NomicBertModel,
+)
+from transformers.models.auto import AutoModel
+
+from bertxfer_fast.students.smaller import smaller, uniform_layers
+from tests.tiny import tiny_bert
+
+FAMILIES = ["Bert", "Roberta", "DistilBert", "Electra"]
+IDS = torch.arange(3, 11)[None]
+
+
+def teacher_of(family: str, head: str = "Model", **sizes):
+    config = {"embedding_size": 8} if family == "Electra" else {}
+    return tiny_bert(4, 16, 4, family=family, head=head, **config, **sizes)
+
+
+def hidden_states(model) -> tuple[torch.Tensor, ...]:
+    with torch.no_grad():
+        return model.eval()(IDS, output_hidden_states=True).hidden_states
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("head", ["Model", "ForSequenceClassification", "ForMaskedLM"])
+def test_a_student_of_the_first_layers_computes_what_the_teacher_computes_there(family, head):
+    teacher = teacher_of(family, head)
+    student = smaller(teacher, num_hidden_layers=2, layers=[0, 1])
+    assert type(student) is type(teacher)
+    assert student.config.num_hidden_layers == 2
+    assert teacher.config.num_hidden_layers == 4
+    for theirs, ours in zip(hidden_states(teacher), hidden_states(student), strict=False):
+        assert torch.equal(theirs, ours)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("head", ["ForSequenceClassification", "ForMaskedLM"])
+def test_the_head_comes_along(family, head):
+    teacher = teacher_of(family, head)
+    whole = smaller(teacher, num_hidden_layers=4).eval()
+    with torch.no_grad():
+        assert torch.equal(whole(IDS).logits, teacher(IDS).logits)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_default_copies_the_last_layer_of_every_block(family):
+    teacher = teacher_of(family)
+    by_default = smaller(teacher, num_hidden_layers=2).state_dict()
+    explicit = smaller(teacher, num_hidden_layers=2, layers=[1, 3]).state_dict()
+    others = smaller(teacher, num_hidden_layers=2, layers=[0, 2]).state_dict()
+    assert all(torch.equal(by_default[key], explicit[key]) for key in explicit)
+    assert not all(torch.equal(by_default[key], others[key]) for key in others)
+
+
+def test_uniform_layers():
+    assert uniform_layers(12, 4) == [2, 5, 8, 11]
+    assert uniform_layers(6, 6) == list(range(6))
+    with pytest.raises(ValueError, match=r"num_hidden_layers=4 does not divide the teacher's 6.*layers="):
+        uniform_layers(6, 4)
+
+
+def test_a_student_shares_no_memory_with_the_teacher_and_leaves_it_alone():
+    teacher = teacher_of("Bert", "ForMaskedLM")
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    student = smaller(teacher, num_hidden_layers=2)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.zero_()
+    assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
+    tied = student.get_output_embeddings().weight
+    assert tied is student.get_input_embeddings().weight
+
+
+def test_a_half_precision_teacher_gives_a_student_that_can_be_trained():
+    student = smaller(teacher_of("Bert").to(torch.bfloat16), num_hidden_layers=2)
+    assert {p.dtype for p in student.parameters()} == {torch.float32}
+    assert student.training and all(p.requires_grad for p in student.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_narrow_student_has_the_widths_asked_for_and_no_weight_of_the_teacher(family):
+    teacher = teacher_of(family)
+    sizes = {"hidden_size": 12, "num_attention_heads": 2, "intermediate_size": 20}
+    student = smaller(teacher, num_hidden_layers=3, init="random", **sizes)
+    assert len(hidden_states(student)) == 4
+    assert hidden_states(student)[-1].shape[-1] == student.config.hidden_size == 12
+    assert student.config.num_attention_heads == 2
+    shapes = {tuple(p.shape) for p in student.parameters()}
+    assert {(12, 20), (20, 12)} <= shapes
+    assert not any(24 in shape or 16 in shape for shape in shapes)
+
+
+def test_random_init_takes_no_weights_even_where_shapes_agree():
+    teacher = teacher_of("Bert")
+    student = smaller(teacher, num_hidden_layers=2, init="random")
+    ours, theirs = (m.get_input_embeddings().weight for m in (student, teacher))
+    assert not torch.equal(ours, theirs)
+
+
+def test_a_saved_student_loads_with_auto_classes(tmp_path):
+    student = smaller(teacher_of("DistilBert"), num_hidden_layers=2)
+    student.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert loaded.config.num_hidden_layers == 2
+    for ours, theirs in zip(hidden_states(student), hidden_states(loaded), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"hidden_size": 12}, r"hidden_size=12 \(teacher: 16\).*init='random'"),
+        ({"intermediate_size": 20}, r"intermediate_size=20 \(teacher: 24\)"),
+        # The shapes agree, but the columns of a head would be dealt to other heads.
+        ({"num_attention_heads": 2}, r"num_attention_heads=2 \(teacher: 4\)"),
+        ({"hidden_size": 14, "init": "random"}, "hidden_size=14 must be a multiple of num_attention_heads=4"),
+        ({"hidden_size": 0, "init": "random"}, "hidden_size must be >= 1"),
+        ({"num_hidden_layers": 3}, "num_hidden_layers=3 does not divide the teacher's 4"),
+        ({"num_hidden_layers": 5}, "num_hidden_layers must be from 1 to the teacher's 4, got 5"),
+        ({"num_hidden_layers": 0}, "from 1 to the teacher's 4, got 0"),
+        ({"layers": [1]}, r"layers must be num_hidden_layers=2 numbers from 0 to 3, got \[1\]"),
+        ({"layers": [1, 4]}, "numbers from 0 to 3"),
+        ({"layers": [0, 1], "init": "random"}, "init='random' copies none"),
+        ({"init": "teacherr"}, "init must be 'teacher' or 'random', got 'teacherr'"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(options, named):
+    with pytest.raises(ValueError, match=named):
+        smaller(teacher_of("Bert"), **{"num_hidden_layers": 2, **options})
+
+
+def test_sizes_equal_to_the_teachers_are_no_mismatch():
+    smaller(
+        teacher_of("DistilBert"),
+        num_hidden_layers=2,
+        hidden_size=16,
+        num_attention_heads=4,
+        intermediate_size=24,
+    )
+
+
+def test_a_teacher_must_be_a_transformers_model():
+    with pytest.raises(TypeError, match="teacher must be a transformers model, got Linear"):
+        smaller(torch.nn.Linear(2, 2), num_hidden_layers=1)
+
+
+SIZES = {
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 24,
+}
+SPECIAL = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 0)
+
+
+def test_layers_of_different_make_are_copied_to_their_like_or_refused():
+    """ModernBERT's first layer has no norm before attention, and every third layer looks at all tokens."""
+    teacher = ModernBertModel(ModernBertConfig(**SIZES, **SPECIAL))
+    with pytest.raises(ValueError, match=r"attn_norm.*choose other layers"):
+        smaller(teacher, num_hidden_layers=2)
+    student = smaller(teacher, num_hidden_layers=2, layers=[0, 3])
+    assert student.config.layer_types == [teacher.config.layer_types[0], teacher.config.layer_types[3]]
+
+
+def test_a_shared_layer_is_refused():
+    with pytest.raises(ValueError, match="AlbertModel has 0 lists of 4 modules"):
+        smaller(AlbertModel(AlbertConfig(**SIZES, embedding_size=8)), num_hidden_layers=2)
+
+
+def test_a_head_dim_in_the_configuration_follows_the_widths():
+    student = smaller(
+        NomicBertModel(NomicBertConfig(**SIZES)), num_hidden_layers=2, hidden_size=8, init="random"
+    )
+    assert student.config.head_dim == 2
