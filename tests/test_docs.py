@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "csrc" / "README.md",
-    *sorted(ROOT.glob("docs/*.md")),
+    *sorted(ROOT.glob("docs/**/*.md")),
 ]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -62,6 +63,35 @@ def test_python_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     tiny_bert(3, 16, 4).save_pretrained(encoder)
     tiny_tokenizer(encoder)
     exec(compile(code, "example", "exec"), at_hand(tmp_path))
+
+
+def test_the_readmes_example_prints_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    code, promised = re.search(
+        r"```python\n(.*?)```\n\nIt prints\n\n```text\n(.*?)```", text, re.DOTALL
+    ).groups()  # type: ignore[union-attr]
+    exec(compile(code, "example", "exec"), {})
+    shown = [line for line in capsys.readouterr().out.splitlines() if line[:1].isdigit()]
+    number = re.compile(r"\d[\d.e+-]*")
+    assert [number.sub("#", line) for line in shown] == [number.sub("#", x) for x in promised.splitlines()]
+    # Their last digits differ between processors.
+    for mine, theirs in zip(shown, promised.splitlines(), strict=True):
+        values = [[float(x) for x in number.findall(line)] for line in (mine, theirs)]
+        assert values[0] == pytest.approx(values[1], rel=0.35)
+
+
+def test_the_api_reference_is_what_the_docstrings_say() -> None:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None and spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    for name, text in generate.pages().items():
+        assert (ROOT / "docs" / "api" / name).read_text(encoding="utf-8") == text, (
+            "run python docs/generate.py"
+        )
 
 
 @pytest.mark.parametrize("text", blocks("yaml"))
