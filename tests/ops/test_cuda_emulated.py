@@ -24,7 +24,9 @@ from bertxfer_fast.ops._dispatch import choices as _choices
 from bertxfer_fast.ops._dispatch import library as _library
 from tests.cuda_emulator import build as emulator
 
+from . import reference
 from .cases import DTYPES, RecordedCalls
+from .reference import assert_as_accurate_as_pytorch, relative_error
 from .test_accuracy import CASES, CHECKS, CHUNK, ONE_CASE
 from .test_pool_features import MODES
 
@@ -153,6 +155,31 @@ def test_hidden_states_over_several_tiles(
         return [loss.detach(), *(x.grad for x in inputs)]
 
     assert_close(run, 1e-5 if dtype == torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize("depth", [312, 1024])
+def test_float32_products_do_not_lose_digits_in_the_tensor_core(emulated: None, depth: int) -> None:
+    """Tensor cores cut sums off instead of rounding them: over many steps of one sign that adds up to 30 roundings."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"student": (130, depth), "teacher": (130, 60), "weight": (60, depth)}
+    tensors = {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
+    assert_as_accurate_as_pytorch(ops.hidden_mse, reference.hidden_mse, tensors, ("student", "weight"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_long_half_precision_sums_keep_their_digits(emulated: None, dtype: torch.dtype) -> None:
+    """A loss of 2 % of the scores' squares, which Gram matrices of 1500 tokens give: cut-offs of all steps add up."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for name in "qk":
+        teacher = torch.rand(1500, 1, 64, generator=generator)
+        noise = 0.1 * torch.randn(teacher.shape, generator=generator)
+        tensors[f"{name}_student"] = (teacher * (0.93 + noise)).to(dtype)
+        tensors[f"{name}_teacher"] = teacher.to(dtype)
+    cu = torch.tensor([0, 1500], dtype=torch.int32)
+    exact = reference.attention_score_mse(**{n: t.double() for n, t in tensors.items()}, cu_seqlens=cu)
+    got = ops.attention_score_mse(**tensors, cu_seqlens=cu, method="gram")
+    assert relative_error(got, exact) <= 2e-5
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 4096, 5001])
