@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 1 : 2) project_kern
     ptx::cp_async_commit();
     const T* const student = buffers + step % B::kStages * B::kSize + warp_row * B::kStride;
     const T* const weight = buffers + step % B::kStages * B::kSize + (kRows + warp_column) * B::kStride;
-#pragma unroll
+#pragma unroll(sizeof(T) == 4 ? 1 : kStep / kDepth)  // float32 has no registers for two steps at once
     for (int k = 0; k < kStep; k += kDepth) {
       typename Mma<T>::B b[kNs / 2][2];
 #pragma unroll

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -180,6 +181,40 @@ def test_long_half_precision_sums_keep_their_digits(emulated: None, dtype: torch
     exact = reference.attention_score_mse(**{n: t.double() for n, t in tensors.items()}, cu_seqlens=cu)
     got = ops.attention_score_mse(**tensors, cu_seqlens=cu, method="gram")
     assert relative_error(got, exact) <= 2e-5
+
+
+@pytest.fixture
+def machine(emulated: None) -> Iterator[ctypes.CDLL]:
+    """The emulator's own functions, with nothing launched yet."""
+    library = ctypes.CDLL(os.environ["BERTXFER_CUDA_EMULATOR"])
+    library.emulator_launches.restype = ctypes.c_char_p
+    library.emulator_set_shared_limit.argtypes = [ctypes.c_int64]
+    library.emulator_launches()
+    yield library
+    library.emulator_set_shared_limit(0)
+
+
+def attention_inputs(lengths: list[int], heads: int, ds: int, dt: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    names = {"q_student": ds, "k_student": ds, "q_teacher": dt, "k_teacher": dt}
+    tensors = {
+        name: torch.randn(sum(lengths), heads, dim, generator=generator).to(dtype)
+        for name, dim in names.items()
+    }
+    return {**tensors, "cu_seqlens": torch.tensor([0, *lengths]).cumsum(0).int()}
+
+
+def test_too_little_shared_memory_is_said_in_one_sentence(machine: ctypes.CDLL) -> None:
+    """An sm_86 or sm_89 has 99 KB for a block; float32 heads of 256 want more."""
+    inputs = attention_inputs([70], 1, 256, 256, torch.float32)
+    ops.attention_map_loss(**inputs)
+    machine.emulator_set_shared_limit(101376)
+    words = "map_rows_kernel.*: got a device with 101376 bytes of shared memory for a block, want 132096"
+    with pytest.raises(RuntimeError, match=words):
+        ops.attention_map_loss(**inputs)
+    with pytest.raises(RuntimeError, match="tiled_kernel.*: got a device with 101376 bytes"):
+        ops.attention_score_mse(**inputs)
+    ops.attention_map_loss(**attention_inputs([70], 1, 128, 128, torch.bfloat16))
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 4096, 5001])
