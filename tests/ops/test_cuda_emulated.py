@@ -217,6 +217,37 @@ def test_too_little_shared_memory_is_said_in_one_sentence(machine: ctypes.CDLL) 
     ops.attention_map_loss(**attention_inputs([70], 1, 128, 128, torch.bfloat16))
 
 
+@pytest.fixture
+def nan_in_new_memory() -> Iterator[None]:
+    """What a kernel forgets to write is NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_pairs_at_the_guard_take_one_route(emulated: None, nan_in_new_memory: None) -> None:
+    """Losses within some roundings of 1 % of the scores' squares: every gradient row is written, every loss counted.
+
+    A student whose scores are c times its teacher's has a loss of (1 - c)^2 / (1 + c^2) of the squares, 1 % at this c.
+    """
+    sequences, length = 96, 5
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(sequences * length, 1, 16, generator=generator) for _ in "qk")
+    c = (1 - math.sqrt(1 - 0.99**2)) / 0.99
+    steps = (torch.arange(sequences) % 16 - 8).double().repeat_interleave(length)
+    q_student = (q.double() * (c * (1 + 2e-8 * steps))[:, None, None]).float()
+    cu = length * torch.arange(sequences + 1, dtype=torch.int32)
+
+    def run() -> list[Tensor]:
+        leaves = [q_student.clone().requires_grad_(), k.clone().requires_grad_()]
+        scales = {"scale_student": 0.3, "scale_teacher": 0.3}
+        loss = ops.attention_score_mse(*leaves, q, k, cu, method="gram", max_seqlen=length, **scales)
+        loss.backward()
+        return [loss.detach(), *(x.grad for x in leaves)]
+
+    assert_close(run, 1e-4)
+
+
 @pytest.mark.parametrize("size", [0, 1, 7, 4096, 5001])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_scaling_of_gradients(emulated: None, dtype: torch.dtype, size: int) -> None:

@@ -188,7 +188,7 @@ struct Tile {
 };
 
 // How many blocks cover the tiles of all sequences, whatever their lengths: see find_tile.
-inline int64_t tile_slots(int64_t tokens, int64_t sequences, int64_t block) {
+__host__ __device__ inline int64_t tile_slots(int64_t tokens, int64_t sequences, int64_t block) {
   return sequences > 0 ? tokens / block + sequences : 0;
 }
 

@@ -46,24 +46,6 @@ __global__ void __launch_bounds__(kThreads) add_kernel(const T* terms, float* su
   if (i < size) sums[i] = to_float(terms[i]) + (accumulate ? sums[i] : 0.0f);
 }
 
-__global__ void __launch_bounds__(kThreads) normaliser_kernel(Normaliser p) {
-  float normaliser = 1.0f;
-  if (p.mean) {
-    long long terms = 0;
-    for (int64_t n = threadIdx.x; n < p.sequences; n += kThreads) {
-      const Span span = sequence_of(p.cu_seqlens, p.seqused, static_cast<int>(p.tokens), static_cast<int>(n));
-      const long long used = span.length;
-      terms += p.pairs ? used * used : used;
-    }
-    terms = block_sum(terms) * p.heads;
-    normaliser = terms > 0 ? static_cast<float>(1.0 / static_cast<double>(terms)) : 0.0f;
-  }
-  if (threadIdx.x != 0) return;
-  p.numbers[0] = normaliser;
-  p.numbers[1] = p.whole ? normaliser : p.stored;
-  *p.factor = p.whole ? 1.0f : normaliser / p.stored;
-}
-
 }  // namespace
 
 void total(const float* partials, int64_t count, int64_t rows, const float* multiplier, float* result, void* stream,
@@ -82,10 +64,6 @@ void add(const void* terms, Dtype dtype, float* sums, int64_t size, bool accumul
 void column_total(const float* partials, int64_t rows, int64_t columns, float* result, void* stream) {
   BERTXFER_LAUNCH(column_total_kernel, ceil_div<int64_t>(columns, 32), kThreads, 0, stream, partials, rows, columns,
                   result);
-}
-
-void normaliser(const Normaliser& p, void* stream) {
-  BERTXFER_LAUNCH(normaliser_kernel, 1, kThreads, 0, stream, p);
 }
 
 }  // namespace cuda

@@ -19,20 +19,5 @@ void column_total(const float* partials, int64_t rows, int64_t columns, float* r
 // sums[i] = terms[i], or += where `accumulate`.
 void add(const void* terms, Dtype dtype, float* sums, int64_t size, bool accumulate, void* stream);
 
-// What a loss and its stored gradient are multiplied by.
-struct Normaliser {
-  const int32_t* cu_seqlens;  // [sequences + 1]
-  const int32_t* seqused;     // [sequences] or null
-  int64_t tokens, sequences, heads;
-  bool mean;  // over heads * sum of lengths, or of squared lengths where `pairs`; else the sum
-  bool pairs;
-  bool whole;      // the gradient is stored whole: its dtype has float32's range
-  float stored;    // else: what it is multiplied by
-  float* numbers;  // [2]: of the loss, of the stored gradient
-  float* factor;   // [1]: what the stored gradient lacks
-};
-
-void normaliser(const Normaliser& p, void* stream);
-
 }  // namespace cuda
 }  // namespace bertxfer
