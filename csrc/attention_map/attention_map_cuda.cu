@@ -7,6 +7,12 @@ namespace bertxfer {
 namespace {
 
 constexpr float kLog2E = 1.4426950408889634f;
+constexpr int kLossThreads = 256;
+
+// The loss where there is no second kernel to end it.
+__global__ void __launch_bounds__(kLossThreads) loss_kernel(const __grid_constant__ MapProblem p, int64_t losses) {
+  finish_loss(p, loss_scales(p), losses);
+}
 
 template <class T, int BS>
 void launch_both(const AttentionMapCuda& p, const MapProblem& problem, void* stream) {
@@ -17,7 +23,7 @@ void launch_both(const AttentionMapCuda& p, const MapProblem& problem, void* str
   if (p.grad_k != nullptr && blocks > 0) {
     BERTXFER_LAUNCH((map_columns_kernel<T, BS>), blocks, Block::kThreads, shared, stream, problem);
   } else {
-    BERTXFER_LAUNCH(map_loss_kernel, 1, 256, 0, stream, problem, blocks);
+    BERTXFER_LAUNCH(loss_kernel, 1, kLossThreads, 0, stream, problem, blocks);
   }
 }
 

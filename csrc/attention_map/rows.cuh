@@ -129,9 +129,4 @@ __global__ void __launch_bounds__(ScoreTile<T, BS>::kThreads, ScoreTile<T, BS>::
   if (need_grad) store_map_grad(grad, static_cast<T*>(p.grad_q), p, tile, head, grad_scale);
 }
 
-// The loss where there is no second kernel to end it.
-__global__ void __launch_bounds__(256) map_loss_kernel(const __grid_constant__ MapProblem p, int64_t losses) {
-  finish_loss(p, loss_scales(p), losses);
-}
-
 }  // namespace bertxfer

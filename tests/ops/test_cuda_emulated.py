@@ -248,6 +248,92 @@ def test_pairs_at_the_guard_take_one_route(emulated: None, nan_in_new_memory: No
     assert_close(run, 1e-4)
 
 
+SCORE_METHODS = [("attention_score_mse", {"method": method}) for method in ("auto", "gram", "tiled")]
+MAP_KINDS = [("attention_map_loss", {"kind": kind}) for kind in ("kl", "mse")]
+
+
+def check_ragged(loss: str, options: dict[str, str], lengths: list[int], used: list[int], width: int) -> None:
+    """Three heads, of which the second's scores are almost the teacher's; of the tokens some do not count."""
+    inputs = attention_inputs(lengths, 3, width, 16, torch.float32)
+    for name in "qk":
+        inputs[f"{name}_student"][:, 1, 16:] = 0.0
+        inputs[f"{name}_teacher"][:, 1, : min(width, 16)] = inputs[f"{name}_student"][:, 1, :16] * 1.01
+        inputs[f"{name}_teacher"][:, 1, width:] = 0.0
+
+    def run() -> list[Tensor]:
+        leaves = {n: inputs[n].clone().requires_grad_() for n in ("q_student", "k_student")}
+        seqused = torch.tensor(used, dtype=torch.int32)
+        scales = {"scale_student": -0.2, "scale_teacher": -0.2}
+        result = getattr(ops, loss)(**{**inputs, **leaves}, seqused=seqused, **scales, **options)
+        result.backward()
+        return [result.detach(), *(x.grad for x in leaves.values())]
+
+    assert_close(run, 1e-4)
+
+
+@pytest.mark.parametrize(("loss", "options"), [*SCORE_METHODS, *MAP_KINDS])
+def test_every_head_and_every_token_is_served(
+    emulated: None, nan_in_new_memory: None, loss: str, options: dict[str, str]
+) -> None:
+    """Heads with tiles beside heads with Gram matrices, several rounds for each block, negative scales, odd widths."""
+    check_ragged(loss, options, [130, 0, 65, 190, 1], [130, 0, 3, 129, 0], 26)
+    check_ragged(loss, options, [9, 20], [9, 3], 7)
+    check_ragged(loss, options, [0, 0], [0, 0], 26)
+
+
+@pytest.mark.parametrize(("loss", "options"), SCORE_METHODS)
+def test_more_sequences_than_threads_share_tiles(
+    emulated: None, nan_in_new_memory: None, loss: str, options: dict[str, str]
+) -> None:
+    check_ragged(loss, options, [n % 3 for n in range(140)], [min(n % 3, n % 5) for n in range(140)], 7)
+
+
+def launches(machine: ctypes.CDLL) -> list[tuple[str, int]]:
+    """Kernels since the last call, and their blocks."""
+    lines = machine.emulator_launches().decode().splitlines()
+    return [(line.split(" ", 1)[1].strip("(").split("<")[0], int(line.split()[0])) for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("length", "near", "names"),
+    [
+        (150, False, ["gram_kernel", "tiled_kernel"]),
+        (150, True, ["gram_kernel", "tiled_kernel"]),
+        (100, False, ["memset", "tiled_kernel"]),
+    ],
+)
+def test_score_loss_launches_no_idle_tiles(
+    machine: ctypes.CDLL, length: int, near: bool, names: list[str]
+) -> None:
+    """At most as many blocks as two multiprocessors run, of 3 * 3 * 3 tiles and their transposes, and no third kernel."""
+    inputs = attention_inputs(3 * [length], 3, 16, 16, torch.bfloat16)
+    if near:
+        inputs |= {name: inputs[name.replace("student", "teacher")] for name in ("q_student", "k_student")}
+    inputs["q_student"].requires_grad_()
+    ops.attention_score_mse(**inputs)
+    found = launches(machine)
+    assert [name for name, _ in found] == names
+    assert found[-1] == ("tiled_kernel", 6)
+
+
+def test_score_loss_takes_tiles_where_gram_matrices_do_not_fit(machine: ctypes.CDLL) -> None:
+    inputs = attention_inputs([150], 1, 64, 64, torch.bfloat16)
+    ops.attention_score_mse(**inputs)
+    assert launches(machine)[0][0] == "gram_kernel"
+    machine.emulator_set_shared_limit(101376)
+    ops.attention_score_mse(**inputs)
+    assert [name for name, _ in launches(machine)] == ["memset", "tiled_kernel"]
+
+
+@pytest.mark.parametrize("need_grad", [True, False])
+def test_map_losses_take_two_launches(machine: ctypes.CDLL, need_grad: bool) -> None:
+    inputs = attention_inputs([40], 2, 16, 16, torch.float32)
+    inputs["q_student"].requires_grad_(need_grad)
+    ops.attention_map_loss(**inputs)
+    last = "map_columns_kernel" if need_grad else "loss_kernel"
+    assert [name for name, _ in launches(machine)] == ["map_rows_kernel", last]
+
+
 @pytest.mark.parametrize("size", [0, 1, 7, 4096, 5001])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_scaling_of_gradients(emulated: None, dtype: torch.dtype, size: int) -> None:
