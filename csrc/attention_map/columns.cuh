@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(ScoreTile<T, BS>::kThreads, ScoreTile<T, BS>::
   if (tile.row < tile.length) {
     copy_sides(shared, widths, x, tile.start + tile.row, head, Block::kRows, tile.length - tile.row);
     grad_scale = loss_scales(p).grad;  // while the columns are on their way
-    RowStatistics<T> mirrored[2];  // of the rows of the map that are this lane's columns, as x is q and k
+    RowStatistics<T> mirrored[2];      // of the rows of the map that are this lane's columns, as x is q and k
     if (p.symmetric) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {

@@ -6,7 +6,8 @@
 namespace bertxfer {
 
 // A term of KL(R || P) from log2-probabilities and probabilities: r d + p - r with d = log r - log p. The last two add
-// up to nothing in a row, and with them roundings of the rows' sums cancel. In float32 a series keeps the digits of r (d
+// up to nothing in a row, and with them roundings of the rows' sums cancel. In float32 a series keeps the digits of r
+// (d
 // + exp(-d) - 1) near d = 0; half precision has lost them in its inputs.
 template <class T>
 __device__ __forceinline__ float divergence(float log_p, float log_r, float p, float r) {

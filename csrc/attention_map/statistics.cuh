@@ -43,7 +43,8 @@ struct OnlineSum {
     sum *= ptx::exp2_approx(highest - most);
 #pragma unroll
     for (int n = 0; n < N; ++n) {
-      sum += ptx::exp2_approx(fmaf(scores[n][i], scale, -most)) + ptx::exp2_approx(fmaf(scores[n][i + 1], scale, -most));
+      sum +=
+          ptx::exp2_approx(fmaf(scores[n][i], scale, -most)) + ptx::exp2_approx(fmaf(scores[n][i + 1], scale, -most));
     }
     highest = most;
   }

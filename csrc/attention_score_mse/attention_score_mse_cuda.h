@@ -2,10 +2,10 @@
 //
 // Two kernels. gram: one block a sequence and head makes the Gram matrices in one sweep over q and k, the loss, and the
 // gradients in a second sweep, which is to find in the L2 cache what the first one read: 132 blocks of 196 KB (L = 512,
-// 32/64) are 26 of its 50 MB. It also decides, and stores, which pairs of a sequence and a head take tiles instead: where
-// the sequence is at most `tiled_up_to` tokens long, or the loss is below 1 % of the scores' squares, whose difference
-// then has lost its digits. tiled: as many blocks as the device runs at once take 64 rows of S - T at a time, and of its
-// transpose, of those pairs; the last block to end sums up the loss.
+// 32/64) are 26 of its 50 MB. It also decides, and stores, which pairs of a sequence and a head take tiles instead:
+// where the sequence is at most `tiled_up_to` tokens long, or the loss is below 1 % of the scores' squares, whose
+// difference then has lost its digits. tiled: as many blocks as the device runs at once take 64 rows of S - T at a
+// time, and of its transpose, of those pairs; the last block to end sums up the loss.
 //
 // Bytes at 64/512/12/32/64 (B/L/H/ds/dt), bf16: q and k of both sides 151 MB once from memory, gradients 50 MB.
 // Operations: 11 GFLOP for the Gram matrices, 10 for the gradients (twice 5: the matrices in two halves).

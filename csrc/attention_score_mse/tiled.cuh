@@ -1,6 +1,7 @@
 // The tiled route: some rows of D = ss Qs Ks^T - st Qt Kt^T at a time, 16 of them a warp, over all columns. See
 // attention_score_mse_cuda.h. For the gradient every tile is made twice: once of D, and once of D^T, where q and k have
-// changed places. As many blocks as fit the device share all tiles, so that none is launched for a pair that takes none.
+// changed places. As many blocks as fit the device share all tiles, so that none is launched for a pair that takes
+// none.
 #pragma once
 
 #include "gram.cuh"

@@ -194,7 +194,9 @@ def machine(emulated: None) -> Iterator[ctypes.CDLL]:
     library.emulator_set_shared_limit(0)
 
 
-def attention_inputs(lengths: list[int], heads: int, ds: int, dt: int, dtype: torch.dtype) -> dict[str, Tensor]:
+def attention_inputs(
+    lengths: list[int], heads: int, ds: int, dt: int, dtype: torch.dtype
+) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     names = {"q_student": ds, "k_student": ds, "q_teacher": dt, "k_teacher": dt}
     tensors = {
@@ -209,10 +211,10 @@ def test_too_little_shared_memory_is_said_in_one_sentence(machine: ctypes.CDLL) 
     inputs = attention_inputs([70], 1, 256, 256, torch.float32)
     ops.attention_map_loss(**inputs)
     machine.emulator_set_shared_limit(101376)
-    words = "map_rows_kernel.*: got a device with 101376 bytes of shared memory for a block, want 132096"
+    words = r"map_rows_kernel.*: got a device with 101376 bytes of shared memory for a block, want 132096"
     with pytest.raises(RuntimeError, match=words):
         ops.attention_map_loss(**inputs)
-    with pytest.raises(RuntimeError, match="tiled_kernel.*: got a device with 101376 bytes"):
+    with pytest.raises(RuntimeError, match=r"tiled_kernel.*: got a device with 101376 bytes"):
         ops.attention_score_mse(**inputs)
     ops.attention_map_loss(**attention_inputs([70], 1, 128, 128, torch.bfloat16))
 
@@ -305,7 +307,7 @@ def launches(machine: ctypes.CDLL) -> list[tuple[str, int]]:
 def test_score_loss_launches_no_idle_tiles(
     machine: ctypes.CDLL, length: int, near: bool, names: list[str]
 ) -> None:
-    """At most as many blocks as two multiprocessors run, of 3 * 3 * 3 tiles and their transposes, and no third kernel."""
+    """At most as many blocks as two multiprocessors run, of 27 tiles and their transposes, and no third kernel."""
     inputs = attention_inputs(3 * [length], 3, 16, 16, torch.bfloat16)
     if near:
         inputs |= {name: inputs[name.replace("student", "teacher")] for name in ("q_student", "k_student")}
@@ -332,6 +334,41 @@ def test_map_losses_take_two_launches(machine: ctypes.CDLL, need_grad: bool) -> 
     ops.attention_map_loss(**inputs)
     last = "map_columns_kernel" if need_grad else "loss_kernel"
     assert [name for name, _ in launches(machine)] == ["map_rows_kernel", last]
+
+
+@pytest.mark.parametrize(("bias", "blocks"), [(False, 1), (True, 4)])
+def test_hidden_mse_takes_one_launch_beside_each_product(
+    machine: ctypes.CDLL, bias: bool, blocks: int
+) -> None:
+    student, teacher, weight = (torch.randn(shape) for shape in ((20, 12), (20, 70), (70, 12)))
+    student.requires_grad_()
+    ops.hidden_mse(student, teacher, weight, torch.randn(70) if bias else None).backward()
+    found = launches(machine)
+    assert [name for name, _ in found] == ["project_kernel", "finish_kernel"]
+    assert found[1][1] == blocks
+
+
+@pytest.mark.parametrize(("weights", "names"), [(False, []), (True, ["total_kernel"])])
+def test_pooling_takes_two_launches_each_way(machine: ctypes.CDLL, weights: bool, names: list[str]) -> None:
+    layers = [torch.randn(70, 8, requires_grad=True) for _ in range(2)]
+    layer_weights = torch.tensor([0.3, 0.7], requires_grad=weights)
+    cu = torch.tensor([0, 70], dtype=torch.int32)
+    pooled = ops.pool_features(layers, cu, layer_weights=layer_weights)
+    assert [name for name, _ in launches(machine)] == ["kernel", "finish_kernel"]
+    pooled.sum().backward()
+    assert [name for name, _ in launches(machine)] == ["gradient_kernel", "kernel", *names]
+
+
+def test_gradients_of_one_dtype_are_scaled_by_one_launch(machine: ctypes.CDLL) -> None:
+    """Ten of them, in groups of eight at most; of two dtypes; of several blocks, empty and unaligned ones."""
+    sizes = [5000, 0, 3, 9000, 17, 1, 8, 4097, 2, 11]
+    grads = [torch.randn(size + 1)[i % 2 :][:size] for i, size in enumerate(sizes)]
+    want = [grad * 3.0 for grad in grads]
+    halves = [torch.randn(70).half() for _ in range(2)]
+    want += [(half.float() * 3.0).half() for half in halves]
+    torch.ops.bertxfer_fast.scale_grad_.cuda([*grads, *halves], torch.tensor(2.0), torch.tensor(1.5))
+    assert all(torch.equal(a, b) for a, b in zip([*grads, *halves], want, strict=True))
+    assert len(launches(machine)) == 3
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 4096, 5001])

@@ -15,8 +15,8 @@ class AttentionPair {
   PackedView q_student, k_student, q_teacher, k_teacher;
   Packing packing;
   int64_t tokens, heads;
-  Tensor loss;         // []
-  Tensor grad_factor;  // []: what the gradients are still to be multiplied by
+  Tensor loss;            // []
+  Tensor grad_factor;     // []: what the gradients are still to be multiplied by
   Tensor grad_q, grad_k;  // of the dtype kernels work in; empty where no gradient is wanted
 
   AttentionPair(const Tensor& qs, const Tensor& ks, const Tensor& qt, const Tensor& kt, const Tensor& cu_seqlens,
