@@ -7,6 +7,12 @@ namespace bertxfer {
 namespace {
 
 constexpr float kLog2E = 1.4426950408889634f;
+constexpr int kLossThreads = 256;
+
+// The loss where there is no second kernel to end it.
+__global__ void __launch_bounds__(kLossThreads) loss_kernel(const __grid_constant__ MapProblem p, int64_t losses) {
+  finish_loss(p, loss_scales(p), losses);
+}
 
 template <class T, int BS>
 void launch_both(const AttentionMapCuda& p, const MapProblem& problem, void* stream) {
@@ -14,8 +20,11 @@ void launch_both(const AttentionMapCuda& p, const MapProblem& problem, void* str
   const int64_t shared = shared_bytes<Block>(Widths<T>({problem.q_student, problem.q_teacher}));
   const int64_t blocks = tile_slots(p.tokens, p.packing.sequences, Block::kRows) * p.heads;
   BERTXFER_LAUNCH((map_rows_kernel<T, BS>), blocks, Block::kThreads, shared, stream, problem);
-  if (p.grad_k == nullptr) return;
-  BERTXFER_LAUNCH((map_columns_kernel<T, BS>), blocks, Block::kThreads, shared, stream, problem);
+  if (p.grad_k != nullptr && blocks > 0) {
+    BERTXFER_LAUNCH((map_columns_kernel<T, BS>), blocks, Block::kThreads, shared, stream, problem);
+  } else {
+    BERTXFER_LAUNCH(loss_kernel, 1, kLossThreads, 0, stream, problem, blocks);
+  }
 }
 
 template <class T>
@@ -29,16 +38,20 @@ void run(const AttentionMapCuda& p, const MapProblem& problem, void* stream) {
 
 }  // namespace
 
+int64_t map_statistics(Dtype dtype, bool mse) {
+  const int64_t of_softmax = dtype == Dtype::f32 ? SoftmaxRow<float>::kNumbers : SoftmaxRow<__half>::kNumbers;
+  return 2 * of_softmax + (mse ? 1 : 0);
+}
+
 int64_t map_losses(const AttentionMapCuda& p) {
   return tile_slots(p.tokens, p.packing.sequences, block_rows(p)) * p.heads;
 }
 
 void attention_map_cuda(const AttentionMapCuda& p, void* stream) {
-  const float grad_scale = p.scale_student * (p.mse ? 2.0f : 1.0f);
-  MapProblem problem{PairProblem(p), grad_scale, p.mse, p.symmetric, p.statistics};
+  MapProblem problem{PairProblem(p), p.scale_student * (p.mse ? 2.0f : 1.0f), p.mse, p.symmetric, p.statistics};
   problem.scale_student *= kLog2E;
   problem.scale_teacher *= kLog2E;
-  with_dtype(p.q_student.dtype, [&](auto tag) { run<decltype(tag)>(p, problem, stream); });
+  with_dtype(p.q_student.dtype, [&](auto number) { run<decltype(number)>(p, problem, stream); });
 }
 
 }  // namespace bertxfer

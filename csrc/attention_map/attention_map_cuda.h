@@ -8,9 +8,8 @@
 // through both places of x.
 //
 // Operations at 64/512/12/32/64 (B/L/H/ds/dt), kl: six exponentials and 704 flops for each of 201 M pairs, 142 GFLOP.
-// Bytes, bf16: q and k of both sides 151 MB, gradients 50 MB, statistics 6 MB. Floor on an H100: 330 us for the
+// Bytes, bf16: q and k of both sides 151 MB, gradients 50 MB, statistics 3 MB. Floor on an H100: 330 us for the
 // exponentials (132 x 16 a clock at 1.75 GHz), 180 for the products at 790 TFLOP/s, 67 for the bytes at 3.0 TB/s.
-// Last measured: not yet measured.
 #pragma once
 
 #include <cstdint>
@@ -19,17 +18,16 @@
 
 namespace bertxfer {
 
-struct AttentionMapCuda : AttentionPairCuda {  // losses: [map_losses]
+struct AttentionMapCuda : AttentionPairCuda {  // partial_losses: [map_losses]
   bool mse;
   bool symmetric;     // q is k on both sides, and kl: grad_k receives both gradients, grad_q none
-  float* statistics;  // [map_statistics(mse), H, T], see rows.cuh; where a gradient is wanted
+  float* statistics;  // [map_statistics, H, T] workspace, see statistics.cuh; null: no gradient is wanted
 };
 
 int64_t map_losses(const AttentionMapCuda& p);
 
-constexpr int64_t map_statistics(bool mse) {
-  return mse ? 5 : 4;
-}
+// How many numbers the second kernel wants to know of each row.
+int64_t map_statistics(Dtype dtype, bool mse);
 
 void attention_map_cuda(const AttentionMapCuda& p, void* stream);
 

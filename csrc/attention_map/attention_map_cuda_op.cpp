@@ -21,21 +21,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_map_cuda_op(Tensor q_studen
   OnDevice device(q_student);
   AttentionPair pair(q_student, k_student, q_teacher, k_teacher, cu_seqlens, seqused);
   const bool mse = kind == "mse";
-  pair.make_gradients(need_grad, {reduction == "mean", /*pairs=*/mse, mse ? 64.0f : 1.0f}, device.stream());
+  pair.reduce(reduction == "mean", /*squared_lengths=*/mse, mse ? 64.0f : 1.0f);
+  if (need_grad) pair.make_gradients();
 
   AttentionMapCuda problem = pair.problem<AttentionMapCuda>(scale_student, scale_teacher);
   problem.mse = mse;
-  const int64_t losses = map_losses(problem);
-  Tensor partials = empty_on(q_student, {losses}, ScalarType::Float);
-  Tensor statistics =
-      empty_on(q_student, {need_grad ? map_statistics(mse) * pair.heads * pair.tokens : 0}, ScalarType::Float);
-  problem.losses = floats(partials);
+  const int64_t numbers = need_grad ? map_statistics(problem.q_student.dtype, mse) : 0;
+  const Tensor partial_losses = empty_on(q_student, {map_losses(problem)}, ScalarType::Float);
+  const Tensor statistics = empty_on(q_student, {numbers, pair.heads, pair.tokens}, ScalarType::Float);
+  problem.partial_losses = floats(partial_losses);
   problem.statistics = need_grad ? floats(statistics) : nullptr;
   attention_map_cuda(problem, device.stream());
-
-  Tensor loss = empty_on(q_student, {}, ScalarType::Float);
-  cuda::total(floats(partials), losses, 1, floats(pair.numbers), floats(loss), device.stream());
-  return {loss, pair.finished(pair.grad_q), pair.finished(pair.grad_k), pair.factor};
+  return {pair.loss, pair.finished(pair.grad_q), pair.finished(pair.grad_k), pair.grad_factor};
 }
 
 }  // namespace

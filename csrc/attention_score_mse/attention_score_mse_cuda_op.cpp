@@ -23,22 +23,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_score_mse_cuda_op(Tensor q_
                                                                        std::string method, bool need_grad) {
   OnDevice device(q_student);
   AttentionPair pair(q_student, k_student, q_teacher, k_teacher, cu_seqlens, seqused);
-  pair.make_gradients(need_grad, {reduction == "mean", /*pairs=*/true, 1.0f / std::max<int64_t>(max_seqlen, 1)},
-                      device.stream());
+  // In float16 the gradient of a mean over L^2 terms is stored as one over L, which keeps it inside its range.
+  const float grad_scale = 1.0f / static_cast<float>(std::max<int64_t>(max_seqlen, 1));
+  pair.reduce(reduction == "mean", /*squared_lengths=*/true, grad_scale);
+  if (need_grad) pair.make_gradients();
 
   AttentionScoreMseCuda problem = pair.problem<AttentionScoreMseCuda>(scale_student, scale_teacher);
   problem.max_seqlen = max_seqlen;
   problem.tiled_up_to = method == "tiled" ? max_seqlen : method == "gram" ? 0 : kTiledUpTo;
-  const int64_t grams = gram_losses(problem), losses = grams + tile_losses(problem);
-  Tensor sums = empty_on(q_student, {3 * grams}, ScalarType::Float);
-  Tensor partials = empty_on(q_student, {losses}, ScalarType::Float);
-  problem.sums = floats(sums);
-  problem.losses = floats(partials);
+  const Tensor partial_losses = empty_on(q_student, {score_losses(problem)}, ScalarType::Float);
+  const Tensor workspace = empty_on(q_student, {problem.packing.sequences * pair.heads + 1}, ScalarType::Int);
+  problem.partial_losses = floats(partial_losses);
+  problem.takes_tiles = static_cast<int32_t*>(workspace.data_ptr()) + 1;
+  problem.ticket = static_cast<unsigned*>(workspace.data_ptr());
   attention_score_mse_cuda(problem, device.stream());
-
-  Tensor loss = empty_on(q_student, {}, ScalarType::Float);
-  cuda::total(floats(partials), losses, 1, floats(pair.numbers), floats(loss), device.stream());
-  return {loss, pair.finished(pair.grad_q), pair.finished(pair.grad_k), pair.factor};
+  return {pair.loss, pair.finished(pair.grad_q), pair.finished(pair.grad_k), pair.grad_factor};
 }
 
 }  // namespace

@@ -10,15 +10,19 @@
 
 namespace bertxfer {
 
-struct ScoreMse : PairProblem {
+struct ScoreMse : PairProblem {  // partial_losses: [N, H] of Gram matrices, if any takes them, then [blocks] of tiles
   int tiled_up_to;
-  float* sums;
+  int32_t* takes_tiles;  // [N, H]: whether a sequence and head takes tiles; null: all do
+  unsigned* ticket;      // [1], see is_last_block
 };
 
+// A loss below this share of the scores' squares has lost its digits in their difference.
 constexpr float kGuard = 0.01f;
 
 template <class T, int BS, int BT>
 struct Gram {
+  using Number = T;
+  static constexpr int kStudent = BS, kTeacher = BT;
   static constexpr int W = BS + BT, kWarps = W / 16, kThreads = 32 * kWarps;
   static constexpr int kChunk = 8 * kWarps;  // tokens: two warps share 16 rows of a gradient
   static_assert(kChunk % kDepth == 0, "whole products");
@@ -86,7 +90,7 @@ __device__ __forceinline__ void store_operand(T* gram, int row, int column, floa
 // chunk of X times G, 16 rows and half of the student's columns a warp, into a gradient.
 template <class G, class T, int BS>
 __device__ __forceinline__ void grad_rows(const T* chunk, const T* gram, T* grad, int64_t stride, int rows, int dim,
-                                          float size, int warp) {
+                                          float scale, int warp) {
   constexpr int kColumns = BS / 2, kBlocks = G::kWarps / 2;
   static_assert(kColumns % 16 == 0, "pairs of tiles");
   const int block = warp % kBlocks, first = warp / kBlocks * kColumns;
@@ -109,12 +113,13 @@ __device__ __forceinline__ void grad_rows(const T* chunk, const T* gram, T* grad
       Mma<T>::multiply(sums[n + 1], a, b[1]);
     }
   }
-  store_rows(sums, grad, stride, 16 * block, rows, first, dim, size);
+  store_rows(sums, grad, stride, 16 * block, rows, first, dim, scale);
 }
 
-template <class T, int BS, int BT>
-__global__ void __launch_bounds__(Gram<T, BS, BT>::kThreads) gram_kernel(ScoreMse p) {
-  using G = Gram<T, BS, BT>;
+template <class G>
+__global__ void __launch_bounds__(G::kThreads) gram_kernel(const __grid_constant__ ScoreMse p) {
+  using T = typename G::Number;
+  constexpr int BS = G::kStudent, BT = G::kTeacher;
   BERTXFER_DYNAMIC_SHARED(T, chunks);
   T* k_gram = chunks + 2 * G::kChunkSize;
   T* q_gram = k_gram + G::kGramSize;
@@ -123,10 +128,14 @@ __global__ void __launch_bounds__(Gram<T, BS, BT>::kThreads) gram_kernel(ScoreMs
 
   const int pair = blockIdx.x, head = pair % p.heads;
   const Span span = sequence_of(p.cu_seqlens, p.seqused, p.tokens, pair / p.heads);
-  if (span.length <= p.tiled_up_to) {
-    if (threadIdx.x == 0) p.losses[pair] = 0.0f;
-    return;
-  }
+  if (pair == 0 && threadIdx.x == 0) *p.ticket = 0;  // for the tiles, which come after this kernel
+  // Which route a pair takes is decided here alone: whoever decided again could round in another way.
+  const auto decide = [&](bool tiled, float loss) {
+    if (threadIdx.x != 0) return;
+    p.takes_tiles[pair] = tiled;
+    p.partial_losses[pair] = tiled ? 0.0f : loss;
+  };
+  if (span.length <= p.tiled_up_to) return decide(true, 0.0f);
   const int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, thread = threadIdx.x % 4;
   const bool teacher = warp >= BS / 16;
   // Calls work(n, i, row, column) for every number this lane holds of X^T X.
@@ -161,12 +170,7 @@ __global__ void __launch_bounds__(Gram<T, BS, BT>::kThreads) gram_kernel(ScoreMs
   const float own = st * st * block_sum(within);
   const float loss = student - 2.0f * cross + own;
   const bool tiled = loss < kGuard * (student + own);
-  if (threadIdx.x == 0) {
-    p.sums[3 * pair] = student;
-    p.sums[3 * pair + 1] = cross;
-    p.sums[3 * pair + 2] = own;
-    p.losses[pair] = tiled ? 0.0f : loss;
-  }
+  decide(tiled, loss);
   if (tiled || p.grad_q == nullptr) return;
 
   // Both matrices become operands, as means over the tokens: sums would leave float16's range.
@@ -187,11 +191,11 @@ __global__ void __launch_bounds__(Gram<T, BS, BT>::kThreads) gram_kernel(ScoreMs
   const int dim = p.q_student.dim;
   const int64_t stride = static_cast<int64_t>(p.heads) * dim;
   const int64_t place = static_cast<int64_t>(span.start) * stride + static_cast<int64_t>(head) * dim;
-  const float size = 2.0f * ss * span.length * p.numbers[1];
+  const float scale = 2.0f * ss * span.length * loss_scales(p).grad;
   const auto grad = [&](const RowSource& x_student, const RowSource& x_teacher, const T* operand, void* to) {
     for_chunks<G>(chunks, x_student, x_teacher, span.start, span.length, head, BS, [&](const T* chunk, int row) {
       grad_rows<G, T, BS>(chunk, operand, static_cast<T*>(to) + place + row * stride, stride, span.length - row, dim,
-                          size, warp);
+                          scale, warp);
     });
   };
   grad(p.k_student, p.k_teacher, q_gram, p.grad_k);  // the last chunks of k are the likeliest to be cached

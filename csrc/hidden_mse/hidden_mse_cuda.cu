@@ -9,7 +9,6 @@
 // Bytes, T = 32768, 312 -> 768, bf16: X 20 MB and Y 50 MB read, direction 50 MB written; then dX = G W and dW = G^T X
 // read it again, 50 MB each, with 20 MB of dX and 20 MB of X. Operations: 3 products of 15.7 GFLOP.
 // Floor on an H100 (3.0 TB/s, 790 TFLOP/s): this kernel 40 us (its product 20 us), the two products 24 us each.
-// Last measured: not yet measured.
 #include "../common/cuda/tiles.cuh"
 #include "hidden_mse_cuda.h"
 
@@ -177,7 +176,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 1 : 2) project_kern
     ptx::cp_async_commit();
     const T* const student = buffers + step % B::kStages * B::kSize + warp_row * B::kStride;
     const T* const weight = buffers + step % B::kStages * B::kSize + (kRows + warp_column) * B::kStride;
-#pragma unroll
+#pragma unroll(sizeof(T) == 4 ? 1 : kStep / kDepth)  // float32 has no registers for two steps at once
     for (int k = 0; k < kStep; k += kDepth) {
       typename Mma<T>::B b[kNs / 2][2];
 #pragma unroll
@@ -226,6 +225,30 @@ __global__ void __launch_bounds__(kThreads) compare_kernel(const __grid_constant
   });
 }
 
+// The first block sums up the loss, in float64; every other one 32 columns of the bias's gradient, a warp every eighth
+// tile of rows.
+__global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant__ HiddenMseSums p) {
+  __shared__ float sums[kWarps][32];
+  if (blockIdx.x == 0) {
+    double sum = 0.0;
+    for (int64_t i = threadIdx.x; i < p.tiles; i += kThreads) sum += static_cast<double>(p.sums[i]);
+    sum = block_sum(sum) * p.normaliser;
+    if (threadIdx.x != 0) return;
+    *p.loss = static_cast<float>(sum);
+    *p.factor = p.grad_factor;
+    return;
+  }
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int64_t column = static_cast<int64_t>(blockIdx.x - 1) * 32 + lane;
+  float sum = 0.0f;
+  for (int64_t r = warp; r < p.row_tiles && column < p.width; r += kWarps) sum += p.column_sums[r * p.width + column];
+  sums[warp][lane] = sum;
+  __syncthreads();
+  if (warp != 0 || column >= p.width) return;
+  for (int w = 1; w < kWarps; ++w) sum += sums[w][lane];
+  p.grad_bias[column] = sum;
+}
+
 // One row of an operand is copied kStep columns at a time.
 RowSource operand(const void* data, Dtype dtype, int64_t stride, int64_t depth) {
   RowSource source = row_source({data, dtype, stride, 0, depth});
@@ -269,6 +292,11 @@ void hidden_mse(const HiddenMse& p, void* stream) {
       BERTXFER_LAUNCH(project_kernel<T>, blocks, kThreads, Buffers<T>::kBytes, stream, problem);
     }
   });
+}
+
+void finish_hidden_mse(const HiddenMseSums& p, void* stream) {
+  const int64_t columns = p.grad_bias == nullptr ? 0 : ceil_div<int64_t>(p.width, 32);
+  BERTXFER_LAUNCH(finish_kernel, 1 + columns, kThreads, 0, stream, p);
 }
 
 }  // namespace cuda

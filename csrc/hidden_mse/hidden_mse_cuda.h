@@ -30,5 +30,19 @@ struct HiddenMse {
 
 void hidden_mse(const HiddenMse& p, void* stream);
 
+// What the partial sums of all chunks end in, one launch.
+struct HiddenMseSums {
+  const float* sums;         // [tiles]
+  const float* column_sums;  // [row_tiles, width]
+  int64_t tiles, row_tiles, width;
+  double normaliser;  // of the loss
+  float grad_factor;  // what stored gradients are still to be multiplied by
+  float* loss;        // [1]
+  float* factor;      // [1]: grad_factor
+  float* grad_bias;   // [width], sums of column_sums over the tiles of rows; null: not wanted
+};
+
+void finish_hidden_mse(const HiddenMseSums& p, void* stream);
+
 }  // namespace cuda
 }  // namespace bertxfer

@@ -104,12 +104,21 @@ Result hidden_mse_cuda(Tensor student,                // [T, Ds]
     add_weight_gradient(grad_weight, direction, student_rows, first > 0, device.stream());
   }
   if (need_weight && tokens == 0) torch::stable::zero_(grad_weight);
-  if (need_bias) cuda::column_total(floats(column_sums), row_tiles, width, floats(grad_bias), device.stream());
 
   Tensor loss = empty_on(student, {}, ScalarType::Float), factor = empty_on(student, {}, ScalarType::Float);
-  cuda::total(floats(sums), sums.numel(), 1, nullptr, floats(loss), device.stream(), normaliser);
   const float whole = static_cast<float>(2.0 * normaliser);
-  torch::stable::fill_(factor, whole == scale ? 1.0 : 2.0 * normaliser / scale);
+  cuda::HiddenMseSums result{};
+  result.sums = floats(sums);
+  result.column_sums = floats(column_sums);
+  result.tiles = sums.numel();
+  result.row_tiles = row_tiles;
+  result.width = width;
+  result.normaliser = normaliser;
+  result.grad_factor = whole == scale ? 1.0f : static_cast<float>(2.0 * normaliser / scale);
+  result.loss = floats(loss);
+  result.factor = floats(factor);
+  result.grad_bias = need_bias ? floats(grad_bias) : nullptr;
+  cuda::finish_hidden_mse(result, device.stream());
   return {loss, grad_student, grad_weight, grad_bias, factor};
 }
 

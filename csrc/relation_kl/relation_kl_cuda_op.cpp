@@ -1,7 +1,6 @@
 // Tensor side of relation_kl on CUDA (MiniLMv2, Wang et al. 2021): attention_map's kernels with q = k = x, re-split
 // into heads. Operations at 64/512, 48 heads, 384/768 wide: eight exponentials and 224 flops (heads of 8 and 16, both
-// padded to 16) for each of 805 M pairs. Floor on an H100: 1.7 ms for the exponentials. Last measured: not yet
-// measured.
+// padded to 16) for each of 805 M pairs. Floor on an H100: 1.7 ms for the exponentials.
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
@@ -28,26 +27,24 @@ std::tuple<Tensor, Tensor, Tensor> relation_kl_cuda_op(Tensor x_student,        
   };
   const Tensor student = split(x_student), teacher = split(x_teacher);
   AttentionPair pair(student, student, teacher, teacher, cu_seqlens, seqused);
-  pair.make_gradients(need_grad, {reduction == "mean", /*pairs=*/false, 1.0f}, device.stream(), /*symmetric=*/true);
+  pair.reduce(reduction == "mean", /*squared_lengths=*/false, 1.0f);
+  if (need_grad) pair.make_gradients(/*symmetric=*/true);
 
   AttentionMapCuda problem = pair.problem<AttentionMapCuda>(scale_student, scale_teacher);
   problem.symmetric = true;
-  const int64_t losses = map_losses(problem);
-  Tensor partials = empty_on(x_student, {losses}, ScalarType::Float);
-  Tensor statistics =
-      empty_on(x_student, {need_grad ? map_statistics(false) * heads * pair.tokens : 0}, ScalarType::Float);
-  problem.losses = floats(partials);
+  const int64_t numbers = need_grad ? map_statistics(problem.q_student.dtype, false) : 0;
+  const Tensor partial_losses = empty_on(x_student, {map_losses(problem)}, ScalarType::Float);
+  const Tensor statistics = empty_on(x_student, {numbers, heads, pair.tokens}, ScalarType::Float);
+  problem.partial_losses = floats(partial_losses);
   problem.statistics = need_grad ? floats(statistics) : nullptr;
   attention_map_cuda(problem, device.stream());
 
-  Tensor loss = empty_on(x_student, {}, ScalarType::Float);
-  cuda::total(floats(partials), losses, 1, floats(pair.numbers), floats(loss), device.stream());
   Tensor grad = pair.finished(pair.grad_k);
   if (need_grad) {
     const int64_t size[] = {x_student.size(0), x_student.size(1)};
     grad = torch::stable::view(grad, {size, 2});
   }
-  return {loss, grad, pair.factor};
+  return {pair.loss, grad, pair.grad_factor};
 }
 
 }  // namespace

@@ -11,15 +11,27 @@ namespace cuda {
 struct ScaleGrad {
   const void* grad;  // [size]
   Dtype grad_dtype;
-  void* out;  // [size], may be grad
+  void* out;  // [size]
   Dtype out_dtype;
   int64_t size;
-  const float* factor;    // [1]
-  const float* upstream;  // [1], another factor; null: 1
+  const float* factor;  // [1]
 };
 
-// In place, nothing is read or written where the factors' product is 1.
 void scale_grad(const ScaleGrad& p, void* stream);
+
+constexpr int kGradsAtOnce = 8;
+
+// Some gradients of one dtype, in place. Nothing is read or written where the factors' product is 1.
+struct ScaleGradsInPlace {
+  int count;                    // at most kGradsAtOnce
+  void* grads[kGradsAtOnce];    // [sizes[i]] each
+  int64_t sizes[kGradsAtOnce];  // in elements
+  Dtype dtype;
+  const float* factor;    // [1]
+  const float* upstream;  // [1]
+};
+
+void scale_grads_in_place(const ScaleGradsInPlace& p, void* stream);
 
 }  // namespace cuda
 }  // namespace bertxfer

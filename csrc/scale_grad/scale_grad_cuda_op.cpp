@@ -20,21 +20,30 @@ Tensor scale_grad_cuda(Tensor grad, Tensor factor, ScalarType dtype) {
   grad = torch::stable::contiguous(grad);
   Tensor out = torch::stable::new_empty(grad, grad.sizes(), dtype);
   cuda::scale_grad({grad.data_ptr(), dtype_of(grad, "grad"), out.data_ptr(), dtype_of(out, "dtype"), grad.numel(),
-                    number_on_device(factor, grad, "factor"), nullptr},
+                    number_on_device(factor, grad, "factor")},
                    device.stream());
   return out;
 }
 
 void scale_grad_in_place_cuda(std::vector<Tensor> grads, Tensor factor, Tensor upstream) {
   const OnDevice device(factor);
-  const float* numbers[] = {number_on_device(factor, factor, "factor"), number_on_device(upstream, factor, "upstream")};
+  cuda::ScaleGradsInPlace batch{};
+  batch.factor = number_on_device(factor, factor, "factor");
+  batch.upstream = number_on_device(upstream, factor, "upstream");
+  const auto launch = [&] {
+    cuda::scale_grads_in_place(batch, device.stream());
+    batch.count = 0;
+  };
   for (const Tensor& grad : grads) {
     check_device(grad, factor, "grads");
     STD_TORCH_CHECK(grad.is_contiguous(), "grads: want contiguous tensors");
     const Dtype dtype = dtype_of(grad, "grads");
-    cuda::scale_grad({grad.data_ptr(), dtype, grad.data_ptr(), dtype, grad.numel(), numbers[0], numbers[1]},
-                     device.stream());
+    if (batch.count == cuda::kGradsAtOnce || (batch.count > 0 && dtype != batch.dtype)) launch();
+    batch.dtype = dtype;
+    batch.grads[batch.count] = grad.data_ptr();
+    batch.sizes[batch.count++] = grad.numel();
   }
+  if (batch.count > 0) launch();
 }
 
 }  // namespace

@@ -44,6 +44,13 @@ def reason_to_skip() -> str | None:
     return "no nvcc, whose headers the emulator needs" if headers() is None else None
 
 
+def contraction() -> str:
+    """Like nvcc, let the compiler fuse products and sums: what is computed twice then need not agree."""
+    cpus = Path("/proc/cpuinfo")
+    fused = build_kernels.X86 and cpus.exists() and " fma " in cpus.read_text()
+    return "-ffp-contract=fast" + (" -mfma" if fused else "")
+
+
 def ninja(build: Path, target: Path, sources: list[Path], flags: str) -> str:
     cflags = "-std=c++17 -O2 -g1 -fPIC -fvisibility=hidden -Wall -Wno-unknown-pragmas -DBERTXFER_EMULATED"
     include = f"-isystem {headers()} -I{HERE}"
@@ -51,7 +58,7 @@ def ninja(build: Path, target: Path, sources: list[Path], flags: str) -> str:
         "ninja_required_version = 1.5",
         f"cxx = {build_kernels.compiler()}",
         f"cflags = {cflags} {flags}",
-        f"device = {include} -U_FORTIFY_SOURCE -Wno-psabi -Wno-unused-variable -Wno-class-memaccess",
+        f"device = {include} {contraction()} -U_FORTIFY_SOURCE -Wno-psabi -Wno-unused-variable -Wno-class-memaccess",
         f"torch = {' '.join(build_kernels.torch_flags())}",
         *build_kernels.rule(
             "kernel", "$cxx -MMD -MF $out.d $cflags $device -include emulator.h -x c++ -c $in -o $out"

@@ -31,6 +31,7 @@ namespace {
 constexpr int kMaxThreads = 1024;
 constexpr size_t kStack = 256 * 1024;
 constexpr int64_t kMaxShared = 232448;  // of a block, on sm_90
+constexpr int kMultiprocessors = 2;     // few, so that persistent kernels have several rounds
 constexpr int64_t kCanary = 4096;
 constexpr int kPoison = 0xff;
 
@@ -80,6 +81,8 @@ struct Machine {
 };
 
 Machine machine;
+int64_t shared_limit = kMaxShared;
+std::string launched;  // a line for each launch since launches were last asked for: blocks, then the kernel's name
 std::mutex one_launch;
 
 // Marks this library's block of thread-local memory, which holds all __shared__ variables.
@@ -272,7 +275,8 @@ void launch(const char* name, int64_t blocks, int threads, int64_t shared, const
   const std::lock_guard<std::mutex> lock(one_launch);
   machine.name = name;
   if (threads < 1 || threads > kMaxThreads) raise("wants " + std::to_string(threads) + " threads");
-  if (shared < 0 || shared > kMaxShared) raise("wants " + std::to_string(shared) + " bytes of shared memory");
+  if (shared < 0 || shared > shared_limit) raise("wants " + std::to_string(shared) + " bytes of shared memory");
+  launched += std::to_string(blocks) + " " + name + "\n";
   if (machine.thread != std::this_thread::get_id()) {
     machine.thread = std::this_thread::get_id();
     reset_fibers();
@@ -402,8 +406,35 @@ void cp_async_wait(int groups) {
 
 }  // namespace emulator
 
+// What tests set and ask.
+extern "C" {
+#define BERTXFER_EXPORTED __attribute__((visibility("default")))
+
+// The shared memory that a block can have; 0: what an H100 has.
+BERTXFER_EXPORTED void emulator_set_shared_limit(int64_t bytes) {
+  emulator::shared_limit = bytes > 0 ? bytes : emulator::kMaxShared;
+}
+
+// What has been launched since the last call, a line each: blocks and kernel. Copies and memsets count.
+BERTXFER_EXPORTED const char* emulator_launches() {
+  static std::string told;
+  told.swap(emulator::launched);
+  emulator::launched.clear();
+  return told.c_str();
+}
+}
+
 // The few functions of the CUDA runtime that launchers call.
 extern "C" {
+cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrMultiProcessorCount ? emulator::kMultiprocessors
+                                                       : static_cast<int>(emulator::shared_limit);
+  return cudaSuccess;
+}
 cudaError_t cudaGetLastError() {
   return cudaSuccess;
 }
@@ -411,10 +442,12 @@ const char* cudaGetErrorString(cudaError_t) {
   return "an error of the CUDA runtime";
 }
 cudaError_t cudaMemsetAsync(void* target, int value, size_t bytes, cudaStream_t) {
+  emulator::launched += "1 memset\n";
   std::memset(target, value, bytes);
   return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void* target, const void* source, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+  emulator::launched += "1 memcpy\n";
   std::memcpy(target, source, bytes);
   return cudaSuccess;
 }

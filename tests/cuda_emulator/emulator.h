@@ -165,6 +165,12 @@ inline int __all_sync(unsigned mask, bool predicate, BERTXFER_SITE) {
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 
+inline unsigned atomicAdd(unsigned* address, unsigned value) {
+  const unsigned before = *address;
+  *address += value;
+  return before;
+}
+
 template <class T>
 T __ldg(const T* pointer) {
   return *pointer;

@@ -1,7 +1,10 @@
 // Tensor-core instructions in the emulator: the last lane of a warp to come does the work of all, from their registers.
-// Products are summed in float32, one after the other; tf32 operands lose the bits that the hardware ignores.
+// tf32 operands lose the bits that the hardware ignores. Sums are made as tensor cores make them (Fasi et al. 2021,
+// "Numerical behavior of NVIDIA tensor cores"): products are exact; they and the accumulator are aligned to the largest
+// exponent among them and cut off below it, not rounded; their sum is cut off to a float32 in turn, toward zero.
 #include "ptx_emulated.h"
 
+#include <cmath>
 #include <vector>
 
 namespace emulator {
@@ -51,9 +54,43 @@ float from_tf32(uint32_t x) {
   return __uint_as_float(x & 0xffffe000u);
 }
 
+// Bits below the largest addend's leading one that take part in a sum: one more than a float32 has, as on an A100. An
+// H100 keeps at least two more.
+constexpr int kBitsBelow = 24;
+
+double power_of_two(int exponent) {
+  return bits<double>(static_cast<uint64_t>(exponent + 1023) << 52);
+}
+
+float toward_zero(double x) {
+  const auto rounded = static_cast<float>(x);
+  return std::fabs(static_cast<double>(rounded)) > std::fabs(x) ? std::nextafter(rounded, 0.0f) : rounded;
+}
+
+// c + a[0] b[0] + ... + a[kDepth - 1] b[kDepth - 1].
+template <int kDepth>
+float tensor_core_sum(float c, const float (&a)[kDepth], const float (&b)[kDepth]) {
+  double addends[kDepth + 1];
+  for (int k = 0; k < kDepth; ++k) addends[k] = static_cast<double>(a[k]) * static_cast<double>(b[k]);
+  addends[kDepth] = static_cast<double>(c);
+  uint64_t largest = 0;
+  for (const double x : addends) largest = std::max(largest, bits<uint64_t>(x) & ~(uint64_t{1} << 63));
+  if (largest == 0) return 0.0f;
+  const int exponent = static_cast<int>(largest >> 52) - 1023;
+  if (exponent == 1024) {  // an infinity or a NaN
+    double sum = 0.0;
+    for (const double x : addends) sum += x;
+    return static_cast<float>(sum);
+  }
+  const double units_of_one = power_of_two(kBitsBelow - exponent);
+  int32_t units = 0;  // below 2^25 each, 17 of them
+  for (const double x : addends) units += static_cast<int32_t>(x * units_of_one);
+  return toward_zero(static_cast<double>(units) * power_of_two(exponent - kBitsBelow));
+}
+
 template <float (*kFrom)(uint32_t), int kDepth>
 void multiply(void* const* lanes) {
-  float a[16][kDepth], b[kDepth][8];
+  float a[16][kDepth], b[8][kDepth];
   constexpr int kEach = kDepth == 16 ? 2 : 1;  // numbers in a register
   for (int lane = 0; lane < 32; ++lane) {
     const Product& p = *static_cast<Product*>(lanes[lane]);
@@ -61,16 +98,14 @@ void multiply(void* const* lanes) {
     for (int i = 0; i < kEach; ++i) {
       const auto number = [&](uint32_t x) { return kFrom(kEach == 1 ? x : i == 0 ? x & 0xffffu : x >> 16); };
       for (int r = 0; r < 4; ++r) a[group + 8 * (r % 2)][kEach * thread + i + kDepth / 2 * (r / 2)] = number(p.a[r]);
-      for (int r = 0; r < 2; ++r) b[kEach * thread + i + kDepth / 2 * r][group] = number(p.b[r]);
+      for (int r = 0; r < 2; ++r) b[group][kEach * thread + i + kDepth / 2 * r] = number(p.b[r]);
     }
   }
   for (int lane = 0; lane < 32; ++lane) {
     const Product& p = *static_cast<Product*>(lanes[lane]);
     for (int i = 0; i < 4; ++i) {
       const int row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
-      float sum = 0.0f;
-      for (int k = 0; k < kDepth; ++k) sum += a[row][k] * b[k][column];
-      p.d[i] += sum;
+      p.d[i] = tensor_core_sum(p.d[i], a[row], b[column]);
     }
   }
 }

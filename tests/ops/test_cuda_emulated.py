@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -24,7 +25,9 @@ from bertxfer_fast.ops._dispatch import choices as _choices
 from bertxfer_fast.ops._dispatch import library as _library
 from tests.cuda_emulator import build as emulator
 
+from . import reference
 from .cases import DTYPES, RecordedCalls
+from .reference import assert_as_accurate_as_pytorch, relative_error
 from .test_accuracy import CASES, CHECKS, CHUNK, ONE_CASE
 from .test_pool_features import MODES
 
@@ -153,6 +156,219 @@ def test_hidden_states_over_several_tiles(
         return [loss.detach(), *(x.grad for x in inputs)]
 
     assert_close(run, 1e-5 if dtype == torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize("depth", [312, 1024])
+def test_float32_products_do_not_lose_digits_in_the_tensor_core(emulated: None, depth: int) -> None:
+    """Tensor cores cut sums off instead of rounding them: over many steps of one sign that adds up to 30 roundings."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"student": (130, depth), "teacher": (130, 60), "weight": (60, depth)}
+    tensors = {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
+    assert_as_accurate_as_pytorch(ops.hidden_mse, reference.hidden_mse, tensors, ("student", "weight"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_long_half_precision_sums_keep_their_digits(emulated: None, dtype: torch.dtype) -> None:
+    """A loss of 2 % of the scores' squares, which Gram matrices of 1500 tokens give: cut-offs of all steps add up."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for name in "qk":
+        teacher = torch.rand(1500, 1, 64, generator=generator)
+        noise = 0.1 * torch.randn(teacher.shape, generator=generator)
+        tensors[f"{name}_student"] = (teacher * (0.93 + noise)).to(dtype)
+        tensors[f"{name}_teacher"] = teacher.to(dtype)
+    cu = torch.tensor([0, 1500], dtype=torch.int32)
+    exact = reference.attention_score_mse(**{n: t.double() for n, t in tensors.items()}, cu_seqlens=cu)
+    got = ops.attention_score_mse(**tensors, cu_seqlens=cu, method="gram")
+    assert relative_error(got, exact) <= 2e-5
+
+
+@pytest.fixture
+def machine(emulated: None) -> Iterator[ctypes.CDLL]:
+    """The emulator's own functions, with nothing launched yet."""
+    library = ctypes.CDLL(os.environ["BERTXFER_CUDA_EMULATOR"])
+    library.emulator_launches.restype = ctypes.c_char_p
+    library.emulator_set_shared_limit.argtypes = [ctypes.c_int64]
+    library.emulator_launches()
+    yield library
+    library.emulator_set_shared_limit(0)
+
+
+def attention_inputs(
+    lengths: list[int], heads: int, ds: int, dt: int, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    names = {"q_student": ds, "k_student": ds, "q_teacher": dt, "k_teacher": dt}
+    tensors = {
+        name: torch.randn(sum(lengths), heads, dim, generator=generator).to(dtype)
+        for name, dim in names.items()
+    }
+    return {**tensors, "cu_seqlens": torch.tensor([0, *lengths]).cumsum(0).int()}
+
+
+def test_too_little_shared_memory_is_said_in_one_sentence(machine: ctypes.CDLL) -> None:
+    """An sm_86 or sm_89 has 99 KB for a block; float32 heads of 256 want more."""
+    inputs = attention_inputs([70], 1, 256, 256, torch.float32)
+    ops.attention_map_loss(**inputs)
+    machine.emulator_set_shared_limit(101376)
+    words = r"map_rows_kernel.*: got a device with 101376 bytes of shared memory for a block, want 132096"
+    with pytest.raises(RuntimeError, match=words):
+        ops.attention_map_loss(**inputs)
+    with pytest.raises(RuntimeError, match=r"tiled_kernel.*: got a device with 101376 bytes"):
+        ops.attention_score_mse(**inputs)
+    ops.attention_map_loss(**attention_inputs([70], 1, 128, 128, torch.bfloat16))
+
+
+@pytest.fixture
+def nan_in_new_memory() -> Iterator[None]:
+    """What a kernel forgets to write is NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_pairs_at_the_guard_take_one_route(emulated: None, nan_in_new_memory: None) -> None:
+    """Losses within some roundings of 1 % of the scores' squares: every gradient row is written, every loss counted.
+
+    A student whose scores are c times its teacher's has a loss of (1 - c)^2 / (1 + c^2) of the squares, 1 % at this c.
+    """
+    sequences, length = 96, 5
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(sequences * length, 1, 16, generator=generator) for _ in "qk")
+    c = (1 - math.sqrt(1 - 0.99**2)) / 0.99
+    steps = (torch.arange(sequences) % 16 - 8).double().repeat_interleave(length)
+    q_student = (q.double() * (c * (1 + 2e-8 * steps))[:, None, None]).float()
+    cu = length * torch.arange(sequences + 1, dtype=torch.int32)
+
+    def run() -> list[Tensor]:
+        leaves = [q_student.clone().requires_grad_(), k.clone().requires_grad_()]
+        scales = {"scale_student": 0.3, "scale_teacher": 0.3}
+        loss = ops.attention_score_mse(*leaves, q, k, cu, method="gram", max_seqlen=length, **scales)
+        loss.backward()
+        return [loss.detach(), *(x.grad for x in leaves)]
+
+    assert_close(run, 1e-4)
+
+
+SCORE_METHODS = [("attention_score_mse", {"method": method}) for method in ("auto", "gram", "tiled")]
+MAP_KINDS = [("attention_map_loss", {"kind": kind}) for kind in ("kl", "mse")]
+
+
+def check_ragged(loss: str, options: dict[str, str], lengths: list[int], used: list[int], width: int) -> None:
+    """Three heads, of which the second's scores are almost the teacher's; of the tokens some do not count."""
+    inputs = attention_inputs(lengths, 3, width, 16, torch.float32)
+    for name in "qk":
+        inputs[f"{name}_student"][:, 1, 16:] = 0.0
+        inputs[f"{name}_teacher"][:, 1, : min(width, 16)] = inputs[f"{name}_student"][:, 1, :16] * 1.01
+        inputs[f"{name}_teacher"][:, 1, width:] = 0.0
+
+    def run() -> list[Tensor]:
+        leaves = {n: inputs[n].clone().requires_grad_() for n in ("q_student", "k_student")}
+        seqused = torch.tensor(used, dtype=torch.int32)
+        scales = {"scale_student": -0.2, "scale_teacher": -0.2}
+        result = getattr(ops, loss)(**{**inputs, **leaves}, seqused=seqused, **scales, **options)
+        result.backward()
+        return [result.detach(), *(x.grad for x in leaves.values())]
+
+    assert_close(run, 1e-4)
+
+
+@pytest.mark.parametrize(("loss", "options"), [*SCORE_METHODS, *MAP_KINDS])
+def test_every_head_and_every_token_is_served(
+    emulated: None, nan_in_new_memory: None, loss: str, options: dict[str, str]
+) -> None:
+    """Heads with tiles beside heads with Gram matrices, several rounds for each block, negative scales, odd widths."""
+    check_ragged(loss, options, [130, 0, 65, 190, 1], [130, 0, 3, 129, 0], 26)
+    check_ragged(loss, options, [9, 20], [9, 3], 7)
+    check_ragged(loss, options, [0, 0], [0, 0], 26)
+
+
+@pytest.mark.parametrize(("loss", "options"), SCORE_METHODS)
+def test_more_sequences_than_threads_share_tiles(
+    emulated: None, nan_in_new_memory: None, loss: str, options: dict[str, str]
+) -> None:
+    check_ragged(loss, options, [n % 3 for n in range(140)], [min(n % 3, n % 5) for n in range(140)], 7)
+
+
+def launches(machine: ctypes.CDLL) -> list[tuple[str, int]]:
+    """Kernels since the last call, and their blocks."""
+    lines = machine.emulator_launches().decode().splitlines()
+    return [(line.split(" ", 1)[1].strip("(").split("<")[0], int(line.split()[0])) for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("length", "near", "names"),
+    [
+        (150, False, ["gram_kernel", "tiled_kernel"]),
+        (150, True, ["gram_kernel", "tiled_kernel"]),
+        (100, False, ["memset", "tiled_kernel"]),
+    ],
+)
+def test_score_loss_launches_no_idle_tiles(
+    machine: ctypes.CDLL, length: int, near: bool, names: list[str]
+) -> None:
+    """At most as many blocks as two multiprocessors run, of 27 tiles and their transposes, and no third kernel."""
+    inputs = attention_inputs(3 * [length], 3, 16, 16, torch.bfloat16)
+    if near:
+        inputs |= {name: inputs[name.replace("student", "teacher")] for name in ("q_student", "k_student")}
+    inputs["q_student"].requires_grad_()
+    ops.attention_score_mse(**inputs)
+    found = launches(machine)
+    assert [name for name, _ in found] == names
+    assert found[-1] == ("tiled_kernel", 6)
+
+
+def test_score_loss_takes_tiles_where_gram_matrices_do_not_fit(machine: ctypes.CDLL) -> None:
+    inputs = attention_inputs([150], 1, 64, 64, torch.bfloat16)
+    ops.attention_score_mse(**inputs)
+    assert launches(machine)[0][0] == "gram_kernel"
+    machine.emulator_set_shared_limit(101376)
+    ops.attention_score_mse(**inputs)
+    assert [name for name, _ in launches(machine)] == ["memset", "tiled_kernel"]
+
+
+@pytest.mark.parametrize("need_grad", [True, False])
+def test_map_losses_take_two_launches(machine: ctypes.CDLL, need_grad: bool) -> None:
+    inputs = attention_inputs([40], 2, 16, 16, torch.float32)
+    inputs["q_student"].requires_grad_(need_grad)
+    ops.attention_map_loss(**inputs)
+    last = "map_columns_kernel" if need_grad else "loss_kernel"
+    assert [name for name, _ in launches(machine)] == ["map_rows_kernel", last]
+
+
+@pytest.mark.parametrize(("bias", "blocks"), [(False, 1), (True, 4)])
+def test_hidden_mse_takes_one_launch_beside_each_product(
+    machine: ctypes.CDLL, bias: bool, blocks: int
+) -> None:
+    student, teacher, weight = (torch.randn(shape) for shape in ((20, 12), (20, 70), (70, 12)))
+    student.requires_grad_()
+    ops.hidden_mse(student, teacher, weight, torch.randn(70) if bias else None).backward()
+    found = launches(machine)
+    assert [name for name, _ in found] == ["project_kernel", "finish_kernel"]
+    assert found[1][1] == blocks
+
+
+@pytest.mark.parametrize(("weights", "names"), [(False, []), (True, ["total_kernel"])])
+def test_pooling_takes_two_launches_each_way(machine: ctypes.CDLL, weights: bool, names: list[str]) -> None:
+    layers = [torch.randn(70, 8, requires_grad=True) for _ in range(2)]
+    layer_weights = torch.tensor([0.3, 0.7], requires_grad=weights)
+    cu = torch.tensor([0, 70], dtype=torch.int32)
+    pooled = ops.pool_features(layers, cu, layer_weights=layer_weights)
+    assert [name for name, _ in launches(machine)] == ["kernel", "finish_kernel"]
+    pooled.sum().backward()
+    assert [name for name, _ in launches(machine)] == ["gradient_kernel", "kernel", *names]
+
+
+def test_gradients_of_one_dtype_are_scaled_by_one_launch(machine: ctypes.CDLL) -> None:
+    """Ten of them, in groups of eight at most; of two dtypes; of several blocks, empty and unaligned ones."""
+    sizes = [5000, 0, 3, 9000, 17, 1, 8, 4097, 2, 11]
+    grads = [torch.randn(size + 1)[i % 2 :][:size] for i, size in enumerate(sizes)]
+    want = [grad * 3.0 for grad in grads]
+    halves = [torch.randn(70).half() for _ in range(2)]
+    want += [(half.float() * 3.0).half() for half in halves]
+    torch.ops.bertxfer_fast.scale_grad_.cuda([*grads, *halves], torch.tensor(2.0), torch.tensor(1.5))
+    assert all(torch.equal(a, b) for a, b in zip([*grads, *halves], want, strict=True))
+    assert len(launches(machine)) == 3
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 4096, 5001])

@@ -34,16 +34,36 @@ inline void check_cuda(cudaError_t error, const char* what) {
   throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
+// A number that the current device tells about itself, say cudaDevAttrMultiProcessorCount.
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
+  return value;
+}
+
+// The most shared memory that a block can have on the current device, in bytes.
+inline int64_t shared_memory_limit() {
+  return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+}
+
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared, void* stream,
             Arguments... arguments) {
   if (blocks <= 0) return;
   if (blocks > INT32_MAX) throw std::runtime_error(std::string(name) + ": more blocks than a grid has");
+  constexpr int64_t kGranted = 48 * 1024;  // more has to be asked for
+  if (shared > kGranted) {
+    const int64_t available = shared_memory_limit();
+    if (shared > available) {
+      throw std::runtime_error(std::string(name) + ": got a device with " + std::to_string(available) +
+                               " bytes of shared memory for a block, want " + std::to_string(shared));
+    }
+  }
 #ifdef BERTXFER_EMULATED
   (void)stream;
   ::emulator::launch(name, blocks, threads, shared, [&] { kernel(arguments...); });
 #else
-  constexpr int64_t kGranted = 48 * 1024;  // more has to be asked for
   if (shared > kGranted) {
     const auto limit = cudaFuncAttributeMaxDynamicSharedMemorySize;
     check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), limit, static_cast<int>(shared)), name);
@@ -121,6 +141,20 @@ __device__ __forceinline__ T block_sum(T value) {
   return warp_sum(lane < warps ? sums[lane] : T(0));
 }
 
+// Whether this block is the grid's last to come here; its threads then see what the others wrote before they came. The
+// ticket is 0 when the kernel starts. Called by all threads of the block.
+__device__ __forceinline__ bool is_last_block(unsigned* ticket) {
+  __shared__ bool last;
+  __syncthreads();  // all threads of this block have written
+  if (threadIdx.x == 0) {
+    __threadfence();  // the block's writes come before its ticket
+    last = atomicAdd(ticket, 1u) == gridDim.x - 1;
+    __threadfence();  // and the others' tickets before what is read of them
+  }
+  __syncthreads();
+  return last;
+}
+
 // A run of N numbers that moves as one load or store; N numbers are 16 bytes, or N is 1.
 template <class T, int N>
 struct alignas(sizeof(T) * N) Run {
@@ -154,7 +188,7 @@ struct Tile {
 };
 
 // How many blocks cover the tiles of all sequences, whatever their lengths: see find_tile.
-inline int64_t tile_slots(int64_t tokens, int64_t sequences, int64_t block) {
+__host__ __device__ inline int64_t tile_slots(int64_t tokens, int64_t sequences, int64_t block) {
   return sequences > 0 ? tokens / block + sequences : 0;
 }
 

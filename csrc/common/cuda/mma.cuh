@@ -124,13 +124,18 @@ struct Mma<float> {
     }
   }
 
+  // Tensor cores cut sums off instead of rounding them, always toward zero: only a step's eight products are summed
+  // there, smallest first, and added to the accumulator as ordinary float32 numbers.
   static __device__ __forceinline__ void multiply(float (&d)[4], const A& a, const B& b) {
 #pragma unroll
     for (int step = 0; step < 2; ++step) {
-      ptx::mma_1688_tf32(d, a.low[step], b.low[step]);
-      ptx::mma_1688_tf32(d, a.low[step], b.high[step]);
-      ptx::mma_1688_tf32(d, a.high[step], b.low[step]);
-      ptx::mma_1688_tf32(d, a.high[step], b.high[step]);
+      float products[4] = {};
+      ptx::mma_1688_tf32(products, a.low[step], b.low[step]);
+      ptx::mma_1688_tf32(products, a.low[step], b.high[step]);
+      ptx::mma_1688_tf32(products, a.high[step], b.low[step]);
+      ptx::mma_1688_tf32(products, a.high[step], b.high[step]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) d[i] += products[i];
     }
   }
 

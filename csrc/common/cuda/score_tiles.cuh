@@ -1,38 +1,9 @@
 // Tiles of the scores of two models, q k^T of each, in the registers of a block: 16 rows a warp, all columns in turn.
 #pragma once
 
-#include "attention_pair.h"
-#include "tiles.cuh"
+#include "pair_loss.cuh"
 
 namespace bertxfer {
-
-// What every kernel sees of a problem.
-struct PairProblem {
-  RowSource q_student, k_student, q_teacher, k_teacher;
-  const int32_t *cu_seqlens, *seqused;
-  int tokens, sequences, heads;
-  float scale_student, scale_teacher;
-  const float* numbers;
-  void *grad_q, *grad_k;
-  float* losses;
-
-  explicit PairProblem(const AttentionPairCuda& p)
-      : q_student(row_source(p.q_student)),
-        k_student(row_source(p.k_student)),
-        q_teacher(row_source(p.q_teacher)),
-        k_teacher(row_source(p.k_teacher)),
-        cu_seqlens(p.packing.cu_seqlens),
-        seqused(p.packing.seqused),
-        tokens(static_cast<int>(p.tokens)),
-        sequences(static_cast<int>(p.packing.sequences)),
-        heads(static_cast<int>(p.heads)),
-        scale_student(p.scale_student),
-        scale_teacher(p.scale_teacher),
-        numbers(p.numbers),
-        grad_q(p.grad_q),
-        grad_k(p.grad_k),
-        losses(p.losses) {}
-};
 
 // A block of a kernel whose gradient is at most BS wide. Few rows and columns where rows are long: shared memory.
 template <class T, int BS>

@@ -54,28 +54,64 @@ __device__ __forceinline__ void copy_rows(T* shared, int stride, const RowSource
   }
 }
 
-// Accumulators of 16 rows, from row `row` on, times `size`, into columns `first` on of rows `stride` apart. Rows from
-// `rows` on and columns from `dim` on do not exist.
+// Accumulators of 16 rows, from row `row` on, times `scale`, into columns `first` on of rows `stride` apart. Rows from
+// `rows` on and columns from `dim` on do not exist. `to` and the rows are aligned to two numbers where dim is even.
 template <int N, class T>
 __device__ __forceinline__ void store_rows(const float (&sums)[N][4], T* to, int64_t stride, int row, int rows,
-                                           int first, int dim, float size) {
+                                           int first, int dim, float scale) {
   const int group = threadIdx.x % 32 / 4, thread = threadIdx.x % 4;
+  const bool pairs = dim % 2 == 0;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int r = row + group + 8 * half;
     if (r >= rows) continue;
 #pragma unroll
     for (int n = 0; n < N; ++n) {
+      const int column = first + 8 * n + 2 * thread;
+      if (column >= dim) continue;
+      T* const place = to + r * stride + column;
+      Run<T, 2> pair;
 #pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const int column = first + 8 * n + 2 * thread + c;
-        if (column < dim) from_float(size * sums[n][2 * half + c], to[r * stride + column]);
+      for (int c = 0; c < 2; ++c) from_float(scale * sums[n][2 * half + c], pair.values[c]);
+      if (pairs) {
+        *reinterpret_cast<Run<T, 2>*>(place) = pair;
+      } else {
+        place[0] = pair.values[0];
+        if (column + 1 < dim) place[1] = pair.values[1];
       }
     }
   }
 }
 
-// Zeros for the rows from `first` to `last`, by all threads of the block.
+// Zeros for `count` numbers, by all threads of the block.
+template <class T>
+__device__ __forceinline__ void zero_range(T* to, int64_t count) {
+  constexpr int kWide = kVector<T>;
+  int64_t done = 0;
+  if (reinterpret_cast<uintptr_t>(to) % 16 == 0) {
+    const Run<T, kWide> zeros{};
+    for (int64_t i = threadIdx.x; i < count / kWide; i += blockDim.x) reinterpret_cast<Run<T, kWide>*>(to)[i] = zeros;
+    done = count / kWide * kWide;
+  }
+  for (int64_t i = done + threadIdx.x; i < count; i += blockDim.x) to[i] = from_float<T>(0.0f);
+}
+
+// Zeros in a gradient [T, H, dim] for the tokens of each sequence that do not count, by all blocks of the grid. Nothing
+// to do where all count: seqused is null.
+template <class T>
+__device__ __forceinline__ void zero_unused_tokens(T* grad, const int32_t* cu_seqlens, const int32_t* seqused,
+                                                   int tokens, int sequences, int64_t token_stride) {
+  constexpr int kTokens = 64;
+  if (seqused == nullptr) return;
+  for (int64_t slot = blockIdx.x; slot < tile_slots(tokens, sequences, kTokens); slot += gridDim.x) {
+    const Tile tile = find_tile(cu_seqlens, nullptr, tokens, sequences, static_cast<int>(slot), kTokens);
+    const int used = sequence_of(cu_seqlens, seqused, tokens, tile.sequence).length;
+    const int first = max(tile.row, used), last = min(tile.row + kTokens, tile.length);
+    if (first < last) zero_range(grad + (tile.start + first) * token_stride, (last - first) * token_stride);
+  }
+}
+
+// Zeros for the rows from `first` to `last` of one head, by all threads of the block.
 template <class T>
 __device__ __forceinline__ void zero_rows(T* to, int64_t stride, int first, int last, int dim) {
   for (int row = first + threadIdx.x / 32; row < last; row += blockDim.x / 32) {

@@ -3,16 +3,10 @@
 
 #include <algorithm>
 
-#include "../cuda/reductions_cuda.h"
+#include "../cuda/attention_pair.h"
 #include "cuda_tensors.h"
 
 namespace bertxfer {
-
-// How a loss is normalised, see cuda::Normaliser.
-struct Reduction {
-  bool mean, pairs;
-  float stored;
-};
 
 // The inputs of a loss on attention, checked, with rows that a kernel can read, and memory for the gradients. Sides of
 // different dtypes meet in float32, where both are exact.
@@ -21,7 +15,8 @@ class AttentionPair {
   PackedView q_student, k_student, q_teacher, k_teacher;
   Packing packing;
   int64_t tokens, heads;
-  Tensor numbers, factor;
+  Tensor loss;            // []
+  Tensor grad_factor;     // []: what the gradients are still to be multiplied by
   Tensor grad_q, grad_k;  // of the dtype kernels work in; empty where no gradient is wanted
 
   AttentionPair(const Tensor& qs, const Tensor& ks, const Tensor& qt, const Tensor& kt, const Tensor& cu_seqlens,
@@ -29,8 +24,8 @@ class AttentionPair {
       : packing(device_packing(qs, cu_seqlens, seqused)),
         tokens(qs.size(0)),
         heads(qs.size(1)),
-        numbers(empty_on(qs, {2}, ScalarType::Float)),
-        factor(empty_on(qs, {}, ScalarType::Float)),
+        loss(empty_on(qs, {}, ScalarType::Float)),
+        grad_factor(empty_on(qs, {}, ScalarType::Float)),
         grad_q(empty_on(qs, {0}, qs.scalar_type())),
         grad_k(empty_on(qs, {0}, qs.scalar_type())),
         dtype_(qs.scalar_type()) {
@@ -51,18 +46,18 @@ class AttentionPair {
     k_teacher = device_view(inputs_[3], qs, "k_teacher");
   }
 
-  // What the loss and the gradients are multiplied by, and their memory where they are wanted. symmetric: q is k, and
-  // grad_k is both gradients.
-  void make_gradients(bool need_grad, const Reduction& reduction, void* stream, bool symmetric = false) {
-    if (need_grad) {
-      const ScalarType dtype = inputs_[0].scalar_type();
-      const int64_t dim = q_student.dim;
-      if (!symmetric) grad_q = empty_on(inputs_[0], {tokens, heads, dim}, dtype);
-      grad_k = empty_on(inputs_[0], {tokens, heads, dim}, dtype);
-    }
-    cuda::normaliser({packing.cu_seqlens, packing.seqused, tokens, packing.sequences, heads, reduction.mean,
-                      reduction.pairs, dtype_ != ScalarType::Half, reduction.stored, floats(numbers), floats(factor)},
-                     stream);
+  // How the loss is reduced, see LossReduction; grad_scale is that of float16, whose range is not float32's.
+  void reduce(bool mean, bool squared_lengths, float grad_scale) {
+    reduction_ = {mean, squared_lengths, dtype_ == ScalarType::Half ? grad_scale : 0.0f, floats(loss),
+                  floats(grad_factor)};
+  }
+
+  // Memory for the gradients. symmetric: q is k, and grad_k is both gradients.
+  void make_gradients(bool symmetric = false) {
+    const ScalarType dtype = inputs_[0].scalar_type();
+    const int64_t dim = q_student.dim;
+    if (!symmetric) grad_q = empty_on(inputs_[0], {tokens, heads, dim}, dtype);
+    grad_k = empty_on(inputs_[0], {tokens, heads, dim}, dtype);
   }
 
   // What all problems have in common.
@@ -78,7 +73,7 @@ class AttentionPair {
     p.heads = heads;
     p.scale_student = static_cast<float>(scale_student);
     p.scale_teacher = static_cast<float>(scale_teacher);
-    p.numbers = floats(numbers);
+    p.reduction = reduction_;
     p.grad_q = grad_q.numel() > 0 ? grad_q.data_ptr() : nullptr;
     p.grad_k = grad_k.numel() > 0 ? grad_k.data_ptr() : nullptr;
     return p;
@@ -92,6 +87,7 @@ class AttentionPair {
  private:
   Tensor inputs_[4];
   ScalarType dtype_;
+  LossReduction reduction_{};
 };
 
 }  // namespace bertxfer
