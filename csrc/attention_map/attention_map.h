@@ -7,17 +7,17 @@
 //   mse: loss += ||P - R||^2                          G = 2 P . (P - R - rowsum((P - R) . P))
 //   dQs = ss G Ks    dKs = ss G^T Qs
 //
-// Strips of a few dozen rows of S and T, whole rows at a time, are small enough for the second-level cache, so
-// softmax, loss and G are made in place and used while hot: no score is computed twice, which an online softmax would
-// have to, and memory is linear in L.
+// Strips of a few dozen whole rows of S and T fit the second-level cache, so softmax, loss and G are computed in place
+// while the strip is there: no score is computed twice, as an online softmax would, and memory is linear in L.
 //
 // bfloat16 tensors go through the processor's bfloat16 units where it has them (bf16_strips.h): scores, softmax and
 // loss stay float32, exponentials are good to 3e-6, and G is rounded to bfloat16 for its two products. The divergence
 // of a row, exact when it is tiny, is common/cpu/softmax_rows.h's.
 //
 // Bytes: q and k of both models once, the gradients once. Operations per head: L^2 (3 ds + dt) multiply-adds and two
-// exps a pair. The products are our own, measured faster than torch.bmm at these widths (common/cpu/gemm.h,
-// common/cpu/bf16_gemm.h).
+// exps a pair.
+//
+// The products are common/cpu/gemm.h's and common/cpu/bf16_gemm.h's; docs/kernels.md has what was measured.
 #pragma once
 
 #include <cstdint>
@@ -36,11 +36,11 @@ struct AttentionMap {
   int64_t heads;
   float scale_student, scale_teacher;
   Kind kind;
-  float stored;  // the stored gradients are d(loss) times this
+  float grad_scale;  // the stored gradients are d(sum of losses) times this
   bool need_grad;
-  void* grad_q;  // [T, H, ds] contiguous, dtype of q_student
-  void* grad_k;  // [T, H, ds]; null where q_student is k_student: then grad_q receives both
-  double* sums;  // [N, H], each sequence and head's loss
+  void* grad_q;    // [T, H, ds] contiguous, dtype of q_student
+  void* grad_k;    // [T, H, ds]; null where q_student is k_student: then grad_q receives both
+  double* losses;  // [N, H], each sequence and head's loss
 };
 
 BERTXFER_KERNEL(attention_map, const AttentionMap&)

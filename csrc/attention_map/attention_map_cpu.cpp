@@ -1,5 +1,5 @@
-// CPU kernel of attention_map: see attention_map.h for the math. One work item is one sequence and head, done by
-// one thread, so results do not depend on the number of threads.
+// CPU kernel of attention_map: see attention_map.h for the math. One thread does one sequence and head, so results do
+// not depend on the number of threads.
 #include <algorithm>
 
 #include "../common/cpu/head_groups.h"
@@ -21,17 +21,16 @@ void run_all(const AttentionMap& p) {
     operations +=
         static_cast<double>(used) * static_cast<double>(used * p.heads * (3 * p.q_student.dim + p.q_teacher.dim));
   }
-  for_each_head(p, Kernel::kCopyPlan, operations,
-                [&](const GroupRows<AttentionMap>& rows, Ahead& ahead) { return Kernel(rows, longest, ahead); });
+  for_each_head(p, Kernel::kCopyPlan, operations, [&](const GroupRows<AttentionMap>& rows, Prefetcher& prefetcher) {
+    return Kernel(rows, longest, prefetcher);
+  });
 }
 
 }  // namespace
 
 void attention_map(const AttentionMap& p) {
 #if defined(BERTXFER_BF16_GEMM)
-  const bool bf16_only = p.q_student.dtype == Dtype::bf16 && p.k_student.dtype == Dtype::bf16 &&
-                         p.q_teacher.dtype == Dtype::bf16 && p.k_teacher.dtype == Dtype::bf16;
-  if (bf16_only) return run_all<Bf16Strips>(p);
+  if (all_bf16({p.q_student, p.k_student, p.q_teacher, p.k_teacher})) return run_all<Bf16Strips>(p);
 #endif
   run_all<Strips>(p);
 }

@@ -2,13 +2,18 @@
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
-#include <vector>
 
-#include "../common/tensor/checks.h"
+#include "../common/tensor/attention_inputs.h"
 #include "attention_map.h"
 
 namespace bertxfer {
 namespace {
+
+AttentionMap::Kind kind_of(const std::string& name) {
+  if (name == "kl") return AttentionMap::Kind::kl;
+  STD_TORCH_CHECK(name == "mse", "kind: got '", name, "', want 'kl' or 'mse'");
+  return AttentionMap::Kind::mse;
+}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> attention_map_loss_cpu(Tensor q_student,               // [T, H, ds]
                                                                   Tensor k_student,               // [T, H, ds]
@@ -19,46 +24,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_map_loss_cpu(Tensor q_stude
                                                                   int64_t /*max_seqlen*/, double scale_student,
                                                                   double scale_teacher, std::string kind,
                                                                   std::string reduction, bool need_grad) {
-  check_attention_pair(q_student, k_student, q_teacher, k_teacher);
-  const int64_t tokens = q_student.size(0), heads = q_student.size(1), ds = q_student.size(2);
-  STD_TORCH_CHECK(kind == "kl" || kind == "mse", "kind: want 'kl' or 'mse'");
-  q_student = rows_contiguous(q_student);
-  k_student = rows_contiguous(k_student);
-  q_teacher = rows_contiguous(q_teacher);
-  k_teacher = rows_contiguous(k_teacher);
-  const Packing packing = packing_of(tokens, cu_seqlens, seqused);
-  const ScalarType dtype = q_student.scalar_type();
-  Tensor grad_q = need_grad ? empty({tokens, heads, ds}, dtype) : empty({0}, dtype);
-  Tensor grad_k = need_grad ? empty({tokens, heads, ds}, dtype) : empty({0}, dtype);
-  std::vector<double> sums(packing.sequences * heads);
-
-  AttentionMap problem{};
-  problem.q_student = packed_view(q_student, "q_student");
-  problem.k_student = packed_view(k_student, "k_student");
-  problem.q_teacher = packed_view(q_teacher, "q_teacher");
-  problem.k_teacher = packed_view(k_teacher, "k_teacher");
-  problem.packing = packing;
-  problem.heads = heads;
-  problem.scale_student = static_cast<float>(scale_student);
-  problem.scale_teacher = static_cast<float>(scale_teacher);
-  problem.kind = kind == "kl" ? AttentionMap::Kind::kl : AttentionMap::Kind::mse;
-  double terms = 0.0;
-  for (int64_t n = 0; n < packing.sequences; ++n) {
-    const double used = static_cast<double>(packing.used(n));
-    terms += static_cast<double>(heads) * (kind == "kl" ? used : used * used);
-  }
-  const double normaliser = reduction == "sum" ? 1.0 : terms > 0 ? 1.0 / terms : 0.0;
-  // Entries of maps are small: 64 keeps float16's digits.
-  problem.stored = dtype == ScalarType::Half && kind == "mse" ? 64.0f : stored_factor(dtype, normaliser, 1.0);
+  const AttentionMap::Kind map_kind = kind_of(kind);
+  AttentionInputs inputs(q_student, k_student, q_teacher, k_teacher, cu_seqlens, seqused, need_grad);
+  AttentionMap problem = inputs.problem<AttentionMap>(scale_student, scale_teacher);
+  problem.kind = map_kind;
   problem.need_grad = need_grad;
-  problem.grad_q = need_grad ? grad_q.data_ptr() : nullptr;
-  problem.grad_k = need_grad ? grad_k.data_ptr() : nullptr;
-  problem.sums = sums.data();
+  const bool mse = map_kind == AttentionMap::Kind::mse;
+  const double terms =
+      mse ? map_entry_count(inputs.packing, inputs.heads) : map_row_count(inputs.packing, inputs.heads);
+  const double loss_scale = loss_scale_of(reduction, terms);
+  // Gradients of mse are products of small map entries: times 64 they keep float16's digits.
+  problem.grad_scale =
+      mse && inputs.dtype() == ScalarType::Half ? 64.0f : grad_scale_of(inputs.dtype(), loss_scale, 1.0);
   BERTXFER_DISPATCH(attention_map)(problem);
-
-  double total = 0.0;
-  for (double sum : sums) total += sum;
-  return {scalar(total * normaliser), grad_q, grad_k, missing_factor(normaliser, problem.stored)};
+  return {scalar(sum_of(inputs.losses) * loss_scale), inputs.grad_q, inputs.grad_k,
+          remaining_factor(loss_scale, problem.grad_scale)};
 }
 
 }  // namespace

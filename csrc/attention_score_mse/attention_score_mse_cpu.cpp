@@ -1,5 +1,5 @@
-// CPU kernel of attention_score_mse: see attention_score_mse.h for the math. One work item is one sequence
-// and head, done by one thread, so results do not depend on the number of threads.
+// CPU kernel of attention_score_mse: see attention_score_mse.h for the math. One thread does one sequence and head, so
+// results do not depend on the number of threads.
 #include <algorithm>
 #include <cmath>
 #include <memory>
@@ -14,34 +14,35 @@ namespace bertxfer {
 namespace BERTXFER_ISA {
 namespace {
 
-constexpr CopyPlan kCopyPlan{400 * 1024, 2, /*apart=*/false};
+constexpr CopyPlan kCopyPlan{400 * 1024, 2, /*separate_tiles=*/false};
 
-// The length from which on Gram matrices are faster than tiles. Tiles do L^2 (D + 2 ds) multiply-adds, Gram matrices
-// 1.2 L D^2 + 2 L D ds, and a fixed share beside: 1.13 was measured at 26/64 (about 115 tokens).
+// The length from which on Gram matrices are faster than tiles. Tiles do L^2 (D + 2 ds) multiply-adds and Gram matrices
+// 1.2 L D^2 + 2 L D ds; 1.13 covers what both do beside (docs/kernels.md).
 int64_t crossover(const AttentionScoreMse& p) {
   const double ds = static_cast<double>(p.q_student.dim), depth = ds + static_cast<double>(p.q_teacher.dim);
   const double gradient = p.grad_q != nullptr ? 2.0 * ds : 0.0;
   return static_cast<int64_t>(1.13 * (1.2 * depth * depth + gradient * depth) / (depth + gradient));
 }
 
-// The same on bfloat16 units, where Gram matrices cost little but what is done once for them, D^2 (measured at 26/64:
-// 46 tokens).
-[[maybe_unused]] int64_t bf16_crossover(const AttentionScoreMse& p) {
+#if defined(BERTXFER_BF16_GEMM)
+// The same on bfloat16 units, where Gram matrices cost little beside what is done once for them, D^2.
+int64_t bf16_crossover(const AttentionScoreMse& p) {
   const double ds = static_cast<double>(p.q_student.dim), depth = ds + static_cast<double>(p.q_teacher.dim);
   const double gradient = p.grad_q != nullptr ? 2.0 * ds : 0.0;
   return static_cast<int64_t>(depth * std::sqrt(37.0 / (depth + gradient)));
 }
+#endif
 
-// Either kernel, by the length of the sequence.
+// Tiled or GramKernel, by the length of the sequence.
 template <class GramKernel>
 class Kernels {
  public:
   // Sequences shorter than `limit` go by tiles.
   Kernels(const GroupRows<AttentionScoreMse>& rows, int64_t limit, int64_t longest_tiled, int64_t longest_gram,
-          Ahead& ahead)
+          Prefetcher& prefetcher)
       : limit_(limit),
-        tiled_(longest_tiled > 0 ? std::make_unique<Tiled>(rows, longest_tiled, ahead) : nullptr),
-        gram_(longest_gram > 0 ? std::make_unique<GramKernel>(rows, longest_gram, ahead) : nullptr) {}
+        tiled_(longest_tiled > 0 ? std::make_unique<Tiled>(rows, longest_tiled, prefetcher) : nullptr),
+        gram_(longest_gram > 0 ? std::make_unique<GramKernel>(rows, longest_gram, prefetcher) : nullptr) {}
 
   double run(int64_t head, int64_t length) {
     return length < limit_ ? tiled_->run(head, length) : gram_->run(head, length);
@@ -64,8 +65,8 @@ void run_all(const AttentionScoreMse& p, int64_t limit) {
     const double depth = static_cast<double>(p.q_student.dim + p.q_teacher.dim);
     operations += static_cast<double>(p.heads * used) * depth * static_cast<double>(used < limit ? 2 * used : 100);
   }
-  for_each_head(p, kCopyPlan, operations, [&](const GroupRows<AttentionScoreMse>& rows, Ahead& ahead) {
-    return Kernels<GramKernel>(rows, limit, longest_tiled, longest_gram, ahead);
+  for_each_head(p, kCopyPlan, operations, [&](const GroupRows<AttentionScoreMse>& rows, Prefetcher& prefetcher) {
+    return Kernels<GramKernel>(rows, limit, longest_tiled, longest_gram, prefetcher);
   });
 }
 
@@ -77,9 +78,9 @@ void attention_score_mse(const AttentionScoreMse& p) {
     return p.method == Method::gram ? 0 : p.method == Method::tiled ? INT64_MAX : automatic;
   };
 #if defined(BERTXFER_BF16_GEMM)
-  const bool bf16_only = p.q_student.dtype == Dtype::bf16 && p.k_student.dtype == Dtype::bf16 &&
-                         p.q_teacher.dtype == Dtype::bf16 && p.k_teacher.dtype == Dtype::bf16;
-  if (bf16_only) return run_all<Bf16Gram>(p, limit(bf16_crossover(p)));
+  if (all_bf16({p.q_student, p.k_student, p.q_teacher, p.k_teacher})) {
+    return run_all<Bf16Gram>(p, limit(bf16_crossover(p)));
+  }
 #endif
   run_all<Gram>(p, limit(crossover(p)));
 }

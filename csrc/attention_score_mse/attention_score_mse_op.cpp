@@ -2,9 +2,8 @@
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
-#include <vector>
 
-#include "../common/tensor/checks.h"
+#include "../common/tensor/attention_inputs.h"
 #include "attention_score_mse.h"
 
 namespace bertxfer {
@@ -13,7 +12,7 @@ namespace {
 AttentionScoreMse::Method method_of(const std::string& name) {
   if (name == "auto") return AttentionScoreMse::Method::automatic;
   if (name == "gram") return AttentionScoreMse::Method::gram;
-  STD_TORCH_CHECK(name == "tiled", "method: want 'auto', 'gram' or 'tiled'");
+  STD_TORCH_CHECK(name == "tiled", "method: got '", name, "', want 'auto', 'gram' or 'tiled'");
   return AttentionScoreMse::Method::tiled;
 }
 
@@ -26,44 +25,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_score_mse_cpu(Tensor q_stud
                                                                    int64_t max_seqlen, double scale_student,
                                                                    double scale_teacher, std::string reduction,
                                                                    std::string method, bool need_grad) {
-  check_attention_pair(q_student, k_student, q_teacher, k_teacher);
-  const int64_t tokens = q_student.size(0), heads = q_student.size(1), ds = q_student.size(2);
-  q_student = rows_contiguous(q_student);
-  k_student = rows_contiguous(k_student);
-  q_teacher = rows_contiguous(q_teacher);
-  k_teacher = rows_contiguous(k_teacher);
-
-  const Packing packing = packing_of(tokens, cu_seqlens, seqused);
-  double pairs = 0.0;
-  for (int64_t n = 0; n < packing.sequences; ++n) {
-    pairs += static_cast<double>(heads) * static_cast<double>(packing.used(n)) * static_cast<double>(packing.used(n));
-  }
-  const ScalarType dtype = q_student.scalar_type();
-  Tensor grad_q = need_grad ? empty({tokens, heads, ds}, dtype) : empty({0}, dtype);
-  Tensor grad_k = need_grad ? empty({tokens, heads, ds}, dtype) : empty({0}, dtype);
-  std::vector<double> sums(packing.sequences * heads);
-
-  AttentionScoreMse problem{};
-  problem.q_student = packed_view(q_student, "q_student");
-  problem.k_student = packed_view(k_student, "k_student");
-  problem.q_teacher = packed_view(q_teacher, "q_teacher");
-  problem.k_teacher = packed_view(k_teacher, "k_teacher");
-  problem.packing = packing;
-  problem.heads = heads;
-  problem.scale_student = scale_student;
-  problem.scale_teacher = scale_teacher;
+  AttentionInputs inputs(q_student, k_student, q_teacher, k_teacher, cu_seqlens, seqused, need_grad);
+  AttentionScoreMse problem = inputs.problem<AttentionScoreMse>(scale_student, scale_teacher);
   problem.method = method_of(method);
-  const double normaliser = reduction == "sum" ? 1.0 : pairs > 0 ? 1.0 / pairs : 0.0;
+  const double loss_scale = loss_scale_of(reduction, map_entry_count(inputs.packing, inputs.heads));
   // A mean divides by far more than the longest length, so float16 loses nothing by dividing by that already.
-  problem.stored = stored_factor(dtype, normaliser, max_seqlen > 0 ? 1.0 / static_cast<double>(max_seqlen) : 1.0);
-  problem.grad_q = need_grad ? grad_q.data_ptr() : nullptr;
-  problem.grad_k = need_grad ? grad_k.data_ptr() : nullptr;
-  problem.sums = sums.data();
+  const double safe = max_seqlen > 0 ? 1.0 / static_cast<double>(max_seqlen) : 1.0;
+  problem.grad_scale = grad_scale_of(inputs.dtype(), loss_scale, safe);
   BERTXFER_DISPATCH(attention_score_mse)(problem);
-
-  double total = 0.0;
-  for (double sum : sums) total += sum;
-  return {scalar(total * normaliser), grad_q, grad_k, missing_factor(normaliser, problem.stored)};
+  return {scalar(sum_of(inputs.losses) * loss_scale), inputs.grad_q, inputs.grad_k,
+          remaining_factor(loss_scale, problem.grad_scale)};
 }
 
 }  // namespace

@@ -1,12 +1,12 @@
 // attention_score_mse by Gram matrices of bfloat16 tensors on the processor's bfloat16 units. The Gram matrices are
-// those of gram.h: their products are exact, their sums float32. The right factors of the gradients are not bfloat16
-// numbers; split into two that add up to them they keep 16 bits, more than the result does.
+// those of gram.h: their products are exact, their sums float32. The right factors of the gradients do not fit
+// bfloat16, so each is split into two bfloat16 matrices that add up to it: 16 bits, more than the result keeps.
 #pragma once
 
 #include <algorithm>
 
 #include "../common/cpu/bf16_gemm.h"
-#include "gram_pair.h"
+#include "gram_matrices.h"
 
 #if defined(BERTXFER_BF16_GEMM)
 
@@ -16,21 +16,22 @@ namespace {
 
 class Bf16Gram {
  public:
-  Bf16Gram(const GroupRows<AttentionScoreMse>& rows, int64_t longest, Ahead& ahead)
+  Bf16Gram(const GroupRows<AttentionScoreMse>& rows, int64_t longest, Prefetcher& prefetcher)
       : p_(rows.problem()),
-        ahead_(ahead),
+        prefetcher_(prefetcher),
         ds_(p_.q_student.dim),
-        ds_columns_(pair_columns(Dtype::bf16, ds_, p_.q_teacher.dim).teacher_at),
-        columns_(pair_columns(Dtype::bf16, ds_, p_.q_teacher.dim).columns),
-        ld_pairs_(spread<uint32_t>(columns_)),
+        layout_(concat_layout(Dtype::bf16, ds_, p_.q_teacher.dim)),
+        ds_columns_(layout_.teacher_offset),
+        columns_(layout_.columns),
+        ld_pairs_(conflict_free_stride<uint32_t>(columns_)),
         block_(std::min(kBlock, round_up(longest, kDepthTile))),
-        ld_t_(spread<bf16>(block_) / 2),
-        rows_(rows, Dtype::bf16, ds_columns_, columns_, block_),
+        ld_t_(conflict_free_stride<bf16>(block_) / 2),
+        rows_(rows, Dtype::bf16, layout_, block_),
         grams_(p_, ds_columns_, columns_),
         pairs_(block_ / 2 * ld_pairs_),
         rows_t_(columns_ * ld_t_),
-        narrow_(2 * columns_ * columns_),
-        mixer_pairs_(4 * columns_ / 2 * ds_columns_),
+        partial_grams_(2 * columns_ * columns_),
+        right_factor_pairs_(4 * columns_ / 2 * ds_columns_),
         out_(block_ * ds_columns_) {}
 
   double run(int64_t head, int64_t length) {
@@ -38,9 +39,9 @@ class Bf16Gram {
     for (int64_t start = 0; start < length; start += block_) {
       const int64_t count = std::min(block_, length - start);
       rows_.load(head, start, count);
-      gram_of(rows_.a, round_up(count, kDepthTile), narrow_);
-      gram_of(rows_.b, round_up(count, kDepthTile), narrow_ + columns_ * columns_);
-      grams_.add(narrow_, narrow_ + columns_ * columns_, start + count == length);
+      gram_of(rows_.a, round_up(count, kDepthTile), partial_grams_);
+      gram_of(rows_.b, round_up(count, kDepthTile), partial_grams_ + columns_ * columns_);
+      grams_.add(partial_grams_, partial_grams_ + columns_ * columns_, start + count == length);
     }
     const double sum = grams_.sum_of_squares(head, length);
     if (p_.grad_q != nullptr) gradients(head, length);
@@ -50,14 +51,14 @@ class Bf16Gram {
  private:
   static constexpr int64_t kBlock = 256;  // tokens whose products are summed in float32
 
-  // Upper triangle of X^T X, by blocks of 32 rows.
+  // Computes the upper triangle of X^T X [columns, columns] by blocks of 32 rows; x is [rows, columns].
   void gram_of(const bf16* x, int64_t rows, float* gram) {
-    pair_rows(x, columns_, rows, columns_, pairs_, ld_pairs_);
-    transpose_pairs(pairs_, ld_pairs_, rows / 2, columns_, rows_t_, ld_t_);
-    const bf16* x_t = reinterpret_cast<const bf16*>(rows_t_.get());
+    interleave_rows({x, columns_}, rows, columns_, {pairs_, ld_pairs_});
+    transpose_pairs({pairs_, ld_pairs_}, rows / 2, columns_, {rows_t_, ld_t_});
+    const RowMatrix<const bf16> x_t = as_elements({rows_t_, ld_t_});
     for (int64_t i = 0; i < columns_; i += kDepthTile) {
-      bf16_gemm(kDepthTile, columns_ - i, rows, x_t + i * 2 * ld_t_, 2 * ld_t_, pairs_ + i, ld_pairs_,
-                gram + i * columns_ + i, columns_, false, &ahead_);
+      bf16_gemm(kDepthTile, columns_ - i, rows, x_t.at(i, 0), {pairs_ + i, ld_pairs_},
+                {gram + i * columns_ + i, columns_}, false, &prefetcher_);
     }
   }
 
@@ -67,42 +68,45 @@ class Bf16Gram {
       return [this, high, low = high + size](int64_t i, int64_t j, Vector<float> x, Vector<float> y)
                  BERTXFER_INLINE { split(x, y, high + i / 2 * ds_columns_ + j, low + i / 2 * ds_columns_ + j); };
     };
-    grams_.make_mixers(write_to(mixer_pairs_), write_to(mixer_pairs_ + 2 * size));
+    grams_.make_right_factors(write_to(right_factor_pairs_), write_to(right_factor_pairs_ + 2 * size));
     for (int64_t start = 0; start < length; start += block_) {
       const int64_t count = std::min(block_, length - start);
       if (length > block_) rows_.load(head, start, count);  // else still there from the first pass
-      multiply(rows_.a, count, mixer_pairs_, p_.grad_q, head, start);
-      multiply(rows_.b, count, mixer_pairs_ + 2 * size, p_.grad_k, head, start);
+      multiply(rows_.a, count, right_factor_pairs_, p_.grad_q, head, start);
+      multiply(rows_.b, count, right_factor_pairs_ + 2 * size, p_.grad_k, head, start);
     }
   }
 
-  // A pair of rows as high + low, both rounded to bfloat16.
+  // Splits two rows into high + low, both rounded to bfloat16.
   static void split(Vector<float> x, Vector<float> y, uint32_t* high, uint32_t* low) {
-    const __m512i rounded_pair = pair_of(x, y);
+    const __m512i rounded_pair = interleave_rounded(x, y);
     const Vector<float> high_x = (Vector<float>)_mm512_slli_epi32(rounded_pair, 16);
     const Vector<float> high_y = (Vector<float>)_mm512_and_si512(rounded_pair, _mm512_set1_epi32(~0xffff));
     _mm512_storeu_si512(high, rounded_pair);
-    _mm512_storeu_si512(low, pair_of(x - high_x, y - high_y));
+    _mm512_storeu_si512(low, interleave_rounded(x - high_x, y - high_y));
   }
 
-  // `mixer`: its high part, and its low part after it.
-  void multiply(const bf16* rows, int64_t count, const uint32_t* mixer, void* grad, int64_t head, int64_t token) {
-    const int64_t tall = round_up(count, kTile);
-    bf16_gemm<2>(tall, ds_columns_, columns_, rows, columns_, mixer, ds_columns_, out_, ds_columns_, false, &ahead_);
-    store_rows(out_, ds_columns_, count, grad, p_.q_student.dtype, p_.heads, head, token, ds_);
+  // `right_factor` is [2, columns / 2, ds_columns]: its high part, then its low part.
+  void multiply(const bf16* rows, int64_t count, const uint32_t* right_factor, void* grad, int64_t head,
+                int64_t token) {
+    bf16_gemm<2>(round_up(count, kTile), ds_columns_, columns_, {rows, columns_}, {right_factor, ds_columns_},
+                 {out_, ds_columns_}, false, &prefetcher_);
+    store_rows(out_, ds_columns_, count, {grad, p_.q_student.dtype, p_.heads, ds_}, head, token);
   }
 
   const AttentionScoreMse& p_;
-  Ahead& ahead_;
-  const int64_t ds_, ds_columns_, columns_, ld_pairs_, block_, ld_t_;
+  Prefetcher& prefetcher_;
+  const int64_t ds_;
+  const ConcatLayout layout_;
+  const int64_t ds_columns_, columns_, ld_pairs_, block_, ld_t_;
   const Bf16Units units_;
-  PairRows<bf16> rows_;
-  GramPair grams_;
-  Scratch<uint32_t> pairs_;        // [block / 2, ld_pairs]
-  Scratch<uint32_t> rows_t_;       // [columns, ld_t]: rows of X^T
-  Scratch<float> narrow_;          // [2, columns, columns]
-  Scratch<uint32_t> mixer_pairs_;  // [2, 2, columns / 2, ds_columns]: of q and k, high and low
-  Scratch<float> out_;             // [block, ds_columns]
+  ConcatRows<bf16> rows_;
+  GramMatrices grams_;
+  Scratch<uint32_t> pairs_;               // [block / 2, ld_pairs]
+  Scratch<uint32_t> rows_t_;              // [columns, ld_t]: rows of X^T
+  Scratch<float> partial_grams_;          // [2, columns, columns]
+  Scratch<uint32_t> right_factor_pairs_;  // [2, 2, columns / 2, ds_columns]: of q and k, high and low
+  Scratch<float> out_;                    // [block, ds_columns]
 };
 
 }  // namespace

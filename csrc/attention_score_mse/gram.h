@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "gram_pair.h"
+#include "gram_matrices.h"
 
 namespace bertxfer {
 namespace BERTXFER_ISA {
@@ -11,19 +11,20 @@ namespace {
 
 class Gram {
  public:
-  Gram(const GroupRows<AttentionScoreMse>& rows, int64_t longest, Ahead& ahead)
+  Gram(const GroupRows<AttentionScoreMse>& rows, int64_t longest, Prefetcher& prefetcher)
       : p_(rows.problem()),
-        ahead_(ahead),
+        prefetcher_(prefetcher),
         ds_(p_.q_student.dim),
-        ds_columns_(pair_columns(Dtype::f32, ds_, p_.q_teacher.dim).teacher_at),
-        columns_(pair_columns(Dtype::f32, ds_, p_.q_teacher.dim).columns),
-        block_(std::min(longest, std::max(kHotTokens, kResidentBytes / (2 * columns_ * int64_t{sizeof(float)}) /
-                                                          kHotTokens * kHotTokens))),
-        rows_(rows, Dtype::f32, ds_columns_, columns_, block_),
+        layout_(concat_layout(Dtype::f32, ds_, p_.q_teacher.dim)),
+        ds_columns_(layout_.teacher_offset),
+        columns_(layout_.columns),
+        block_(std::min(longest, std::max(kL1Tokens, kResidentBytes / (2 * columns_ * int64_t{sizeof(float)}) /
+                                                         kL1Tokens * kL1Tokens))),
+        rows_(rows, Dtype::f32, layout_, block_),
         grams_(p_, ds_columns_, columns_),
-        narrow_(2 * columns_ * columns_),
-        mixers_(2 * columns_ * ds_columns_),
-        out_(kHotTokens * ds_columns_) {}
+        partial_grams_(2 * columns_ * columns_),
+        right_factors_(2 * columns_ * ds_columns_),
+        out_(kL1Tokens * ds_columns_) {}
 
   double run(int64_t head, int64_t length) {
     fill_grams(head, length);
@@ -33,7 +34,7 @@ class Gram {
   }
 
  private:
-  static constexpr int64_t kHotTokens = 128;              // rows of A or B that an update keeps in the nearest cache
+  static constexpr int64_t kL1Tokens = 128;               // rows of A or B that an update keeps in the first cache
   static constexpr int64_t kFlushTokens = 256;            // float32 sums longer than this move to float64
   static constexpr int64_t kResidentBytes = 1792 * 1024;  // A and B stay for the second pass while they fit in this
 
@@ -44,14 +45,14 @@ class Gram {
     for (int64_t start = 0; start < length; start += block_) {
       const int64_t count = std::min(block_, length - start);
       rows_.load(head, start, count);
-      for (int64_t i = 0; i < count; i += kHotTokens) {
-        const int64_t hot = std::min(kHotTokens, count - i);
-        add_gram<float>(rows_.a + i * columns_, hot, columns_, narrow_, pending > 0, &ahead_);
-        add_gram<float>(rows_.b + i * columns_, hot, columns_, narrow_ + size, pending > 0, &ahead_);
-        pending += hot;
-        const bool last = start + i + hot == length;
+      for (int64_t i = 0; i < count; i += kL1Tokens) {
+        const int64_t rows = std::min(kL1Tokens, count - i);
+        add_gram<float>(rows_.a + i * columns_, rows, columns_, partial_grams_, pending > 0, &prefetcher_);
+        add_gram<float>(rows_.b + i * columns_, rows, columns_, partial_grams_ + size, pending > 0, &prefetcher_);
+        pending += rows;
+        const bool last = start + i + rows == length;
         if (pending >= kFlushTokens || last) {
-          grams_.add(narrow_, narrow_ + size, last);
+          grams_.add(partial_grams_, partial_grams_ + size, last);
           pending = 0;
         }
       }
@@ -59,38 +60,41 @@ class Gram {
   }
 
   void gradients(int64_t head, int64_t length) {
-    float* mixer_k = mixers_ + columns_ * ds_columns_;
-    const auto write_to = [this](float* mixer) {
-      return [this, mixer](int64_t i, int64_t j, Vector<float> x, Vector<float> y) BERTXFER_INLINE {
-        store(x, mixer + i * ds_columns_ + j);
-        store(y, mixer + (i + 1) * ds_columns_ + j);
+    float* right_factor_k = right_factors_ + columns_ * ds_columns_;
+    const auto write_to = [this](float* right_factor) {
+      return [this, right_factor](int64_t i, int64_t j, Vector<float> x, Vector<float> y) BERTXFER_INLINE {
+        store(x, right_factor + i * ds_columns_ + j);
+        store(y, right_factor + (i + 1) * ds_columns_ + j);
       };
     };
-    grams_.make_mixers(write_to(mixers_), write_to(mixer_k));
+    grams_.make_right_factors(write_to(right_factors_), write_to(right_factor_k));
     for (int64_t start = 0; start < length; start += block_) {
       const int64_t count = std::min(block_, length - start);
       if (length > block_) rows_.load(head, start, count);  // else still there from the first pass
-      for (int64_t i = 0; i < count; i += kHotTokens) {
-        const int64_t hot = std::min(kHotTokens, count - i);
-        multiply(rows_.a + i * columns_, hot, mixers_, p_.grad_q, head, start + i);
-        multiply(rows_.b + i * columns_, hot, mixer_k, p_.grad_k, head, start + i);
+      for (int64_t i = 0; i < count; i += kL1Tokens) {
+        const int64_t rows = std::min(kL1Tokens, count - i);
+        multiply(rows_.a + i * columns_, rows, right_factors_, p_.grad_q, head, start + i);
+        multiply(rows_.b + i * columns_, rows, right_factor_k, p_.grad_k, head, start + i);
       }
     }
   }
 
-  void multiply(const float* rows, int64_t count, const float* mixer, void* grad, int64_t head, int64_t token) {
-    gemm<float>(count, ds_columns_, columns_, rows, columns_, 1, mixer, ds_columns_, out_, ds_columns_, false, &ahead_);
-    store_rows(out_, ds_columns_, count, grad, p_.q_student.dtype, p_.heads, head, token, ds_);
+  void multiply(const float* rows, int64_t count, const float* right_factor, void* grad, int64_t head, int64_t token) {
+    gemm<float>(count, ds_columns_, columns_, {rows, columns_, 1}, {right_factor, ds_columns_}, {out_, ds_columns_},
+                false, &prefetcher_);
+    store_rows(out_, ds_columns_, count, {grad, p_.q_student.dtype, p_.heads, ds_}, head, token);
   }
 
   const AttentionScoreMse& p_;
-  Ahead& ahead_;
-  const int64_t ds_, ds_columns_, columns_, block_;
-  PairRows<float> rows_;
-  GramPair grams_;
-  Scratch<float> narrow_;  // [2, columns, columns]
-  Scratch<float> mixers_;  // [2, columns, ds_columns]
-  Scratch<float> out_;     // [kHotTokens, ds_columns]
+  Prefetcher& prefetcher_;
+  const int64_t ds_;
+  const ConcatLayout layout_;
+  const int64_t ds_columns_, columns_, block_;
+  ConcatRows<float> rows_;
+  GramMatrices grams_;
+  Scratch<float> partial_grams_;  // [2, columns, columns]
+  Scratch<float> right_factors_;  // [2, columns, ds_columns]
+  Scratch<float> out_;            // [kL1Tokens, ds_columns]
 };
 
 }  // namespace

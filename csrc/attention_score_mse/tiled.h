@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "gram_pair.h"
+#include "gram_matrices.h"
 
 namespace bertxfer {
 namespace BERTXFER_ISA {
@@ -11,16 +11,17 @@ namespace {
 
 class Tiled {
  public:
-  Tiled(const GroupRows<AttentionScoreMse>& rows, int64_t longest, Ahead& ahead)
+  Tiled(const GroupRows<AttentionScoreMse>& rows, int64_t longest, Prefetcher& prefetcher)
       : p_(rows.problem()),
-        ahead_(ahead),
+        prefetcher_(prefetcher),
         ds_(p_.q_student.dim),
-        ds_columns_(pair_columns(Dtype::f32, ds_, p_.q_teacher.dim).teacher_at),
+        layout_(concat_layout(Dtype::f32, ds_, p_.q_teacher.dim)),
+        ds_columns_(layout_.teacher_offset),
         depth_(ds_columns_ + p_.q_teacher.dim),
-        columns_(pair_columns(Dtype::f32, ds_, p_.q_teacher.dim).columns),
+        columns_(layout_.columns),
         key_tile_(std::min(kKeyTile, padded(longest))),
-        ld_(spread(key_tile_)),
-        rows_(rows, Dtype::f32, ds_columns_, columns_, longest),
+        ld_(conflict_free_stride(key_tile_)),
+        rows_(rows, Dtype::f32, layout_, longest),
         keys_t_(depth_ * ld_),
         difference_(kQueryTile * ld_),
         grad_q_(p_.grad_q ? longest * ds_columns_ : 0),
@@ -35,7 +36,7 @@ class Tiled {
       sum += run_keys(head, length, key, std::min(key_tile_, length - key));
     }
     if (p_.grad_q != nullptr) {
-      store_rows(grad_q_, ds_columns_, length, p_.grad_q, p_.q_student.dtype, p_.heads, head, 0, ds_);
+      store_rows(grad_q_, ds_columns_, length, {p_.grad_q, p_.q_student.dtype, p_.heads, ds_}, head, 0);
     }
     return sum;
   }
@@ -51,25 +52,26 @@ class Tiled {
     load_transposed(p_.k_teacher, head, key, keys, static_cast<float>(-p_.scale_teacher), keys_t_ + ds_columns_ * ld_,
                     ld_, width);
 
-    const float factor = static_cast<float>(2.0 * p_.stored * p_.scale_student);
+    const float factor = static_cast<float>(2.0 * p_.grad_scale * p_.scale_student);
     double sum = 0.0;
     for (int64_t query = 0; query < length; query += kQueryTile) {
       const int64_t rows = std::min(kQueryTile, length - query);
       const float* queries = rows_.a + query * columns_;
-      gemm<float>(rows, width, depth_, queries, columns_, 1, keys_t_, ld_, difference_, ld_, false, &ahead_);
+      gemm<float>(rows, width, depth_, {queries, columns_, 1}, {keys_t_, ld_}, {difference_, ld_}, false, &prefetcher_);
       sum += square_and_scale(rows, keys, need_grad ? factor : 0.0f);
       if (!need_grad) continue;
-      gemm<float>(rows, ds_columns_, keys, difference_, ld_, 1, rows_.b + key * columns_, columns_,
-                  grad_q_ + query * ds_columns_, ds_columns_, key > 0, &ahead_);
-      gemm<float>(ds_, width, rows, queries, 1, columns_, difference_, ld_, grad_k_t_, ld_, query > 0, &ahead_);
+      gemm<float>(rows, ds_columns_, keys, {difference_, ld_, 1}, {rows_.b + key * columns_, columns_},
+                  {grad_q_ + query * ds_columns_, ds_columns_}, key > 0, &prefetcher_);
+      gemm<float>(ds_, width, rows, {queries, 1, columns_}, {difference_, ld_}, {grad_k_t_, ld_}, query > 0,
+                  &prefetcher_);
     }
     if (need_grad) {
-      store_transposed(grad_k_t_, ld_, keys, p_.grad_k, p_.q_student.dtype, p_.heads, head, key, ds_);
+      store_transposed(grad_k_t_, ld_, keys, {p_.grad_k, p_.q_student.dtype, p_.heads, ds_}, head, key);
     }
     return sum;
   }
 
-  // Sum of squares of the tile, which is left multiplied by `factor`.
+  // Returns the sum of squares of the tile, and multiplies the tile by `factor`.
   double square_and_scale(int64_t rows, int64_t keys, float factor) {
     double sum = 0.0;
     for (int64_t i = 0; i < rows; ++i) {
@@ -86,9 +88,11 @@ class Tiled {
   }
 
   const AttentionScoreMse& p_;
-  Ahead& ahead_;
-  const int64_t ds_, ds_columns_, depth_, columns_, key_tile_, ld_;
-  PairRows<float> rows_;
+  Prefetcher& prefetcher_;
+  const int64_t ds_;
+  const ConcatLayout layout_;
+  const int64_t ds_columns_, depth_, columns_, key_tile_, ld_;
+  ConcatRows<float> rows_;
   Scratch<float> keys_t_;      // [depth, ld], scaled, the teacher's negative; rows ds..ds_columns stay zeros
   Scratch<float> difference_;  // [kQueryTile, ld]
   Scratch<float> grad_q_;      // [longest, ds_columns]

@@ -13,11 +13,21 @@ inline int64_t size_of(Dtype dtype) {
 
 // A read-only [T, H, D] tensor (or [T, D] with H = 1): innermost dimension contiguous, the others strided.
 struct PackedView {
-  const void* data;
+  const void* data;  // [T, H, D]
   Dtype dtype;
   int64_t token_stride;  // in elements
   int64_t head_stride;   // in elements
   int64_t dim;           // D
+};
+
+// A contiguous [T, H, D] tensor that a kernel writes (or [T, D] with heads = 1).
+struct PackedOutput {
+  void* data;  // [T, H, D]
+  Dtype dtype;
+  int64_t heads;  // H
+  int64_t dim;    // D
+
+  int64_t token_stride() const { return heads * dim; }  // in elements
 };
 
 // Which tokens belong together. seqused may be null.

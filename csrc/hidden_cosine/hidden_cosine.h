@@ -4,8 +4,8 @@
 //
 //   loss += 1 - <u, v>    d loss / dp = -(v - <u, v> u) / |p|
 //
-// 1 - <u, v> is taken as |u - v|^2 / 2 and v - <u, v> u as (v - u) + loss u, which keep their digits when student and
-// teacher agree. Norms are at least 1e-8; a row without length counts 1. Products as in hidden_mse: see
+// 1 - <u, v> is computed as |u - v|^2 / 2 and v - <u, v> u as (v - u) + loss u, which keep their digits where student
+// and teacher agree. Norms are at least 1e-8; the loss of a zero row is 1. Products as in hidden_mse: see
 // common/tensor/projected_loss.h.
 //
 // Bytes: as hidden_mse. Operations of the pass: about 10 per element.

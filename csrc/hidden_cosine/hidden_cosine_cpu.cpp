@@ -19,23 +19,23 @@ float norm(const float* x, int64_t size) {
   return std::sqrt(sum);
 }
 
-// Loss of one row; leaves the gradient in `student`.
-double run_row(float* student, float* teacher, int64_t width, float scale) {
+// Returns the loss of one row, and turns `student` [width] into its gradient and `teacher` [width] into scratch.
+double run_row(float* student, float* teacher, int64_t width, float grad_scale) {
   const float norm_student = norm(student, width), norm_teacher = norm(teacher, width);
   const bool degenerate = (norm_student < kEpsilon) | (norm_teacher < kEpsilon);
   const float inverse_s = 1.0f / (norm_student < kEpsilon ? kEpsilon : norm_student);
   const float inverse_t = 1.0f / (norm_teacher < kEpsilon ? kEpsilon : norm_teacher);
-  float square = 0.0f, along = 0.0f;
-#pragma omp simd reduction(+ : square, along)
+  float square = 0.0f, dot = 0.0f;
+#pragma omp simd reduction(+ : square, dot)
   for (int64_t d = 0; d < width; ++d) {
     student[d] *= inverse_s;
     teacher[d] = teacher[d] * inverse_t - student[d];  // v - u
     square += teacher[d] * teacher[d];
-    along += (teacher[d] + student[d]) * student[d];
+    dot += (teacher[d] + student[d]) * student[d];
   }
-  const float loss = degenerate ? 1.0f - along : 0.5f * square;
+  const float loss = degenerate ? 1.0f - dot : 0.5f * square;
 #pragma omp simd
-  for (int64_t d = 0; d < width; ++d) student[d] = -scale * inverse_s * (teacher[d] + loss * student[d]);
+  for (int64_t d = 0; d < width; ++d) student[d] = -grad_scale * inverse_s * (teacher[d] + loss * student[d]);
   return loss;
 }
 
@@ -44,7 +44,7 @@ double run_row(float* student, float* teacher, int64_t width, float scale) {
 void hidden_cosine(const HiddenRows& p) {
   const Scratch<float> bias = load_bias(p);
   const int64_t width = p.width;
-  for_each_item((p.rows + kRowBlock - 1) / kRowBlock, 10.0 * static_cast<double>(p.rows * width), [&] {
+  for_each_item(p.blocks(), 10.0 * static_cast<double>(p.rows * width), [&] {
     return [&, rows = Scratch<float>(2 * width)](int64_t block) {
       float *student = rows, *teacher = rows + width;
       float* column_sums = p.column_sums == nullptr ? nullptr : p.column_sums + block * width;
@@ -54,12 +54,12 @@ void hidden_cosine(const HiddenRows& p) {
         load_rows({p.student, p.student_dtype, p.student_stride, 0, width}, 0, t, 1, student, width, width);
         load_rows({p.teacher, p.teacher_dtype, p.teacher_stride, 0, width}, 0, t, 1, teacher, width, width);
         for (int64_t d = 0; d < width; ++d) student[d] += bias[d];
-        sum += run_row(student, teacher, width, p.scale);
-        if (p.direction == nullptr) continue;
-        store_rows(student, width, 1, p.direction, p.student_dtype, 1, 0, t, width);
+        sum += run_row(student, teacher, width, p.grad_scale);
+        if (p.grad == nullptr) continue;
+        store_rows(student, width, 1, {p.grad, p.student_dtype, 1, width}, 0, t);
         for (int64_t d = 0; column_sums != nullptr && d < width; ++d) column_sums[d] += student[d];
       }
-      p.sums[block] = sum;
+      p.losses[block] = sum;
     };
   });
 }

@@ -18,17 +18,17 @@ void run_block(const HiddenRows& p, const float* bias, int64_t block) {
   for (int64_t t = first; t < last; ++t) {
     const Student* student = static_cast<const Student*>(p.student) + t * p.student_stride;
     const Teacher* teacher = static_cast<const Teacher*>(p.teacher) + t * p.teacher_stride;
-    Student* direction = p.direction == nullptr ? nullptr : static_cast<Student*>(p.direction) + t * p.width;
+    Student* grad = p.grad == nullptr ? nullptr : static_cast<Student*>(p.grad) + t * p.width;
     Vector<float> squares = {};
     for_vectors(p.width, [&](int64_t d, int64_t n) BERTXFER_INLINE {
       const Vector<float> r = load_floats(student + d, n) + load_floats(bias + d, n) - load_floats(teacher + d, n);
       squares += r * r;
-      if (direction != nullptr) store_floats(p.scale * r, direction + d, n);
-      if (column_sums != nullptr) store_floats(load_floats(column_sums + d, n) + p.scale * r, column_sums + d, n);
+      if (grad != nullptr) store_floats(p.grad_scale * r, grad + d, n);
+      if (column_sums != nullptr) store_floats(load_floats(column_sums + d, n) + p.grad_scale * r, column_sums + d, n);
     });
     sum += sum_of(squares);
   }
-  p.sums[block] = sum;
+  p.losses[block] = sum;
 }
 
 }  // namespace
@@ -37,7 +37,7 @@ void hidden_mse(const HiddenRows& p) {
   const Scratch<float> bias = load_bias(p);
   with_dtype(p.student_dtype, [&](auto student_tag) {
     with_dtype(p.teacher_dtype, [&](auto teacher_tag) {
-      for_each_item((p.rows + kRowBlock - 1) / kRowBlock, 4.0 * static_cast<double>(p.rows * p.width), [&] {
+      for_each_item(p.blocks(), 4.0 * static_cast<double>(p.rows * p.width), [&] {
         return [&](int64_t block) { run_block<decltype(student_tag), decltype(teacher_tag)>(p, bias, block); };
       });
     });

@@ -3,8 +3,8 @@
 //   loss += KL(softmax(teacher / temperature) || softmax(student / temperature)) per row
 //   d loss / d student = (softmax(student / temperature) - softmax(teacher / temperature)) / temperature
 //
-// The temperature is left to the tensor side: stored is softmax - softmax, each at most 1 in size. A row is read once,
-// worked on in cache (common/cpu/softmax_rows.h) and its gradient written once.
+// The stored gradient is softmax - softmax, at most 1 in size; the tensor side puts the temperature into its factor. A
+// row is read once, processed in the cache (common/cpu/softmax_rows.h) and its gradient written once.
 //
 // Bytes: student and teacher once, the gradient once. Operations: two exps per class and row.
 #pragma once
@@ -20,14 +20,14 @@ struct LogitsKl {
   const void* student;  // [rows, classes], row stride below
   Dtype student_dtype;
   int64_t student_stride;
-  const void* teacher;  // [rows, classes]
+  const void* teacher;  // [rows, classes], row stride below
   Dtype teacher_dtype;
   int64_t teacher_stride;
   const void *bias_student, *bias_teacher;  // [classes] in the dtype of their side, or null
   int64_t rows, classes;
   float inverse_temperature;
-  void* grad;    // [rows, classes] contiguous, dtype of student (may be `student` itself); null: not wanted
-  double* sums;  // [rows] each row's divergence
+  void* grad;      // [rows, classes] contiguous, dtype of student (may be `student` itself); null: not wanted
+  double* losses;  // [rows] each row's divergence
 };
 
 BERTXFER_KERNEL(logits_kl, const LogitsKl&)

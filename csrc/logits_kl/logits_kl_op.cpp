@@ -4,7 +4,7 @@
 #include <tuple>
 #include <vector>
 
-#include "../common/tensor/checks.h"
+#include "../common/tensor/loss_scale.h"
 #include "logits_kl.h"
 
 namespace bertxfer {
@@ -15,13 +15,13 @@ std::tuple<Tensor, Tensor, Tensor> logits_kl_cpu(Tensor student,  // [T, V]
                                                  double temperature, std::string reduction, bool need_grad) {
   STD_TORCH_CHECK(student.dim() == 2 && teacher.dim() == 2 && student.size(0) == teacher.size(0) &&
                       student.size(1) == teacher.size(1),
-                  "want student and teacher of one shape [T, V]");
-  STD_TORCH_CHECK(temperature > 0, "temperature: want a positive number");
+                  "student: got ", described(student), ", want [T, V] as teacher ", described(teacher));
+  STD_TORCH_CHECK(temperature > 0, "temperature: got ", temperature, ", want a positive number");
   student = rows_contiguous(student);
   teacher = rows_contiguous(teacher);
   const int64_t rows = student.size(0), classes = student.size(1);
   Tensor grad = need_grad ? empty({rows, classes}, student.scalar_type()) : empty({0}, student.scalar_type());
-  std::vector<double> sums(rows);
+  std::vector<double> losses(rows);
   const PackedView s = packed_view(student, "student"), t = packed_view(teacher, "teacher");
   LogitsKl problem{};
   problem.student = s.data;
@@ -34,13 +34,11 @@ std::tuple<Tensor, Tensor, Tensor> logits_kl_cpu(Tensor student,  // [T, V]
   problem.classes = classes;
   problem.inverse_temperature = static_cast<float>(1.0 / temperature);
   problem.grad = need_grad ? grad.data_ptr() : nullptr;
-  problem.sums = sums.data();
+  problem.losses = losses.data();
   BERTXFER_DISPATCH(logits_kl)(problem);
 
-  double total = 0.0;
-  for (double sum : sums) total += sum;
-  const double normaliser = reduction == "sum" ? 1.0 : rows > 0 ? 1.0 / static_cast<double>(rows) : 0.0;
-  return {scalar(total * temperature * temperature * normaliser), grad, scalar(temperature * normaliser)};
+  const double loss_scale = loss_scale_of(reduction, static_cast<double>(rows));
+  return {scalar(sum_of(losses) * temperature * temperature * loss_scale), grad, scalar(temperature * loss_scale)};
 }
 
 }  // namespace

@@ -24,18 +24,18 @@ int64_t rows_read(Mode mode, int64_t used) {
   return mode == Mode::cls ? std::min<int64_t>(used, 1) : used;
 }
 
-// So many rows a pass: what is summed or compared is loaded and stored less often.
+// Rows per pass: several, so that sums and maxima are loaded and stored less often.
 constexpr int64_t kRows = 4;
 
-// Asks for the rows of the next pass. Rows of half precision are too short for the processor to find the next by
-// itself: the mean of four bfloat16 layers of 8192 x 768 takes a quarter less time.
+// Prefetches the rows of the next pass. Rows of half precision are too short for the processor's own prefetcher to
+// follow (docs/kernels.md).
 template <class T>
-inline BERTXFER_INLINE void look_ahead(const T* column, int64_t stride, int64_t d) {
+inline BERTXFER_INLINE void prefetch_rows(const T* column, int64_t stride, int64_t d) {
   if (sizeof(T) == 4 || d % (64 / static_cast<int64_t>(sizeof(T))) != 0) return;
   for (int64_t r = 0; r < kRows; ++r) __builtin_prefetch(column + (kRows + r) * stride);
 }
 
-// sum[d] += sum over rows of hidden[row][d] * weight
+// sum[d] += weight * hidden[row][d] for rows first..first+rows-1.
 template <class T>
 void add_rows(const PackedView& hidden, int64_t first, int64_t rows, float weight, float* sum) {
   const T* source = static_cast<const T*>(hidden.data) + first * hidden.token_stride;
@@ -44,7 +44,7 @@ void add_rows(const PackedView& hidden, int64_t first, int64_t rows, float weigh
   for (; t + kRows <= rows; t += kRows, source += kRows * stride) {
     for_vectors(width, [&](int64_t d, int64_t n) BERTXFER_INLINE {
       const T* column = source + d;
-      look_ahead(column, stride, d);
+      prefetch_rows(column, stride, d);
       const Vector<float> pair = load_floats(column, n) + load_floats(column + stride, n);
       const Vector<float> next = load_floats(column + 2 * stride, n) + load_floats(column + 3 * stride, n);
       store_floats(load_floats(sum + d, n) + weight * (pair + next), sum + d, n);
@@ -61,8 +61,8 @@ void add_rows(const PackedView& hidden, int64_t first, int64_t rows, float weigh
   with_dtype(hidden.dtype, [&](auto tag) { add_rows<decltype(tag)>(hidden, first, rows, weight, sum); });
 }
 
-// The highest of COUNT rows from row `t` on, and of best[d], for every d. A NaN wins and stays: it must reach the
-// result.
+// best[d] = max(best[d], COUNT rows from row `t` on) for every d, and argmax[d] is its row. NaN counts as the maximum
+// because it must reach the result.
 template <class T, int COUNT>
 void max_of_rows(const PoolFeatures& p, int64_t t, float* best, int32_t* argmax) {
   for_vectors(p.width, [&](int64_t d, int64_t n) BERTXFER_INLINE {
@@ -70,19 +70,19 @@ void max_of_rows(const PoolFeatures& p, int64_t t, float* best, int32_t* argmax)
     for (int64_t l = 0; l < p.layers; ++l) {
       const int64_t stride = p.hidden[l].token_stride;
       const T* column = static_cast<const T*>(p.hidden[l].data) + t * stride + d;
-      if (COUNT == kRows) look_ahead(column, stride, d);
+      if (COUNT == kRows) prefetch_rows(column, stride, d);
 #pragma GCC unroll 4
       for (int r = 0; r < COUNT; ++r) x[r] += p.layer_weights[l] * load_floats(column + r * stride, n);
     }
-    Vector<float> highest = load(best + d);
+    Vector<float> max = load(best + d);
     Vector<int32_t> row = load(argmax + d);
 #pragma GCC unroll 4
     for (int r = 0; r < COUNT; ++r) {
-      const auto better = (x[r] > highest) | ((x[r] != x[r]) & (highest == highest));
-      highest = better ? x[r] : highest;
+      const auto better = (x[r] > max) | ((x[r] != x[r]) & (max == max));
+      max = better ? x[r] : max;
       row = better ? Vector<int32_t>{} + static_cast<int32_t>(t + r) : row;
     }
-    store(highest, best + d);
+    store(max, best + d);
     store(row, argmax + d);
   });
 }
@@ -98,7 +98,7 @@ void max_rows(const PoolFeatures& p, int64_t first, int64_t rows, float* best, i
   });
 }
 
-// `sum` and `argmax` are scratch of whole vectors.
+// Pools sequence n; sum [width] and argmax [width] are scratch of whole vectors.
 void pool_sequence(const PoolFeatures& p, int64_t n, float* sum, int32_t* argmax) {
   const int64_t first = p.packing.start(n), used = p.packing.used(n), rows = rows_read(p.mode, used);
   std::fill(sum, sum + p.width, 0.0f);
@@ -118,18 +118,18 @@ void pool_sequence(const PoolFeatures& p, int64_t n, float* sum, int32_t* argmax
     p.norm[n] = norm;
     for (int64_t d = 0; d < p.width; ++d) sum[d] /= norm;
   }
-  store_rows(sum, p.width, 1, p.pooled, p.dtype, 1, 0, n, p.width);
+  store_rows(sum, p.width, 1, {p.pooled, p.dtype, 1, p.width}, 0, n);
 }
 
-// grad <- d loss / d (pooled before normalisation), of sequence n
+// Sets grad [width] to the gradient of sequence n before normalisation; unit [width] is scratch.
 void load_gradient(const PoolFeaturesBackward& p, int64_t n, float* grad, float* unit) {
   const int64_t width = p.forward.width;
   load_rows({p.grad, p.forward.dtype, width, 0, width}, 0, n, 1, grad, width, width);
   if (!p.forward.normalize) return;
   load_rows({p.forward.pooled, p.forward.dtype, width, 0, width}, 0, n, 1, unit, width, width);
-  double along = 0.0;
-  for (int64_t d = 0; d < width; ++d) along += static_cast<double>(grad[d]) * unit[d];
-  const float projection = static_cast<float>(along), norm = p.forward.norm[n];
+  double inner = 0.0;
+  for (int64_t d = 0; d < width; ++d) inner += static_cast<double>(grad[d]) * unit[d];
+  const float projection = static_cast<float>(inner), norm = p.forward.norm[n];
   for (int64_t d = 0; d < width; ++d) grad[d] = (grad[d] - unit[d] * projection) / norm;
 }
 
@@ -140,8 +140,8 @@ double dot(const float* a, const float* b, int64_t size) {
   return sum;
 }
 
-// grad_hidden of the sequence's rows, layer l, from the gradient of its pooled row.
-void spread(const PoolFeaturesBackward& p, int64_t n, int64_t l, const float* grad, float* row) {
+// Writes grad_hidden of sequence n, layer l, from the gradient of its pooled row; row [width] is scratch.
+void store_grad_hidden(const PoolFeaturesBackward& p, int64_t n, int64_t l, const float* grad, float* row) {
   const PoolFeatures& f = p.forward;
   const int64_t first = f.packing.start(n), length = f.packing.length(n), used = f.packing.used(n);
   const int64_t rows = rows_read(f.mode, used);
@@ -167,7 +167,8 @@ void spread(const PoolFeaturesBackward& p, int64_t n, int64_t l, const float* gr
   });
 }
 
-// <grad, pooled layer l>, the sequence's share of the gradient of layer_weights[l].
+// Returns <grad, pooled layer l>, the share of sequence n in the gradient of layer_weights[l]; pooled [width] is
+// scratch.
 double weight_gradient(const PoolFeatures& f, int64_t n, int64_t l, const float* grad, float* pooled) {
   const int64_t first = f.packing.start(n), used = f.packing.used(n);
   if (used == 0) return 0.0;
@@ -205,7 +206,7 @@ void pool_features_backward(const PoolFeaturesBackward& p) {
     return [&p, &f, grad = Scratch<float>(f.width), row = Scratch<float>(f.width)](int64_t n) {
       load_gradient(p, n, grad, row);
       for (int64_t l = 0; l < f.layers; ++l) {
-        spread(p, n, l, grad, row);
+        store_grad_hidden(p, n, l, grad, row);
         if (p.grad_weights != nullptr) p.grad_weights[n * f.layers + l] = weight_gradient(f, n, l, grad, row);
       }
     };

@@ -6,17 +6,10 @@
 
 #include "../common/tensor/cuda_tensors.h"
 #include "pool_features_cuda.h"
+#include "pool_features_tensors.h"
 
 namespace bertxfer {
 namespace {
-
-PoolFeatures::Mode mode_of(const std::string& name) {
-  if (name == "mean") return PoolFeatures::Mode::mean;
-  if (name == "cls") return PoolFeatures::Mode::cls;
-  if (name == "max") return PoolFeatures::Mode::max;
-  STD_TORCH_CHECK(name == "mean_sqrt", "mode: want 'mean', 'cls', 'max' or 'mean_sqrt'");
-  return PoolFeatures::Mode::mean_sqrt;
-}
 
 // Owns what a PoolFeatures points to.
 struct Inputs {
@@ -33,12 +26,8 @@ struct Inputs {
     const int64_t count = static_cast<int64_t>(layers.size());
     STD_TORCH_CHECK(count <= cuda::kPoolLayers, "hidden: got ", count, " layers, want at most ", cuda::kPoolLayers);
     check_device(weights, first, "layer_weights");
-    STD_TORCH_CHECK(weights.scalar_type() == ScalarType::Float && weights.numel() == count,
-                    "layer_weights: want one float32 number per layer");
+    check_pool_inputs(layers, weights);
     for (const Tensor& layer : layers) {
-      STD_TORCH_CHECK(layer.dim() == 2 && layer.size(0) == tokens && layer.size(1) == first.size(1) &&
-                          layer.scalar_type() == first.scalar_type(),
-                      "hidden: want [T, D] layers of one shape and dtype");
       hidden.push_back(rows_contiguous(layer));
       views.push_back(device_view(hidden.back(), first, "hidden"));
     }
@@ -47,7 +36,7 @@ struct Inputs {
     problem.layers = count;
     problem.width = first.size(1);
     problem.packing = device_packing(first, cu_seqlens, seqused);
-    problem.mode = mode_of(mode);
+    problem.mode = pool_mode_of(mode);
     problem.normalize = normalize;
     problem.dtype = views[0].dtype;
   }

@@ -4,19 +4,10 @@
 #include <tuple>
 #include <vector>
 
-#include "../common/tensor/checks.h"
-#include "pool_features.h"
+#include "pool_features_tensors.h"
 
 namespace bertxfer {
 namespace {
-
-PoolFeatures::Mode mode_of(const std::string& name) {
-  if (name == "mean") return PoolFeatures::Mode::mean;
-  if (name == "cls") return PoolFeatures::Mode::cls;
-  if (name == "max") return PoolFeatures::Mode::max;
-  STD_TORCH_CHECK(name == "mean_sqrt", "mode: want 'mean', 'cls', 'max' or 'mean_sqrt'");
-  return PoolFeatures::Mode::mean_sqrt;
-}
 
 // Owns what a PoolFeatures points to.
 struct Inputs {
@@ -28,24 +19,15 @@ struct Inputs {
   Inputs(const std::vector<Tensor>& layers, const Tensor& cu_seqlens, const std::optional<Tensor>& seqused,
          const Tensor& layer_weights, const std::string& mode, bool normalize)
       : weights(torch::stable::contiguous(layer_weights)) {
-    STD_TORCH_CHECK(!layers.empty(), "hidden: want at least one layer");
-    STD_TORCH_CHECK(
-        weights.scalar_type() == ScalarType::Float && weights.numel() == static_cast<int64_t>(layers.size()),
-        "layer_weights: want one float32 number per layer");
-    const int64_t tokens = layers[0].size(0), width = layers[0].size(1);
-    for (const Tensor& layer : layers) {
-      STD_TORCH_CHECK(layer.dim() == 2 && layer.size(0) == tokens && layer.size(1) == width &&
-                          layer.scalar_type() == layers[0].scalar_type(),
-                      "hidden: want [T, D] layers of one shape and dtype");
-      hidden.push_back(rows_contiguous(layer));
-      views.push_back(packed_view(hidden.back(), "hidden"));
-    }
+    check_pool_inputs(layers, weights);
+    for (const Tensor& layer : layers) hidden.push_back(rows_contiguous(layer));
+    for (const Tensor& layer : hidden) views.push_back(packed_view(layer, "hidden"));
     problem.hidden = views.data();
     problem.layer_weights = static_cast<const float*>(weights.data_ptr());
     problem.layers = static_cast<int64_t>(views.size());
-    problem.width = width;
-    problem.packing = packing_of(tokens, cu_seqlens, seqused);
-    problem.mode = mode_of(mode);
+    problem.width = layers[0].size(1);
+    problem.packing = packing_of(layers[0].size(0), cu_seqlens, seqused);
+    problem.mode = pool_mode_of(mode);
     problem.normalize = normalize;
     problem.dtype = views[0].dtype;
   }
@@ -84,7 +66,8 @@ std::tuple<std::vector<Tensor>, Tensor> pool_features_backward_cpu(Tensor grad, 
   PoolFeatures& p = inputs.problem;
   const int64_t sequences = p.packing.sequences;
   grad = torch::stable::contiguous(torch::stable::to(grad, hidden[0].scalar_type()));
-  STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == sequences && grad.size(1) == p.width, "grad: want [N, D]");
+  STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == sequences && grad.size(1) == p.width, "grad: got ",
+                  described(grad), ", want [", sequences, ", ", p.width, "]");
   p.pooled = pooled.data_ptr();
   p.argmax = static_cast<int32_t*>(argmax.data_ptr());
   p.norm = static_cast<float*>(norm.data_ptr());

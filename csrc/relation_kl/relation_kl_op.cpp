@@ -1,20 +1,21 @@
 // Tensor side of relation_kl (MiniLMv2, Wang et al. 2021): attention_map's kernel with q = k = x, re-split into heads.
-// See attention_map/attention_map.h for the math; there, a null grad_k makes grad_q receive both gradients.
+// See attention_map/attention_map.h for the math; a null grad_k makes grad_q receive both gradients.
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
 #include <vector>
 
 #include "../attention_map/attention_map.h"
-#include "../common/tensor/checks.h"
+#include "../common/tensor/loss_scale.h"
 
 namespace bertxfer {
 namespace {
 
-// [T, D] as [T, heads, D / heads]
+// Views x [T, D] as [T, heads, D / heads].
 PackedView split_heads(const Tensor& x, const char* name, int64_t heads) {
   PackedView view = packed_view(x, name);
-  STD_TORCH_CHECK(heads > 0 && view.dim % heads == 0, "heads: want a divisor of the width of ", name);
+  STD_TORCH_CHECK(heads > 0 && view.dim % heads == 0, "heads: got ", heads, ", want a divisor of ", view.dim,
+                  ", the width of ", name);
   view.dim /= heads;
   view.head_stride = view.dim;
   return view;
@@ -27,7 +28,7 @@ std::tuple<Tensor, Tensor, Tensor> relation_kl_cpu(Tensor x_student,            
                                                    int64_t /*max_seqlen*/, int64_t heads, double scale_student,
                                                    double scale_teacher, std::string reduction, bool need_grad) {
   STD_TORCH_CHECK(x_student.dim() == 2 && x_teacher.dim() == 2 && x_student.size(0) == x_teacher.size(0),
-                  "want [T, Ds] and [T, Dt]");
+                  "x_student: got ", described(x_student), ", want [T, Ds] beside x_teacher ", described(x_teacher));
   x_student = rows_contiguous(x_student);
   x_teacher = rows_contiguous(x_teacher);
   const int64_t tokens = x_student.size(0);
@@ -36,26 +37,21 @@ std::tuple<Tensor, Tensor, Tensor> relation_kl_cpu(Tensor x_student,            
 
   AttentionMap problem{};
   problem.packing = packing_of(tokens, cu_seqlens, seqused);
-  std::vector<double> sums(problem.packing.sequences * heads);
   problem.q_student = problem.k_student = split_heads(x_student, "x_student", heads);
   problem.q_teacher = problem.k_teacher = split_heads(x_teacher, "x_teacher", heads);
+  std::vector<double> losses(problem.packing.sequences * heads);
   problem.heads = heads;
   problem.scale_student = static_cast<float>(scale_student);
   problem.scale_teacher = static_cast<float>(scale_teacher);
   problem.kind = AttentionMap::Kind::kl;
-  double rows = 0.0;
-  for (int64_t n = 0; n < problem.packing.sequences; ++n) rows += static_cast<double>(heads * problem.packing.used(n));
-  const double normaliser = reduction == "sum" ? 1.0 : rows > 0 ? 1.0 / rows : 0.0;
-  problem.stored = stored_factor(dtype, normaliser, 1.0);
+  const double loss_scale = loss_scale_of(reduction, map_row_count(problem.packing, heads));
+  problem.grad_scale = grad_scale_of(dtype, loss_scale, 1.0);
   problem.need_grad = need_grad;
   problem.grad_q = need_grad ? grad.data_ptr() : nullptr;
   problem.grad_k = nullptr;
-  problem.sums = sums.data();
+  problem.losses = losses.data();
   BERTXFER_DISPATCH(attention_map)(problem);
-
-  double total = 0.0;
-  for (double sum : sums) total += sum;
-  return {scalar(total * normaliser), grad, missing_factor(normaliser, problem.stored)};
+  return {scalar(sum_of(losses) * loss_scale), grad, remaining_factor(loss_scale, problem.grad_scale)};
 }
 
 }  // namespace

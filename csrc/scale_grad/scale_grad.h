@@ -1,5 +1,5 @@
 // out[i] = round(grad[i] * factor): the backward pass of every operator whose forward computed its gradient.
-// `out` may be `grad`: scale_grad_ works in place.
+// `out` may be `grad`, because scale_grad_ works in place.
 // Bytes: the gradient read once and written once. Operations: one multiplication each, in float32.
 #pragma once
 

@@ -9,25 +9,30 @@
 namespace bertxfer {
 namespace {
 
-float number_of(const Tensor& tensor, const char* name) {
-  STD_TORCH_CHECK(tensor.numel() == 1 && tensor.is_cpu() && tensor.scalar_type() == ScalarType::Float, name,
-                  ": want one float32 number on the CPU");
+float value_of(const Tensor& tensor, const char* name) {
+  STD_TORCH_CHECK(tensor.numel() == 1 && tensor.is_cpu() && tensor.scalar_type() == ScalarType::Float, name, ": got ",
+                  described(tensor), ", want one float32 number on the CPU");
   return *static_cast<const float*>(tensor.data_ptr());
 }
 
-Tensor scale_grad_cpu(Tensor grad, Tensor factor, ScalarType dtype) {
+Tensor scale_grad_cpu(Tensor grad,    // [...]
+                      Tensor factor,  // []
+                      ScalarType dtype) {
   grad = torch::stable::contiguous(grad);
   Tensor out = torch::stable::empty(grad.sizes(), dtype);
   BERTXFER_DISPATCH(scale_grad)
   ({grad.data_ptr(), dtype_of(grad, "grad"), out.data_ptr(), dtype_of(out, "dtype"), grad.numel(),
-    number_of(factor, "factor")});
+    value_of(factor, "factor")});
   return out;
 }
 
-void scale_grad_in_place_cpu(std::vector<Tensor> grads, Tensor factor, Tensor upstream) {
-  const float product = number_of(factor, "factor") * number_of(upstream, "upstream");
+void scale_grad_in_place_cpu(std::vector<Tensor> grads,  // each [...]
+                             Tensor factor,              // []
+                             Tensor upstream) {          // []
+  const float product = value_of(factor, "factor") * value_of(upstream, "upstream");
   for (const Tensor& grad : grads) {
-    STD_TORCH_CHECK(grad.is_cpu() && grad.is_contiguous(), "grads: want contiguous CPU tensors");
+    STD_TORCH_CHECK(grad.is_cpu() && grad.is_contiguous(), "grads: got ", described(grad),
+                    ", want contiguous CPU tensors");
     const Dtype dtype = dtype_of(grad, "grads");
     if (product == 1.0f) continue;
     BERTXFER_DISPATCH(scale_grad)({grad.data_ptr(), dtype, grad.data_ptr(), dtype, grad.numel(), product});

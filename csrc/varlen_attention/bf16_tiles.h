@@ -1,8 +1,5 @@
 // varlen_attention of bfloat16 tensors on the processor's bfloat16 units. Scores, softmax and sums are float32; weights
 // and the gradient with respect to the scores are rounded to bfloat16 before they are multiplied again.
-//
-// Measured forward and backward with heads 64 wide, on AMX: 3.7 times as fast as tiles.h on the same values in float32
-// at 128 tokens, 3.9 at 512, 5.0 at 2048.
 #pragma once
 
 #include <algorithm>
@@ -25,28 +22,27 @@ class Bf16Layouts {
  public:
   static constexpr int64_t kRows = 64;  // queries of a tile
   static constexpr int64_t kKeys = GroupPlan::kKeys;
-  static constexpr int64_t kShort = 128;  // up to so many keys, keeping the units awake has gained something
+  static constexpr int64_t kKeepAwakeKeys = 128;  // limit of keep_bf16_units_awake(), see docs/kernels.md
 
   explicit Bf16Layouts(int64_t dim)
       : depth(round_up(dim, kDepthTile)), columns(round_up(dim, kTile)), block_(kDepthTile * depth) {}
 
-  const int64_t depth;    // of products over the head's columns
-  const int64_t columns;  // of results that have them
+  const int64_t depth;    // head_dim as products sum over it, a multiple of kDepthTile
+  const int64_t columns;  // head_dim as results have it, a multiple of kTile
 
-  // At most kDepthTile tokens from `first` on, filled up with zero rows: as they are [kDepthTile, depth].
+  // Reads at most kDepthTile tokens from `first` on into rows [kDepthTile, depth], with zero rows after them.
   void load(const PackedView& view, int64_t head, int64_t first, int64_t count, bf16* rows) const {
-    load_bf16_rows(view, head, first, count, kDepthTile, rows, depth, depth);
+    load_bf16_rows(view, head, first, count, kDepthTile, {rows, depth}, depth);
   }
 
-  // The same as columns of pairs [depth / 2, ld], and as pairs of rows [kDepthTile / 2, columns]. Either may be null.
-  void load(const PackedView& view, int64_t head, int64_t first, int64_t count, uint32_t* transposed, int64_t ld,
+  // Reads the same rows as columns of pairs, transposed [depth / 2, ld], and interleaved, pairs [kDepthTile / 2,
+  // columns]. Either may be null.
+  void load(const PackedView& view, int64_t head, int64_t first, int64_t count, RowMatrix<uint32_t> transposed,
             uint32_t* pairs) {
     load(view, head, first, count, block_);
-    if (transposed != nullptr) {
-      transpose_pairs(reinterpret_cast<const uint32_t*>(block_.get()), depth / 2, kDepthTile, depth / 2, transposed,
-                      ld);
-    }
-    if (pairs != nullptr) pair_rows(block_, depth, kDepthTile, columns, pairs, columns);
+    const RowMatrix<const bf16> block{block_, depth};
+    if (transposed.data != nullptr) transpose_pairs(as_pairs(block), kDepthTile, depth / 2, transposed);
+    if (pairs != nullptr) interleave_rows(block, kDepthTile, columns, {pairs, columns});
   }
 
  private:
@@ -55,17 +51,17 @@ class Bf16Layouts {
 
 class Bf16Forward {
  public:
-  // That a token of a head takes: query, key and value.
-  static int64_t group_bytes(int64_t dim) { return 6 * round_up(dim, kDepthTile); }
+  // Bytes that a token of a head takes: query, key and value.
+  static int64_t bytes_per_token(int64_t dim) { return 6 * round_up(dim, kDepthTile); }
 
   Bf16Forward(const VarlenAttention& problem, const GroupPlan& groups)
       : p_(problem),
         dropout_(p_.dropout_p, p_.seed),
         layouts_(p_.q.dim),
-        ld_(GroupPlan::stride_of(groups.longest)),
-        queries_(groups.room * layouts_.depth),
-        keys_t_(layouts_.depth / 2 * groups.room),
-        value_pairs_(groups.room / 2 * layouts_.columns),
+        ld_(GroupPlan::tile_stride(groups.longest)),
+        queries_(groups.max_rows * layouts_.depth),
+        keys_t_(layouts_.depth / 2 * groups.max_rows),
+        value_pairs_(groups.max_rows / 2 * layouts_.columns),
         scores_(kRows * ld_),
         weights_(kRows * ld_),
         mask_(ld_),
@@ -79,41 +75,42 @@ class Bf16Forward {
   }
 
  private:
-  static constexpr int64_t kRows = Bf16Layouts::kRows, kKeys = Bf16Layouts::kKeys, kShort = Bf16Layouts::kShort;
+  static constexpr int64_t kRows = Bf16Layouts::kRows, kKeys = Bf16Layouts::kKeys;
+  static constexpr int64_t kKeepAwakeKeys = Bf16Layouts::kKeepAwakeKeys;
 
   void load_group(const Group& group) {
-    room_ = GroupPlan::room_of(group.length);
-    stride_ = GroupPlan::stride_of(group.length);
+    head_rows_ = GroupPlan::head_rows(group.length);
+    tile_stride_ = GroupPlan::tile_stride(group.length);
     group.for_each_block([&](int64_t i, int64_t token, int64_t count, const auto& for_each_head) BERTXFER_INLINE {
       for_each_head([&](int64_t h, int64_t head) {
-        layouts_.load(p_.k, head, token, count, keys_t_ + column_of(h, i), stride_, nullptr);
+        layouts_.load(p_.k, head, token, count, {keys_t_ + column_of(h, i), tile_stride_}, nullptr);
       });
       for_each_head([&](int64_t h, int64_t head) {
-        layouts_.load(p_.v, head, token, count, nullptr, 0, values_of(h) + i / 2 * layouts_.columns);
+        layouts_.load(p_.v, head, token, count, {nullptr, 0}, values_of(h) + i / 2 * layouts_.columns);
       });
       for_each_head([&](int64_t h, int64_t head) {
-        layouts_.load(p_.q, head, token, count, queries_ + (h * room_ + i) * layouts_.depth);
+        layouts_.load(p_.q, head, token, count, queries_ + (h * head_rows_ + i) * layouts_.depth);
       });
     });
   }
 
-  // Where K^T of a key is.
+  // Offset of a key in keys_t_.
   int64_t column_of(int64_t h, int64_t key) const {
-    return (h * room_ + key / kKeys * stride_) * (layouts_.depth / 2) + key % kKeys;
+    return (h * head_rows_ + key / kKeys * tile_stride_) * (layouts_.depth / 2) + key % kKeys;
   }
-  uint32_t* values_of(int64_t h) const { return value_pairs_ + h * room_ / 2 * layouts_.columns; }
+  uint32_t* values_of(int64_t h) const { return value_pairs_ + h * head_rows_ / 2 * layouts_.columns; }
 
   void run_queries(const Group& group, int64_t h, int64_t query) {
     const int64_t depth = layouts_.depth, columns = layouts_.columns, length = group.length;
-    const int64_t rows = std::min(kRows, length - query), tall = round_up(rows, kTile);
-    const int64_t head = group.first + h, token = group.token + query;
-    const bf16* queries = queries_ + (h * room_ + query) * depth;
+    const int64_t rows = std::min(kRows, length - query), tile_rows = round_up(rows, kTile);
+    const int64_t head = group.first_head + h, token = group.first_token + query;
+    const bf16* queries = queries_ + (h * head_rows_ + query) * depth;
     for (int64_t key = 0; key < length; key += kKeys) {
       const int64_t keys = std::min(kKeys, length - key);
-      bf16_gemm(tall, round_up(keys, kTile), depth, queries, depth, keys_t_ + column_of(h, key), stride_, scores_, ld_,
-                false);
+      bf16_gemm(tile_rows, round_up(keys, kTile), depth, {queries, depth}, {keys_t_ + column_of(h, key), tile_stride_},
+                {scores_, ld_}, false);
       for (int64_t i = 0; i < rows; ++i) {
-        if (keys <= kShort && i % 16 == 15) keep_bf16_units_awake();
+        if (keys <= kKeepAwakeKeys && i % 16 == 15) keep_bf16_units_awake();
         if (p_.dropout_p > 0) {
           dropout_.row(token + i, head, p_.heads, key, keys, mask_);
           softmax_row<true>(i, keys, key == 0);
@@ -121,48 +118,48 @@ class Bf16Forward {
           softmax_row<false>(i, keys, key == 0);
         }
       }
-      bf16_gemm(tall, columns, round_up(keys, kDepthTile), weights_, ld_, values_of(h) + key / 2 * columns, columns,
-                out_, columns, key > 0);
+      bf16_gemm(tile_rows, columns, round_up(keys, kDepthTile), {weights_, ld_},
+                {values_of(h) + key / 2 * columns, columns}, {out_, columns}, key > 0);
     }
     finish(head, token, rows);
   }
 
-  // Weights of row i of the tile, relative to the highest of the row's first scores, or, where one is far above, to the
-  // highest of the tile: then what the row has gathered is made less.
+  // Computes the weights of row i of the tile, relative to the maximum of the row's first scores. Where a score is far
+  // above that, the shift becomes the maximum of the tile and what the row has summed is rescaled.
   template <bool DROP>
   void softmax_row(int64_t i, int64_t keys, bool first) {
     const float* scores = scores_ + i * ld_;
     if (first) {
-      base_[i] = highest_score(scores, std::min(keys, kFirstColumns), p_.scale);
-      total_[i] = 0.0f;
+      row_shift_[i] = row_max(scores, std::min(keys, kShiftColumns), p_.scale);
+      row_sum_[i] = 0.0f;
     }
-    float sum = weigh<DROP>(i, keys);
-    if (!(sum < kFarAbove)) {
-      const float before = base_[i];
-      base_[i] = highest_score(scores, keys, p_.scale);
-      const float less = first ? 0.0f : fast_exp((before - base_[i]) * p_.scale);
-      total_[i] *= less;
-      if (!first) scale_row(i, less);
-      sum = weigh<DROP>(i, keys);
+    float sum = compute_weights<DROP>(i, keys);
+    if (!(sum < kMaxRowSum)) {
+      const float old_shift = row_shift_[i];
+      row_shift_[i] = row_max(scores, keys, p_.scale);
+      const float rescale = first ? 0.0f : fast_exp((old_shift - row_shift_[i]) * p_.scale);
+      row_sum_[i] *= rescale;
+      if (!first) scale_row(i, rescale);
+      sum = compute_weights<DROP>(i, keys);
     }
-    total_[i] += sum;
+    row_sum_[i] += sum;
   }
 
-  // Returns the sum before dropout.
+  // Returns the sum of the weights before dropout.
   template <bool DROP>
-  float weigh(int64_t i, int64_t keys) {
+  float compute_weights(int64_t i, int64_t keys) {
     const float* scores = scores_ + i * ld_;
     bf16* weights = weights_ + i * ld_;
-    const float base = base_[i], scale = p_.scale * kLog2E;
+    const float shift = row_shift_[i], scale = p_.scale * kLog2E;
     Vector<float> sum = {};
     for_vectors(keys, [&](int64_t j, int64_t n) BERTXFER_INLINE {
-      const Vector<float> power = (load(scores + j) - base) * scale;
-      Vector<float> weight = first_lanes(fast_exp2<kDegree<Digits::bfloat16>>(power), n);
+      const Vector<float> power = (load(scores + j) - shift) * scale;
+      Vector<float> weight = first_lanes(fast_exp2<kExp2Degree<Precision::bfloat16>>(power), n);
       sum += weight;
       if constexpr (DROP) weight *= load_floats(mask_ + j, n);
       store_floats(weight, weights + j);
     });
-    fill_depth(weights, keys);
+    zero_depth_tail(weights, keys);
     return sum_of(sum);
   }
 
@@ -174,16 +171,16 @@ class Bf16Forward {
   void finish(int64_t head, int64_t token, int64_t rows) {
     constexpr int64_t W = kLanes<double>;
     float* lse = p_.lse + head * p_.tokens + token;
-    std::fill(total_ + rows, total_ + round_up(rows, W), 1.0f);  // of rows that are not there
+    std::fill(row_sum_ + rows, row_sum_ + round_up(rows, W), 1.0f);  // a finite logarithm for the lanes without a row
     for (int64_t i = 0; i < rows; i += W) {
-      const Vector<double> logs = log_of(load_doubles(total_ + i));
+      const Vector<double> logs = log_of(load_doubles(row_sum_ + i));
       for (int64_t l = 0; l < std::min(W, rows - i); ++l) {
-        lse[i + l] = base_[i + l] * p_.scale + static_cast<float>(logs[l]);
+        lse[i + l] = row_shift_[i + l] * p_.scale + static_cast<float>(logs[l]);
       }
     }
     bf16* out = static_cast<bf16*>(p_.out) + (token * p_.heads + head) * p_.q.dim;
     for (int64_t i = 0; i < rows; ++i, out += p_.heads * p_.q.dim) {
-      const float inverse = 1.0f / total_[i];
+      const float inverse = 1.0f / row_sum_[i];
       const float* row = out_ + i * layouts_.columns;
       for_vectors(p_.q.dim,
                   [&](int64_t d, int64_t n) BERTXFER_INLINE { store_floats(load(row + d) * inverse, out + d, n); });
@@ -195,47 +192,48 @@ class Bf16Forward {
   const Bf16Units units_;
   Bf16Layouts layouts_;
   const int64_t ld_;
-  int64_t room_ = 0, stride_ = 0;  // of the present group, see GroupPlan
-  Scratch<bf16> queries_;          // [heads, room, depth]
-  Scratch<uint32_t> keys_t_;       // [heads, tiles, depth / 2, stride] pairs of K^T
-  Scratch<uint32_t> value_pairs_;  // [heads, room / 2, columns]
-  Scratch<float> scores_;          // [kRows, ld]
-  Scratch<bf16> weights_;          // [kRows, ld]
-  Scratch<float> mask_;            // [ld]
-  Scratch<float> out_;             // [kRows, columns]
-  float base_[kRows], total_[kRows];
+  int64_t head_rows_ = 0, tile_stride_ = 0;  // of the current group, see GroupPlan
+  Scratch<bf16> queries_;                    // [heads, head_rows, depth]
+  Scratch<uint32_t> keys_t_;                 // [heads, tiles, depth / 2, tile_stride] pairs of K^T
+  Scratch<uint32_t> value_pairs_;            // [heads, head_rows / 2, columns]
+  Scratch<float> scores_;                    // [kRows, ld]
+  Scratch<bf16> weights_;                    // [kRows, ld]
+  Scratch<float> mask_;                      // [ld]
+  Scratch<float> out_;                       // [kRows, columns]
+  float row_shift_[kRows], row_sum_[kRows];
 };
 
-// Keys by tiles, and for each all the queries, so that the gradients of a tile's keys and values stay near.
+// The outer loop goes over key tiles and the inner one over queries, so that the gradients of a tile's keys and values
+// stay in the cache.
 class Bf16Backward {
  public:
-  // That a token of a head takes: query, upstream gradient, key twice and value.
-  static int64_t group_bytes(int64_t dim) { return 10 * round_up(dim, kDepthTile); }
+  // Bytes that a token of a head takes: query, upstream gradient, key twice and value.
+  static int64_t bytes_per_token(int64_t dim) { return 10 * round_up(dim, kDepthTile); }
 
   Bf16Backward(const VarlenAttentionBackward& problem, const GroupPlan& groups)
       : b_(problem),
         p_(problem.forward),
         dropout_(p_.dropout_p, p_.seed),
         layouts_(p_.q.dim),
-        most_(round_up(groups.longest, kRows)),
-        ld_(GroupPlan::stride_of(groups.longest)),
-        queries_(groups.room * layouts_.depth),
-        grad_out_(groups.room * layouts_.depth),
-        log_sums_(groups.room),
-        deltas_(groups.room),
-        keys_t_(layouts_.depth / 2 * groups.columns),
-        values_t_(layouts_.depth / 2 * groups.columns),
-        key_pairs_(groups.columns / 2 * layouts_.columns),
+        max_rows_(round_up(groups.longest, kRows)),
+        ld_(GroupPlan::tile_stride(groups.longest)),
+        queries_(groups.max_rows * layouts_.depth),
+        grad_out_(groups.max_rows * layouts_.depth),
+        lse_(groups.max_rows),
+        delta_(groups.max_rows),
+        keys_t_(layouts_.depth / 2 * groups.max_columns),
+        values_t_(layouts_.depth / 2 * groups.max_columns),
+        key_pairs_(groups.max_columns / 2 * layouts_.columns),
         row_pairs_(kRows / 2 * layouts_.columns),
-        queries_t_(most_ / 2 * layouts_.columns),
-        grad_out_t_(most_ / 2 * layouts_.columns),
+        queries_t_(max_rows_ / 2 * layouts_.columns),
+        grad_out_t_(max_rows_ / 2 * layouts_.columns),
         scores_(kRows * ld_),
         grad_weights_(kRows * ld_),
         grad_scores_(kRows * ld_),
         weight_pairs_(kRows / 2 * ld_),
         grad_score_pairs_(kRows / 2 * ld_),
         masks_(2 * ld_),
-        grad_q_(most_ * layouts_.columns),
+        grad_q_(max_rows_ * layouts_.columns),
         grad_k_t_(layouts_.columns * ld_),
         grad_v_t_(layouts_.columns * ld_) {}
 
@@ -245,60 +243,61 @@ class Bf16Backward {
   }
 
  private:
-  static constexpr int64_t kRows = Bf16Layouts::kRows, kKeys = Bf16Layouts::kKeys, kShort = Bf16Layouts::kShort;
+  static constexpr int64_t kRows = Bf16Layouts::kRows, kKeys = Bf16Layouts::kKeys;
+  static constexpr int64_t kKeepAwakeKeys = Bf16Layouts::kKeepAwakeKeys;
 
   void load_group(const Group& group) {
     const int64_t depth = layouts_.depth;
-    room_ = GroupPlan::room_of(group.length);
-    stride_ = GroupPlan::stride_of(group.length);
+    head_rows_ = GroupPlan::head_rows(group.length);
+    tile_stride_ = GroupPlan::tile_stride(group.length);
     group.for_each_block([&](int64_t i, int64_t token, int64_t count, const auto& for_each_head) BERTXFER_INLINE {
       if (group.length <= kKeys) {
         for_each_head([&](int64_t h, int64_t head) { load_keys(h, head, i, token, count); });
         for_each_head([&](int64_t h, int64_t head) { load_values(h, head, i, token, count); });
       }
       for_each_head([&](int64_t h, int64_t head) {
-        layouts_.load(p_.q, head, token, count, queries_ + (h * room_ + i) * depth);
+        layouts_.load(p_.q, head, token, count, queries_ + (h * head_rows_ + i) * depth);
       });
       for_each_head([&](int64_t h, int64_t head) {
-        layouts_.load(b_.grad, head, token, count, grad_out_ + (h * room_ + i) * depth);
+        layouts_.load(b_.grad, head, token, count, grad_out_ + (h * head_rows_ + i) * depth);
       });
-      for_each_head([&](int64_t h, int64_t head) { find_sums(head, token, count, h * room_ + i); });
+      for_each_head([&](int64_t h, int64_t head) { load_row_scalars(head, token, count, h * head_rows_ + i); });
     });
   }
 
-  // At most kDepthTile keys, or values, from column i of a tile on.
+  // Reads at most kDepthTile keys, or values, to columns i and up of a tile.
   void load_keys(int64_t h, int64_t head, int64_t i, int64_t token, int64_t count) {
-    uint32_t* pairs = key_pairs_ + (h * stride_ + i) / 2 * layouts_.columns;
-    layouts_.load(p_.k, head, token, count, keys_t_ + tile_of(h) + i, stride_, pairs);
+    uint32_t* pairs = key_pairs_ + (h * tile_stride_ + i) / 2 * layouts_.columns;
+    layouts_.load(p_.k, head, token, count, {keys_t_ + tile_of(h) + i, tile_stride_}, pairs);
   }
   void load_values(int64_t h, int64_t head, int64_t i, int64_t token, int64_t count) {
-    layouts_.load(p_.v, head, token, count, values_t_ + tile_of(h) + i, stride_, nullptr);
+    layouts_.load(p_.v, head, token, count, {values_t_ + tile_of(h) + i, tile_stride_}, nullptr);
   }
-  int64_t tile_of(int64_t h) const { return h * stride_ * (layouts_.depth / 2); }
+  int64_t tile_of(int64_t h) const { return h * tile_stride_ * (layouts_.depth / 2); }
 
-  // What rows have of their own; an even number of them, because they are worked on in pairs.
-  void find_sums(int64_t head, int64_t token, int64_t count, int64_t row) {
+  // Computes lse and delta of `count` rows, and zeros for one more after an odd number: rows are used in pairs.
+  void load_row_scalars(int64_t head, int64_t token, int64_t count, int64_t row) {
     const int64_t dim = p_.q.dim;
     const bf16* grad_out = grad_out_ + row * layouts_.depth;
     const bf16* out = static_cast<const bf16*>(p_.out) + (token * p_.heads + head) * dim;
     for (int64_t i = 0; i < count; ++i, out += p_.heads * dim, grad_out += layouts_.depth) {
       Vector<float> sum = {};
       for_vectors(dim, [&](int64_t d, int64_t n) BERTXFER_INLINE {
-        __builtin_prefetch(out + d + kTokensAhead * p_.heads * dim);
+        __builtin_prefetch(out + d + kPrefetchTokens * p_.heads * dim);
         sum += load_floats(grad_out + d, n) * load_floats(out + d, n);
       });
-      deltas_[row + i] = sum_of(sum);
-      log_sums_[row + i] = p_.lse[head * p_.tokens + token + i] * kLog2E;
+      delta_[row + i] = sum_of(sum);
+      lse_[row + i] = p_.lse[head * p_.tokens + token + i] * kLog2E;
     }
-    if (count % 2 == 1) log_sums_[row + count] = deltas_[row + count] = 0.0f;
+    if (count % 2 == 1) lse_[row + count] = delta_[row + count] = 0.0f;
   }
 
   void run_head(const Group& group, int64_t h) {
-    const int64_t head = group.first + h, first = group.token, length = group.length, dim = p_.q.dim;
-    const int64_t tall = round_up(length, kDepthTile);
+    const int64_t head = group.first_head + h, first = group.first_token, length = group.length;
+    const int64_t depth_rows = round_up(length, kDepthTile);
     for (int64_t query = 0; query < length; query += kRows) {
-      transpose_rows(queries_ + h * room_ * layouts_.depth, query, tall, queries_t_);
-      transpose_rows(grad_out_ + h * room_ * layouts_.depth, query, tall, grad_out_t_);
+      transpose_rows(queries_ + h * head_rows_ * layouts_.depth, query, depth_rows, queries_t_);
+      transpose_rows(grad_out_ + h * head_rows_ * layouts_.depth, query, depth_rows, grad_out_t_);
     }
     for (int64_t key = 0; key < length; key += kKeys) {
       const int64_t keys = std::min(kKeys, length - key);
@@ -309,28 +308,31 @@ class Bf16Backward {
       for (int64_t query = 0; query < length; query += kRows) {
         run_tile(head, h, first, query, std::min(kRows, length - query), key, keys);
       }
-      store_transposed(grad_k_t_, ld_, keys, b_.grad_k, p_.q.dtype, p_.heads, head, first + key, dim);
-      store_transposed(grad_v_t_, ld_, keys, b_.grad_v, p_.q.dtype, p_.heads, head, first + key, dim);
+      store_transposed(grad_k_t_, ld_, keys, output(b_.grad_k), head, first + key);
+      store_transposed(grad_v_t_, ld_, keys, output(b_.grad_v), head, first + key);
     }
-    store_rows(grad_q_, layouts_.columns, length, b_.grad_q, p_.q.dtype, p_.heads, head, first, dim);
+    store_rows(grad_q_, layouts_.columns, length, output(b_.grad_q), head, first);
   }
 
-  // A tile's rows as rows of the transposed matrix, up to `tall`.
-  void transpose_rows(const bf16* rows, int64_t query, int64_t tall, uint32_t* out) {
-    const int64_t count = std::min(kRows, tall - query), columns = layouts_.columns;
-    pair_rows(rows + query * layouts_.depth, layouts_.depth, count, columns, row_pairs_, columns);
-    transpose_pairs(row_pairs_, columns, count / 2, columns, out + query / 2 * columns, count / 2);
+  PackedOutput output(void* grad) const { return {grad, p_.q.dtype, p_.heads, p_.q.dim}; }
+
+  // Transposes at most kRows rows from `query` on, up to depth_rows, out [columns, rows / 2].
+  void transpose_rows(const bf16* rows, int64_t query, int64_t depth_rows, uint32_t* out) {
+    const int64_t count = std::min(kRows, depth_rows - query), columns = layouts_.columns;
+    interleave_rows({rows + query * layouts_.depth, layouts_.depth}, count, columns, {row_pairs_, columns});
+    transpose_pairs({row_pairs_, columns}, count / 2, columns, {out + query / 2 * columns, count / 2});
   }
 
   void run_tile(int64_t head, int64_t h, int64_t first, int64_t query, int64_t rows, int64_t key, int64_t keys) {
     const int64_t depth = layouts_.depth, columns = layouts_.columns;
-    const int64_t tall = round_up(rows, kTile), deep_tall = round_up(rows, kDepthTile), width = round_up(keys, kTile);
-    const int64_t row = h * room_ + query;
-    bf16_gemm(tall, width, depth, queries_ + row * depth, depth, keys_t_ + tile_of(h), stride_, scores_, ld_, false);
-    bf16_gemm(tall, width, depth, grad_out_ + row * depth, depth, values_t_ + tile_of(h), stride_, grad_weights_, ld_,
-              false);
+    const int64_t tile_rows = round_up(rows, kTile), depth_rows = round_up(rows, kDepthTile);
+    const int64_t width = round_up(keys, kTile), row = h * head_rows_ + query;
+    bf16_gemm(tile_rows, width, depth, {queries_ + row * depth, depth}, {keys_t_ + tile_of(h), tile_stride_},
+              {scores_, ld_}, false);
+    bf16_gemm(tile_rows, width, depth, {grad_out_ + row * depth, depth}, {values_t_ + tile_of(h), tile_stride_},
+              {grad_weights_, ld_}, false);
     for (int64_t i = 0; i < rows; i += 2) {
-      if (keys <= kShort && i % 16 == 14) keep_bf16_units_awake();
+      if (keys <= kKeepAwakeKeys && i % 16 == 14) keep_bf16_units_awake();
       if (p_.dropout_p > 0) {
         dropout_.row(first + query + i, head, p_.heads, key, keys, masks_);
         dropout_.row(first + query + i + 1, head, p_.heads, key, keys, masks_ + ld_);
@@ -339,52 +341,50 @@ class Bf16Backward {
         differentiate<false>(row, i, keys);
       }
     }
-    for (int64_t i = (rows + 1) / 2; i < deep_tall / 2; ++i) {
+    for (int64_t i = (rows + 1) / 2; i < depth_rows / 2; ++i) {
       std::fill_n(weight_pairs_ + i * ld_, width, 0);
       std::fill_n(grad_score_pairs_ + i * ld_, width, 0);
     }
     const auto rows_of = [&](const uint32_t* transposed) {
-      return reinterpret_cast<const bf16*>(transposed + query / 2 * columns);
+      return as_elements({transposed + query / 2 * columns, depth_rows / 2});
     };
-    bf16_gemm(columns, width, deep_tall, rows_of(grad_out_t_), deep_tall, weight_pairs_, ld_, grad_v_t_, ld_,
-              query > 0);
-    bf16_gemm(columns, width, deep_tall, rows_of(queries_t_), deep_tall, grad_score_pairs_, ld_, grad_k_t_, ld_,
-              query > 0);
-    bf16_gemm(tall, columns, round_up(keys, kDepthTile), grad_scores_, ld_, key_pairs_ + h * stride_ / 2 * columns,
-              columns, grad_q_ + query * columns, columns, key > 0);
+    bf16_gemm(columns, width, depth_rows, rows_of(grad_out_t_), {weight_pairs_, ld_}, {grad_v_t_, ld_}, query > 0);
+    bf16_gemm(columns, width, depth_rows, rows_of(queries_t_), {grad_score_pairs_, ld_}, {grad_k_t_, ld_}, query > 0);
+    bf16_gemm(tile_rows, columns, round_up(keys, kDepthTile), {grad_scores_, ld_},
+              {key_pairs_ + h * tile_stride_ / 2 * columns, columns}, {grad_q_ + query * columns, columns}, key > 0);
   }
 
-  // Rows i and i + 1 of the tile: P . M in pairs, scale dS in rows and in pairs.
+  // Differentiates rows i and i + 1 of the tile: P . M interleaved, scale dS as rows and interleaved.
   template <bool DROP>
   void differentiate(int64_t first, int64_t i, int64_t keys) {
     const float *scores = scores_ + i * ld_, *grads = grad_weights_ + i * ld_;
     bf16* out = grad_scores_ + i * ld_;
     uint32_t *weight_pairs = weight_pairs_ + i / 2 * ld_, *grad_pairs = grad_score_pairs_ + i / 2 * ld_;
     const float scale = p_.scale, exponent = scale * kLog2E;
-    const float *log_sums = log_sums_ + first + i, *deltas = deltas_ + first + i;
+    const float *lse = lse_ + first + i, *delta = delta_ + first + i;
     for_vectors(keys, [&](int64_t j, int64_t n) BERTXFER_INLINE {
-      Vector<float> kept[2], grad[2];
+      Vector<float> dropped_out[2], grad[2];
 #pragma GCC unroll 2
       for (int r = 0; r < 2; ++r) {
-        const Vector<float> power = load(scores + r * ld_ + j) * exponent - log_sums[r];
-        const Vector<float> weight = first_lanes(fast_exp2<kDegree<Digits::bfloat16>>(power), n);
+        const Vector<float> power = load(scores + r * ld_ + j) * exponent - lse[r];
+        const Vector<float> weight = first_lanes(fast_exp2<kExp2Degree<Precision::bfloat16>>(power), n);
         Vector<float> upstream = load(grads + r * ld_ + j);
-        kept[r] = weight;
+        dropped_out[r] = weight;
         if constexpr (DROP) {
           const Vector<float> mask = load_floats(masks_ + r * ld_ + j, n);
           upstream *= mask;
-          kept[r] *= mask;
+          dropped_out[r] *= mask;
         }
-        grad[r] = first_lanes(scale * weight * (upstream - deltas[r]), n);
+        grad[r] = first_lanes(scale * weight * (upstream - delta[r]), n);
       }
       const __m256i low = rounded(grad[0], bf16{}), high = rounded(grad[1], bf16{});
       _mm256_storeu_si256((__m256i*)(out + j), low);
       _mm256_storeu_si256((__m256i*)(out + ld_ + j), high);
-      _mm512_storeu_si512(grad_pairs + j, paired(low, high));
-      _mm512_storeu_si512(weight_pairs + j, pair_of(kept[0], kept[1]));
+      _mm512_storeu_si512(grad_pairs + j, interleave(low, high));
+      _mm512_storeu_si512(weight_pairs + j, interleave_rounded(dropped_out[0], dropped_out[1]));
     });
-    fill_depth(out, keys);
-    fill_depth(out + ld_, keys);
+    zero_depth_tail(out, keys);
+    zero_depth_tail(out + ld_, keys);
   }
 
   const VarlenAttentionBackward& b_;
@@ -392,19 +392,19 @@ class Bf16Backward {
   const Dropout dropout_;
   const Bf16Units units_;
   Bf16Layouts layouts_;
-  const int64_t most_, ld_;
-  int64_t room_ = 0, stride_ = 0;                      // of the present group, see GroupPlan
-  Scratch<bf16> queries_, grad_out_;                   // [heads, room, depth]
-  Scratch<float> log_sums_, deltas_;                   // [heads, room] log-sum-exps in units of log 2; rowsum(dO . O)
-  Scratch<uint32_t> keys_t_, values_t_;                // [heads, depth / 2, stride] pairs of a tile's K^T, V^T
-  Scratch<uint32_t> key_pairs_;                        // [heads, stride / 2, columns]
-  Scratch<uint32_t> row_pairs_;                        // [kRows / 2, columns]
-  Scratch<uint32_t> queries_t_, grad_out_t_;           // for each tile of rows [columns, rows / 2]: rows of Q^T
-  Scratch<float> scores_, grad_weights_;               // [kRows, ld]
-  Scratch<bf16> grad_scores_;                          // [kRows, ld] scale dS
+  const int64_t max_rows_, ld_;
+  int64_t head_rows_ = 0, tile_stride_ = 0;   // of the current group, see GroupPlan
+  Scratch<bf16> queries_, grad_out_;          // [heads, head_rows, depth]
+  Scratch<float> lse_, delta_;                // [heads, head_rows] log-sum-exps in units of log 2; rowsum(dO . O)
+  Scratch<uint32_t> keys_t_, values_t_;       // [heads, depth / 2, tile_stride] pairs of a tile's K^T, V^T
+  Scratch<uint32_t> key_pairs_;               // [heads, tile_stride / 2, columns]
+  Scratch<uint32_t> row_pairs_;               // [kRows / 2, columns]
+  Scratch<uint32_t> queries_t_, grad_out_t_;  // for each tile of rows [columns, rows / 2]: rows of Q^T
+  Scratch<float> scores_, grad_weights_;      // [kRows, ld]
+  Scratch<bf16> grad_scores_;                 // [kRows, ld] scale dS
   Scratch<uint32_t> weight_pairs_, grad_score_pairs_;  // [kRows / 2, ld]
   Scratch<float> masks_;                               // [2, ld]
-  Scratch<float> grad_q_;                              // [most, columns]
+  Scratch<float> grad_q_;                              // [max_rows, columns]
   Scratch<float> grad_k_t_, grad_v_t_;                 // [columns, ld]
 };
 

@@ -1,4 +1,5 @@
-// Dropout of varlen_attention's maps: a function of where an entry is, so that the backward pass can ask again.
+// Dropout of varlen_attention's maps: a function of an entry's position, so that the backward pass can compute it
+// again.
 #pragma once
 
 #include <cstdint>
@@ -9,13 +10,13 @@ namespace bertxfer {
 namespace BERTXFER_ISA {
 namespace {
 
-// Decides by seed, token of the query, head and column.
+// An entry's mask depends on the seed, the token of its query, its head and its column.
 class Dropout {
  public:
   Dropout(float p, uint64_t seed)
       : threshold_(static_cast<uint32_t>(p * 4294967296.0)), keep_(1.0f / (1.0f - p)), seed_(seed) {}
 
-  // out[j] = 0 or 1 / (1 - p) for columns first..first+count-1 of one row
+  // Sets out[j] to 0 or 1 / (1 - p) for columns first..first+count-1 of one row.
   void row(int64_t token, int64_t head, int64_t heads, int64_t first, int64_t count, float* out) const {
     const uint64_t key = mix64(seed_ ^ mix64(static_cast<uint64_t>(token * heads + head) + 0x9e3779b97f4a7c15ull));
     const uint32_t low = static_cast<uint32_t>(key), high = static_cast<uint32_t>(key >> 32);

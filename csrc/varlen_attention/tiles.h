@@ -43,36 +43,37 @@ class Forward {
   void run_queries(int64_t head, int64_t first, int64_t length, int64_t query, int64_t rows) {
     load_rows(p_.q, head, first + query, rows, queries_, columns_, p_.q.dim);
     std::fill(out_.get(), out_ + rows * columns_, 0.0f);
-    std::fill(highest_, highest_ + rows, -std::numeric_limits<float>::infinity());
-    std::fill(total_, total_ + rows, 0.0f);
+    std::fill(row_max_, row_max_ + rows, -std::numeric_limits<float>::infinity());
+    std::fill(row_sum_, row_sum_ + rows, 0.0f);
     for (int64_t key = 0; key < length; key += kKeyTile) {
       const int64_t keys = std::min(kKeyTile, length - key);
-      gemm<float>(rows, padded(keys), p_.q.dim, queries_, columns_, 1, keys_ + key, ld_, weights_, kKeyTile, false);
+      gemm<float>(rows, padded(keys), p_.q.dim, {queries_, columns_, 1}, {keys_ + key, ld_}, {weights_, kKeyTile},
+                  false);
       for (int64_t i = 0; i < rows; ++i) {
         softmax_row(i, keys);
         if (p_.dropout_p > 0) drop(i, head, first + query + i, key, keys);
       }
-      gemm<float>(rows, columns_, keys, weights_, kKeyTile, 1, values_ + key * columns_, columns_, out_, columns_,
+      gemm<float>(rows, columns_, keys, {weights_, kKeyTile, 1}, {values_ + key * columns_, columns_}, {out_, columns_},
                   true);
     }
     finish(head, first + query, rows);
   }
 
-  // Turns row i of the tile into exp(S - highest so far) and rescales what the row has gathered.
+  // Turns row i of the tile into exp(S - row_max) and rescales what the row has summed to the new row_max.
   void softmax_row(int64_t i, int64_t keys) {
     float* row = weights_ + i * kKeyTile;
-    float highest = highest_[i];
-#pragma omp simd reduction(max : highest)
-    for (int64_t j = 0; j < keys; ++j) highest = row[j] > highest ? row[j] : highest;
+    float row_max = row_max_[i];
+#pragma omp simd reduction(max : row_max)
+    for (int64_t j = 0; j < keys; ++j) row_max = row[j] > row_max ? row[j] : row_max;
     float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
     for (int64_t j = 0; j < keys; ++j) {
-      row[j] = fast_exp(row[j] - highest);
+      row[j] = fast_exp(row[j] - row_max);
       sum += row[j];
     }
-    const float correction = total_[i] > 0.0f ? fast_exp(highest_[i] - highest) : 0.0f;
-    total_[i] = total_[i] * correction + sum;
-    highest_[i] = highest;
+    const float correction = row_sum_[i] > 0.0f ? fast_exp(row_max_[i] - row_max) : 0.0f;
+    row_sum_[i] = row_sum_[i] * correction + sum;
+    row_max_[i] = row_max;
     float* out = out_ + i * columns_;
     if (correction != 1.0f) {
       for (int64_t d = 0; d < columns_; ++d) out[d] *= correction;
@@ -87,11 +88,11 @@ class Forward {
 
   void finish(int64_t head, int64_t token, int64_t rows) {
     for (int64_t i = 0; i < rows; ++i) {
-      const float inverse = 1.0f / total_[i];
+      const float inverse = 1.0f / row_sum_[i];
       for (int64_t d = 0; d < columns_; ++d) out_[i * columns_ + d] *= inverse;
-      p_.lse[head * p_.tokens + token + i] = highest_[i] + std::log(total_[i]);
+      p_.lse[head * p_.tokens + token + i] = row_max_[i] + std::log(row_sum_[i]);
     }
-    store_rows(out_, columns_, rows, p_.out, p_.q.dtype, p_.heads, head, token, p_.q.dim);
+    store_rows(out_, columns_, rows, {p_.out, p_.q.dtype, p_.heads, p_.q.dim}, head, token);
   }
 
   const VarlenAttention& p_;
@@ -103,8 +104,8 @@ class Forward {
   Scratch<float> weights_;  // [kQueryTile, kKeyTile]
   Scratch<float> mask_;     // [kKeyTile]
   Scratch<float> out_;      // [kQueryTile, columns]
-  float highest_[kQueryTile];
-  float total_[kQueryTile];
+  float row_max_[kQueryTile];
+  float row_sum_[kQueryTile];
 };
 
 class Backward {
@@ -135,11 +136,13 @@ class Backward {
     for (int64_t query = 0; query < length; query += kQueryTile) {
       run_queries(head, first, length, query, std::min(kQueryTile, length - query));
     }
-    store_rows(grad_k_, columns_, length, b_.grad_k, p_.q.dtype, p_.heads, head, first, p_.q.dim);
-    store_rows(grad_v_, columns_, length, b_.grad_v, p_.q.dtype, p_.heads, head, first, p_.q.dim);
+    store_rows(grad_k_, columns_, length, output(b_.grad_k), head, first);
+    store_rows(grad_v_, columns_, length, output(b_.grad_v), head, first);
   }
 
  private:
+  PackedOutput output(void* grad) const { return {grad, p_.q.dtype, p_.heads, p_.q.dim}; }
+
   void run_queries(int64_t head, int64_t first, int64_t length, int64_t query, int64_t rows) {
     const int64_t token = first + query, dim = p_.q.dim;
     load_rows(p_.q, head, token, rows, queries_, columns_, columns_);
@@ -153,18 +156,18 @@ class Backward {
     }
     for (int64_t key = 0; key < length; key += kKeyTile) {
       const int64_t keys = std::min(kKeyTile, length - key), width = padded(keys);
-      gemm<float>(rows, width, dim, queries_, columns_, 1, keys_t_ + key, ld_, weights_, kKeyTile, false);
-      gemm<float>(rows, width, dim, grad_out_, columns_, 1, values_t_ + key, ld_, grad_weights_, kKeyTile, false);
+      gemm<float>(rows, width, dim, {queries_, columns_, 1}, {keys_t_ + key, ld_}, {weights_, kKeyTile}, false);
+      gemm<float>(rows, width, dim, {grad_out_, columns_, 1}, {values_t_ + key, ld_}, {grad_weights_, kKeyTile}, false);
       for (int64_t i = 0; i < rows; ++i) differentiate_row(i, head, token + i, key, keys);
       // weights_ now holds P . M, grad_weights_ scale dS
-      gemm<float>(keys, columns_, rows, weights_, 1, kKeyTile, grad_out_, columns_, grad_v_ + key * columns_, columns_,
-                  query > 0);
-      gemm<float>(keys, columns_, rows, grad_weights_, 1, kKeyTile, queries_, columns_, grad_k_ + key * columns_,
-                  columns_, query > 0);
-      gemm<float>(rows, columns_, keys, grad_weights_, kKeyTile, 1, keys_ + key * columns_, columns_, grad_q_, columns_,
-                  key > 0);
+      gemm<float>(keys, columns_, rows, {weights_, 1, kKeyTile}, {grad_out_, columns_},
+                  {grad_v_ + key * columns_, columns_}, query > 0);
+      gemm<float>(keys, columns_, rows, {grad_weights_, 1, kKeyTile}, {queries_, columns_},
+                  {grad_k_ + key * columns_, columns_}, query > 0);
+      gemm<float>(rows, columns_, keys, {grad_weights_, kKeyTile, 1}, {keys_ + key * columns_, columns_},
+                  {grad_q_, columns_}, key > 0);
     }
-    store_rows(grad_q_, columns_, rows, b_.grad_q, p_.q.dtype, p_.heads, head, token, dim);
+    store_rows(grad_q_, columns_, rows, output(b_.grad_q), head, token);
   }
 
   void differentiate_row(int64_t i, int64_t head, int64_t token, int64_t key, int64_t keys) {

@@ -1,4 +1,5 @@
-// CPU kernels of varlen_attention, see varlen_attention.h. One work item is one sequence and head, done by one thread.
+// CPU kernels of varlen_attention, see varlen_attention.h. One thread does one sequence and head, so results do not
+// depend on the number of threads.
 #include <algorithm>
 
 #include "../common/cpu/parallel.h"
@@ -24,10 +25,6 @@ Extent extent_of(const VarlenAttention& p) {
   return extent;
 }
 
-[[maybe_unused]] bool bf16_only(const VarlenAttention& p) {
-  return p.q.dtype == Dtype::bf16 && p.k.dtype == Dtype::bf16 && p.v.dtype == Dtype::bf16;
-}
-
 template <class Kernel, class Problem>
 void for_each_head(const Problem& problem, const VarlenAttention& p, double operations_per_pair) {
   const Extent extent = extent_of(p);
@@ -42,7 +39,7 @@ void for_each_head(const Problem& problem, const VarlenAttention& p, double oper
 
 template <class Kernel, class Problem>
 void for_each_group(const Problem& problem, const VarlenAttention& p, double operations_per_pair) {
-  const GroupPlan groups(p.packing, p.heads, Kernel::group_bytes(p.q.dim));
+  const GroupPlan groups(p.packing, p.heads, Kernel::bytes_per_token(p.q.dim));
   for_each_item(static_cast<int64_t>(groups.all.size()), extent_of(p).pairs * operations_per_pair, [&] {
     return [&, kernel = Kernel(problem, groups)](int64_t item) mutable { kernel.run(groups.all[item]); };
   });
@@ -53,7 +50,7 @@ void for_each_group(const Problem& problem, const VarlenAttention& p, double ope
 void varlen_attention(const VarlenAttention& p) {
   const double operations = 2.0 * static_cast<double>(p.q.dim);
 #if defined(BERTXFER_BF16_GEMM)
-  if (bf16_only(p)) return for_each_group<Bf16Forward>(p, p, operations);
+  if (all_bf16({p.q, p.k, p.v})) return for_each_group<Bf16Forward>(p, p, operations);
 #endif
   for_each_head<Forward>(p, p, operations);
 }
@@ -61,7 +58,7 @@ void varlen_attention(const VarlenAttention& p) {
 void varlen_attention_backward(const VarlenAttentionBackward& p) {
   const double operations = 5.0 * static_cast<double>(p.forward.q.dim);
 #if defined(BERTXFER_BF16_GEMM)
-  if (bf16_only(p.forward) && p.grad.dtype == Dtype::bf16) {
+  if (all_bf16({p.forward.q, p.forward.k, p.forward.v, p.grad})) {
     return for_each_group<Bf16Backward>(p, p.forward, operations);
   }
 #endif

@@ -15,16 +15,18 @@ struct HiddenRows {
   const void* student;  // [rows, width], before the bias; row stride below
   Dtype student_dtype;
   int64_t student_stride;
-  const void* teacher;  // [rows, width]
+  const void* teacher;  // [rows, width], row stride below
   Dtype teacher_dtype;
   int64_t teacher_stride;
   const void* bias;  // [width] or null
   Dtype bias_dtype;
   int64_t rows, width;
-  float scale;         // of the gradient
-  void* direction;     // [rows, width] contiguous, dtype of student (may be `student`): gradient; null: not wanted
-  double* sums;        // [ceil(rows / kRowBlock)] losses
-  float* column_sums;  // [ceil(rows / kRowBlock), width] column sums of direction; null: not wanted
+  float grad_scale;    // the stored gradient is the pass's own times this
+  void* grad;          // [rows, width] contiguous, dtype of student (may be `student`); null: not wanted
+  double* losses;      // [blocks], blocks = ceil(rows / kRowBlock)
+  float* column_sums;  // [blocks, width] column sums of grad; null: not wanted
+
+  int64_t blocks() const { return (rows + kRowBlock - 1) / kRowBlock; }
 };
 
 }  // namespace bertxfer

@@ -1,4 +1,4 @@
-// One kernel source, several instruction sets, the choice made at run time.
+// One kernel source compiled for several instruction sets, one of which is chosen at run time.
 //
 // Every <op>_cpu.cpp is compiled once per instruction set with BERTXFER_ISA set to its name, and puts its kernel
 // in the namespace of that name. BERTXFER_KERNEL(fn, Params) declares all copies, and BERTXFER_DISPATCH(fn) picks the

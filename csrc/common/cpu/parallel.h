@@ -1,5 +1,5 @@
-// Work sharing for kernels: items are handed out one by one, so that ragged lengths balance. Kernels stay
-// deterministic because each item writes only to places of its own; sums across items are made afterwards, in order.
+// Work sharing for kernels. Items are handed out one by one, so that ragged lengths balance. Kernels stay deterministic
+// because each item writes only to its own outputs; sums across items are taken afterwards, in order.
 #pragma once
 
 #include <atomic>
@@ -13,10 +13,10 @@ using RangeFunction = void (*)(int64_t begin, int64_t end, void* context);
 void parallel_for(int64_t begin, int64_t end, int64_t grain, RangeFunction function, void* context);
 int64_t num_threads();
 
-// Calls make_worker() once per thread and the worker it returns on items 0..items-1, each exactly once. Threads
-// cost microseconds to wake: work of fewer than `kSerialWork` operations in all stays on the calling thread.
+// Calls make_worker() once per thread and the worker it returns on items 0..items-1, each exactly once. Work of fewer
+// than kSerialWork operations stays on the calling thread because threads cost microseconds to wake.
 constexpr double kSerialWork = 6e5;
-constexpr int64_t kTurns = 4;  // items that every thread should get, where work can be divided at will
+constexpr int64_t kTurns = 4;  // items per thread, where work can be divided freely
 
 template <class MakeWorker>
 void for_each_item(int64_t items, double operations, const MakeWorker& make_worker) {

@@ -1,4 +1,4 @@
-// Rows of one head between the tensors and a kernel's scratch: as they are, or transposed.
+// Rows of one head, copied between the tensors and a kernel's scratch as they are or transposed.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@ namespace bertxfer {
 namespace BERTXFER_ISA {
 namespace {
 
-// Rows first..first+count-1 of one head as floats: out[i][0..dim), row length `ld`, columns dim..columns set to zero.
+// Reads rows first..first+count-1 of one head as floats into out [count, ld]; columns dim..columns become zeros.
 inline void load_rows(const PackedView& view, int64_t head, int64_t first, int64_t count, float* out, int64_t ld,
                       int64_t columns) {
   constexpr int64_t W = kLanes<float>;
@@ -33,7 +33,8 @@ inline void load_rows(const PackedView& view, int64_t head, int64_t first, int64
   });
 }
 
-// Exchanges, for every pair of rows `H` apart, the odd H-wide blocks of the upper with the even ones of the lower.
+// Exchanges, for every two rows `H` apart, the odd H-wide blocks of the upper with the even ones of the lower: one of
+// the log2(W) steps of a transposition.
 template <int H, class V>
 inline __attribute__((always_inline)) void exchange_blocks(V* x) {
   constexpr int W = kLanes<int32_t>;
@@ -59,7 +60,7 @@ inline __attribute__((always_inline)) void transpose(V* x) {
   if constexpr (W > 8) exchange_blocks<8>(x);
 }
 
-// load_rows transposed and scaled: out[d][i], zeros in columns count..columns. `columns` is a whole number of vectors.
+// load_rows, scaled, into the transposed out [dim, ld]; columns count..columns, whole vectors, become zeros.
 inline void load_transposed(const PackedView& view, int64_t head, int64_t first, int64_t count, float scale, float* out,
                             int64_t ld, int64_t columns) {
   constexpr int64_t W = kLanes<float>;
@@ -86,14 +87,21 @@ inline void load_transposed(const PackedView& view, int64_t head, int64_t first,
   });
 }
 
-// Writes rows to a contiguous [T, H, dim] tensor: out[first + i][head][d] = rows[i][d].
-inline void store_rows(const float* rows, int64_t ld, int64_t count, void* out, Dtype dtype, int64_t heads,
-                       int64_t head, int64_t first, int64_t dim) {
+// First element of a token and head of `out`, which is of T's.
+template <class T>
+inline T* element_of(const PackedOutput& out, int64_t token, int64_t head) {
+  return static_cast<T*>(out.data) + (token * out.heads + head) * out.dim;
+}
+
+// Writes rows [count, ld] to one head: out[first + i][head][d] = rows[i][d].
+inline void store_rows(const float* rows, int64_t ld, int64_t count, const PackedOutput& out, int64_t head,
+                       int64_t first) {
   constexpr int64_t W = kLanes<float>;
-  with_dtype(dtype, [&](auto tag) {
+  with_dtype(out.dtype, [&](auto tag) {
     using T = decltype(tag);
-    T* target = static_cast<T*>(out) + (first * heads + head) * dim;
-    for (int64_t i = 0; i < count; ++i, rows += ld, target += heads * dim) {
+    const int64_t dim = out.dim;
+    T* target = element_of<T>(out, first, head);
+    for (int64_t i = 0; i < count; ++i, rows += ld, target += out.token_stride()) {
       for (int64_t d = 0; d < dim; d += W) {
         const int64_t n = std::min(W, dim - d);
         store_floats(load_floats(rows + d, n), target + d, n);
@@ -102,13 +110,14 @@ inline void store_rows(const float* rows, int64_t ld, int64_t count, void* out, 
   });
 }
 
-// The same from transposed rows, rows[d][i]; `ld` is at least `count` rounded up to whole vectors.
-inline void store_transposed(const float* rows, int64_t ld, int64_t count, void* out, Dtype dtype, int64_t heads,
-                             int64_t head, int64_t first, int64_t dim) {
+// store_rows of transposed rows [dim, ld]; `ld` is at least `count` rounded up to whole vectors.
+inline void store_transposed(const float* rows, int64_t ld, int64_t count, const PackedOutput& out, int64_t head,
+                             int64_t first) {
   constexpr int64_t W = kLanes<float>;
-  with_dtype(dtype, [&](auto tag) {
+  with_dtype(out.dtype, [&](auto tag) {
     using T = decltype(tag);
-    T* target = static_cast<T*>(out) + (first * heads + head) * dim;
+    const int64_t dim = out.dim, stride = out.token_stride();
+    T* target = element_of<T>(out, first, head);
     for (int64_t i0 = 0; i0 < count; i0 += W) {
       const int64_t tokens = std::min(W, count - i0);
       for (int64_t d0 = 0; d0 < dim; d0 += W) {
@@ -116,13 +125,13 @@ inline void store_transposed(const float* rows, int64_t ld, int64_t count, void*
         Vector<float> x[W];
         for (int64_t d = 0; d < W; ++d) x[d] = d < depth ? load(rows + (d0 + d) * ld + i0) : Vector<float>{};
         transpose(x);
-        for (int64_t i = 0; i < tokens; ++i) store_floats(x[i], target + (i0 + i) * heads * dim + d0, depth);
+        for (int64_t i = 0; i < tokens; ++i) store_floats(x[i], target + (i0 + i) * stride + d0, depth);
       }
     }
   });
 }
 
-// out[i][d] += rows[d][i], for `count` tokens; both sides have room for whole vectors.
+// out[i][d] += rows[d][i] for `count` tokens; both sides are allocated in whole vectors.
 inline void add_transposed(const float* rows, int64_t ld, int64_t count, float* out, int64_t ld_out, int64_t columns) {
   constexpr int64_t W = kLanes<float>;
   for (int64_t i0 = 0; i0 < count; i0 += W) {
@@ -138,16 +147,16 @@ inline void add_transposed(const float* rows, int64_t ld, int64_t count, float* 
   }
 }
 
-inline void store_zero_rows(int64_t count, void* out, Dtype dtype, int64_t heads, int64_t head, int64_t first,
-                            int64_t dim) {
-  with_dtype(dtype, [&](auto tag) {
+// Writes zeros to rows first..first+count-1 of one head.
+inline void store_zero_rows(int64_t count, const PackedOutput& out, int64_t head, int64_t first) {
+  with_dtype(out.dtype, [&](auto tag) {
     using T = decltype(tag);
-    T* target = static_cast<T*>(out) + (first * heads + head) * dim;
-    for (int64_t i = 0; i < count; ++i, target += heads * dim) std::memset(target, 0, dim * sizeof(T));
+    T* target = element_of<T>(out, first, head);
+    for (int64_t i = 0; i < count; ++i, target += out.token_stride()) std::memset(target, 0, out.dim * sizeof(T));
   });
 }
 
-// The bias of a projection as floats, zeros where there is none.
+// The bias of a projection as floats [width], zeros where there is none.
 inline Scratch<float> load_bias(const HiddenRows& p) {
   Scratch<float> bias(p.width);
   if (p.bias == nullptr) {

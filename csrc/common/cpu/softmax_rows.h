@@ -3,12 +3,10 @@
 //
 //   loss = sum_j R_j (log R_j - log P_j)    d loss / d s_j = P_j - R_j
 //
-// A few rows at a time, and one step for all of them before the next: the sums and quotients of a single row would be
-// waited for. Measured on bfloat16 attention maps: 12 % faster at 128 tokens, 5 % at 512, 3 % slower at 2048, where
-// only one row fits.
+// Each step is done for several rows before the next, so that no row waits for its own sums and quotients.
 //
-// Loss = sum R (t - s) + lse(s) - lse(t) loses its digits as P approaches R. With x_j = s_j - t_j less its R-weighted
-// mean, the same number is log1p(sum_j R_j (e^x_j - 1 - x_j)), whose terms are all positive; losses below
+// The formula sum R (t - s) + lse(s) - lse(t) loses its digits as P approaches R. With x_j = s_j - t_j less its
+// R-weighted mean, the same value is log1p(sum_j R_j (e^x_j - 1 - x_j)), whose terms are all positive; losses below
 // kTinyDivergence use it.
 #pragma once
 
@@ -23,14 +21,14 @@ namespace {
 
 constexpr double kTinyDivergence = 1e-3;
 
-// Some rows of scores of student and teacher, before their scales.
-struct RowPairs {
+// Rows of scores of student and teacher, before their scales.
+struct SoftmaxRows {
   const float *s, *t;  // [count, ld_scores]
   int64_t ld_scores;
-  int64_t count;  // at most kMostRows
+  int64_t count;  // at most kMaxSoftmaxRows
   int64_t length;
   float scale_s, scale_t;
-  float* weights;  // [count, 2, ld] scratch, ld >= padded(length): e^(scaled - base) of both, then zeros
+  float* weights;  // [count, 2, ld] scratch, ld >= padded(length): e^(scale (score - shift)) of both, then zeros
   int64_t ld;
 
   const float* s_row(int64_t i) const { return s + i * ld_scores; }
@@ -39,48 +37,48 @@ struct RowPairs {
   float* weights_t(int64_t i) const { return weights + (2 * i + 1) * ld; }
 };
 
-constexpr int64_t kMostRows = 16;
+constexpr int64_t kMaxSoftmaxRows = 16;
 
-// So many rows and their weights stay in the nearest cache.
-constexpr int64_t kNearBytes = 24 * 1024;
-constexpr int64_t rows_at_once(int64_t ld) {
-  const int64_t fit = kNearBytes / (4 * ld * static_cast<int64_t>(sizeof(float)));
-  return fit < 1 ? 1 : fit > kMostRows ? kMostRows : fit;
+// Rows and their weights that stay in the first-level cache.
+constexpr int64_t kL1Bytes = 24 * 1024;
+constexpr int64_t rows_per_block(int64_t ld) {
+  const int64_t fit = kL1Bytes / (4 * ld * static_cast<int64_t>(sizeof(float)));
+  return fit < 1 ? 1 : fit > kMaxSoftmaxRows ? kMaxSoftmaxRows : fit;
 }
 
-// Floats for the weights of rows_at_once(ld) rows of any ld up to `longest`.
-constexpr int64_t weights_room(int64_t longest) {
-  return std::max(2 * longest, kNearBytes / 2 / static_cast<int64_t>(sizeof(float)));
+// Elements of SoftmaxRows::weights for rows_per_block(ld) rows of any ld up to `longest`.
+constexpr int64_t softmax_workspace_size(int64_t longest) {
+  return std::max(2 * longest, kL1Bytes / 2 / static_cast<int64_t>(sizeof(float)));
 }
 
-// What is known of each row.
-struct RowSums {
-  float base_s[kMostRows], base_t[kMostRows];              // the score that weighs 1: the highest, or nearly so
-  float total_s[kMostRows] = {}, total_t[kMostRows] = {};  // sums of the weights
-  float cross[kMostRows] = {};  // sums of the teacher's weights times log2(weight_t / weight_s)
+// Scalars of each row.
+struct SoftmaxSums {
+  float shift_s[kMaxSoftmaxRows], shift_t[kMaxSoftmaxRows];                // the score whose weight is 1, see row_max()
+  float row_sum_s[kMaxSoftmaxRows] = {}, row_sum_t[kMaxSoftmaxRows] = {};  // of the weights
+  float cross[kMaxSoftmaxRows] = {};  // sums of the teacher's weights times log2(weight_t / weight_s)
 };
 
-// The highest number of a row, or the lowest.
-template <bool LOWEST>
-inline float furthest_number(const float* x, int64_t length) {
+// The maximum of x [length], or its minimum.
+template <bool MINIMUM>
+inline float row_extreme(const float* x, int64_t length) {
   constexpr int64_t W = kLanes<float>;
-  const auto up = [](auto number) BERTXFER_INLINE { return LOWEST ? -number : number; };
-  Vector<float> most = Vector<float>{} + up(x[0]), odd = most;  // two, so as not to wait for one
+  const auto up = [](auto value) BERTXFER_INLINE { return MINIMUM ? -value : value; };
+  Vector<float> even = Vector<float>{} + up(x[0]), odd = even;  // two, because each waits for its last comparison
   int64_t j = 0;
   for (; j + 2 * W <= length; j += 2 * W) {
-    most = larger(up(load(x + j)), most);
-    odd = larger(up(load(x + j + W)), odd);
+    even = maximum(up(load(x + j)), even);
+    odd = maximum(up(load(x + j + W)), odd);
   }
-  most = larger(odd, most);
-  for (; j + W <= length; j += W) most = larger(up(load(x + j)), most);
-  if (j < length) most = larger(up(last_lanes_filled(load_floats(x + j, length - j), length - j, x[0])), most);
-  return up(highest_of(most));
+  even = maximum(odd, even);
+  for (; j + W <= length; j += W) even = maximum(up(load(x + j)), even);
+  if (j < length) even = maximum(up(last_lanes_filled(load_floats(x + j, length - j), length - j, x[0])), even);
+  return up(max_of(even));
 }
 
-// The x_j whose product with `scale` is the highest. Scores are taken less this one before anything else, so that it
+// The x_j whose product with `scale` is the maximum. Subtract it from the scores before anything else, so that it
 // becomes exactly 0 and its exponential exactly 1.
-inline float highest_score(const float* x, int64_t length, float scale) {
-  return scale < 0.0f ? furthest_number<true>(x, length) : furthest_number<false>(x, length);
+inline float row_max(const float* x, int64_t length, float scale) {
+  return scale < 0.0f ? row_extreme<true>(x, length) : row_extreme<false>(x, length);
 }
 
 // (e^x - 1 - x) / x^2 near 0.
@@ -94,96 +92,94 @@ inline Vector<float> remainder_series(Vector<float> x) {
   return series * x + 0.5f;
 }
 
-// How exact weights are: as float32 can be, or hundreds of times more than a result that is rounded to bfloat16. The
-// latter's polynomial (see Exp2) takes 5 % less time for bfloat16 maps of 512 tokens, 9 % for relations of 2048.
-enum class Digits { float32, bfloat16 };
-template <Digits DIGITS>
-constexpr int kDegree = DIGITS == Digits::float32 ? 6 : 4;
+// The precision of weights: float32's, or that of a shorter polynomial (see Exp2), hundreds of times finer than a
+// result that is rounded to bfloat16.
+enum class Precision { float32, bfloat16 };
+template <Precision PRECISION>
+constexpr int kExp2Degree = PRECISION == Precision::float32 ? 6 : 4;
 
-// The weights of rows first..last-1, and their sums; `sums` has the bases.
-template <Digits DIGITS = Digits::float32>
-inline void weigh(const RowPairs& rows, int64_t first, int64_t last, RowSums& sums) {
+// Computes the weights of rows first..last-1 and their sums, relative to the shifts in `sums`.
+template <Precision PRECISION = Precision::float32>
+inline void compute_weights(const SoftmaxRows& rows, int64_t first, int64_t last, SoftmaxSums& sums) {
   const float scale_s = rows.scale_s * kLog2E, scale_t = rows.scale_t * kLog2E;
   for (int64_t i = first; i < last; ++i) {
-    const float *s_row = rows.s_row(i), *t_row = rows.t_row(i), base_s = sums.base_s[i], base_t = sums.base_t[i];
+    const float *s_row = rows.s_row(i), *t_row = rows.t_row(i), shift_s = sums.shift_s[i], shift_t = sums.shift_t[i];
     float *weights_s = rows.weights_s(i), *weights_t = rows.weights_t(i);
-    Vector<float> total_s = {}, total_t = {}, cross = {};
+    Vector<float> row_sum_s = {}, row_sum_t = {}, cross = {};
     for_vectors(rows.length, [&](int64_t j, int64_t n) BERTXFER_INLINE {
-      // In units of log 2, which is what the exponential wants.
-      const Vector<float> s = (load_floats(s_row + j, n) - base_s) * scale_s;
-      const Vector<float> t = (load_floats(t_row + j, n) - base_t) * scale_t;
-      const Vector<float> weight_s = first_lanes(fast_exp2<kDegree<DIGITS>>(s), n);
-      const Vector<float> weight_t = first_lanes(fast_exp2<kDegree<DIGITS>>(t), n);
+      // The scores are in units of log 2 because the exponential is 2**x.
+      const Vector<float> s = (load_floats(s_row + j, n) - shift_s) * scale_s;
+      const Vector<float> t = (load_floats(t_row + j, n) - shift_t) * scale_t;
+      const Vector<float> weight_s = first_lanes(fast_exp2<kExp2Degree<PRECISION>>(s), n);
+      const Vector<float> weight_t = first_lanes(fast_exp2<kExp2Degree<PRECISION>>(t), n);
       store(weight_s, weights_s + j);
       store(weight_t, weights_t + j);
-      total_s += weight_s;
-      total_t += weight_t;
+      row_sum_s += weight_s;
+      row_sum_t += weight_t;
       cross += weight_t * (t - s);
     });
-    sums.total_s[i] = sum_of(total_s);
-    sums.total_t[i] = sum_of(total_t);
+    sums.row_sum_s[i] = sum_of(row_sum_s);
+    sums.row_sum_t[i] = sum_of(row_sum_t);
     sums.cross[i] = sum_of(cross);
   }
 }
 
-// Bases of rows first..last-1: the highest of their first `columns` scores.
-inline void find_bases(const RowPairs& rows, int64_t first, int64_t last, int64_t columns, RowSums& sums) {
+// Sets the shifts of rows first..last-1 to the maxima of their first `columns` scores.
+inline void find_shifts(const SoftmaxRows& rows, int64_t first, int64_t last, int64_t columns, SoftmaxSums& sums) {
   for (int64_t i = first; i < last; ++i) {
-    sums.base_s[i] = highest_score(rows.s_row(i), columns, rows.scale_s);
-    sums.base_t[i] = highest_score(rows.t_row(i), columns, rows.scale_t);
+    sums.shift_s[i] = row_max(rows.s_row(i), columns, rows.scale_s);
+    sums.shift_t[i] = row_max(rows.t_row(i), columns, rows.scale_t);
   }
 }
 
-// Bases may be those of so many columns, until a sum of weights is so large: see find_weights().
-constexpr int64_t kFirstColumns = 32;
-constexpr float kFarAbove = 1 << 24;
+constexpr int64_t kShiftColumns = 32;
+constexpr float kMaxRowSum = 1 << 24;
 
-// The weights of all rows and their sums. float32's bases are the highest scores. bfloat16's are those of the first few
-// columns, and nothing is lost while no score is so far above its base that its exponent, rounded, has fewer digits
-// than the polynomial; a row that has such a score starts over. Measured on bfloat16 maps: 4 % faster at 128 tokens, 6
-// at 512, 8 at 2048; relations 12.
-template <Digits DIGITS>
-inline void find_weights(const RowPairs& rows, RowSums& sums) {
-  constexpr bool kGuess = DIGITS == Digits::bfloat16;
-  find_bases(rows, 0, rows.count, kGuess ? std::min(rows.length, kFirstColumns) : rows.length, sums);
-  weigh<DIGITS>(rows, 0, rows.count, sums);
-  for (int64_t i = 0; i < rows.count && kGuess; ++i) {
-    if (sums.total_s[i] < kFarAbove && sums.total_t[i] < kFarAbove) continue;
-    find_bases(rows, i, i + 1, rows.length, sums);
-    weigh<DIGITS>(rows, i, i + 1, sums);
+// Computes the weights of all rows and their sums. float32's shifts are the row maxima. bfloat16's are the maxima of
+// the first kShiftColumns scores, which saves a pass: nothing is lost while no score is so far above its shift that its
+// exponent, rounded, has fewer digits than the polynomial. A row whose sum passes kMaxRowSum starts over.
+template <Precision PRECISION>
+inline void softmax_weights(const SoftmaxRows& rows, SoftmaxSums& sums) {
+  constexpr bool kPartialMax = PRECISION == Precision::bfloat16;
+  find_shifts(rows, 0, rows.count, kPartialMax ? std::min(rows.length, kShiftColumns) : rows.length, sums);
+  compute_weights<PRECISION>(rows, 0, rows.count, sums);
+  for (int64_t i = 0; i < rows.count && kPartialMax; ++i) {
+    if (sums.row_sum_s[i] < kMaxRowSum && sums.row_sum_t[i] < kMaxRowSum) continue;
+    find_shifts(rows, i, i + 1, rows.length, sums);
+    compute_weights<PRECISION>(rows, i, i + 1, sums);
   }
 }
 
-// `mean` is the weighted mean of t - s, less the base of either. Rounding leaves x a mean of its own, `drift`; it
-// cancels exactly.
-inline double tiny_divergence(const RowPairs& rows, const RowSums& sums, int64_t i, float mean) {
-  const float *s_row = rows.s_row(i), *t_row = rows.t_row(i), base_s = sums.base_s[i], base_t = sums.base_t[i];
+// The divergence of a row whose P is close to R. `mean` is the R-weighted mean of t - s, each less its shift. Rounding
+// leaves x a mean of its own, `drift`, which cancels exactly.
+inline double tiny_divergence(const SoftmaxRows& rows, const SoftmaxSums& sums, int64_t i, float mean) {
+  const float *s_row = rows.s_row(i), *t_row = rows.t_row(i), shift_s = sums.shift_s[i], shift_t = sums.shift_t[i];
   const float *weights_s = rows.weights_s(i), *weights_t = rows.weights_t(i);
-  const float lift = std::exp(mean);
+  const float exp_mean = std::exp(mean);
   Vector<float> sum = {}, drift = {};
   for_vectors(rows.length, [&](int64_t j, int64_t n) BERTXFER_INLINE {
-    const Vector<float> s = (load_floats(s_row + j, n) - base_s) * rows.scale_s;
-    const Vector<float> t = (load_floats(t_row + j, n) - base_t) * rows.scale_t;
+    const Vector<float> s = (load_floats(s_row + j, n) - shift_s) * rows.scale_s;
+    const Vector<float> t = (load_floats(t_row + j, n) - shift_t) * rows.scale_t;
     const Vector<float> x = (s - t) + mean, weight = load(weights_t + j);
-    // weight e^x is the student's weight times e^mean, which is there also where the teacher's has vanished.
+    // The student's weight times e^mean is weight e^x, and stays exact where the teacher's weight has underflowed.
     const Vector<float> near = weight * (remainder_series(x) * x * x);
-    const Vector<float> far = load(weights_s + j) * lift - weight * (x + 1.0f);
+    const Vector<float> far = load(weights_s + j) * exp_mean - weight * (x + 1.0f);
     sum += ((x < 0.6f) & (x > -0.6f)) ? near : far;
     drift += weight * x;
   });
-  const double total = sums.total_t[i];
+  const double total = sums.row_sum_t[i];
   const double rest = static_cast<double>(sum_of(sum)) / total, left = static_cast<double>(sum_of(drift)) / total;
   return std::log1p(rest + left) - left;
 }
 
-// The divergences of all rows, whose weights are made, added up.
-inline double divergences(const RowPairs& rows, const RowSums& sums) {
+// The sum of the divergences of all rows, whose weights are computed.
+inline double divergences(const SoftmaxRows& rows, const SoftmaxSums& sums) {
   constexpr int W = kLanes<double>;
   double loss = 0.0;
   for (int64_t i = 0; i < rows.count; i += W) {
-    const Vector<double> total_s = load_doubles(sums.total_s + i), total_t = load_doubles(sums.total_t + i);
-    const Vector<double> mean = load_doubles(sums.cross + i) / (kLog2E * total_t);
-    const Vector<double> losses = mean + log_of(total_s / total_t);
+    const Vector<double> row_sum_s = load_doubles(sums.row_sum_s + i), row_sum_t = load_doubles(sums.row_sum_t + i);
+    const Vector<double> mean = load_doubles(sums.cross + i) / (kLog2E * row_sum_t);
+    const Vector<double> losses = mean + log_of(row_sum_s / row_sum_t);
     for (int64_t l = 0; l < std::min<int64_t>(W, rows.count - i); ++l) {
       loss += losses[l] > kTinyDivergence ? losses[l] : tiny_divergence(rows, sums, i + l, static_cast<float>(mean[l]));
     }
@@ -191,14 +187,14 @@ inline double divergences(const RowPairs& rows, const RowSums& sums) {
   return loss;
 }
 
-// factor * (P - R) of row i, a vector at a time; zeros after the last.
+// factor * (P - R) of row i, a vector from column j on at a time; zeros after the last column.
 class DivergenceGradient {
  public:
-  DivergenceGradient(const RowPairs& rows, const RowSums& sums, int64_t i, float factor)
+  DivergenceGradient(const SoftmaxRows& rows, const SoftmaxSums& sums, int64_t i, float factor)
       : weights_s_(rows.weights_s(i)),
         weights_t_(rows.weights_t(i)),
-        inverse_s_(factor / sums.total_s[i]),
-        inverse_t_(factor / sums.total_t[i]) {}
+        inverse_s_(factor / sums.row_sum_s[i]),
+        inverse_t_(factor / sums.row_sum_t[i]) {}
 
   BERTXFER_INLINE Vector<float> operator()(int64_t j) const {
     return load(weights_s_ + j) * inverse_s_ - load(weights_t_ + j) * inverse_t_;

@@ -1,8 +1,9 @@
-// What every CPU kernel is made of: vectors, number conversion, e^x, scratch memory. Written with the compiler's
-// vector extension, so one text serves SSE, AVX2, AVX-512 and NEON; intrinsics only where the extension has no word
-// for what the processor can (masks, half precision). Included only by kernels (*_cpu.cpp and what they include).
+// What every CPU kernel is made of: vectors, conversion of dtypes, e^x, scratch memory.
 //
-// Everything lives in an unnamed namespace inside BERTXFER_ISA's: a copy per instruction set, none of them shared.
+// The compiler's vector extension lets one source serve SSE, AVX2, AVX-512 and NEON; intrinsics stand only where it
+// cannot express what the processor does (masks, half precision). Only kernels include this (*_cpu.cpp and what they
+// include), and everything lives in an unnamed namespace inside BERTXFER_ISA's, so that no instruction set shares code
+// with another.
 #pragma once
 
 #if defined(__AVX2__)
@@ -38,7 +39,7 @@ constexpr int kVectorRegisters = 16;
 
 template <class T>
 struct VectorOf {
-  // Unaligned on purpose: rows of a tensor start anywhere.
+  // Vectors are unaligned because rows of a tensor start anywhere.
   typedef T type __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
 };
 template <class T>
@@ -52,15 +53,15 @@ constexpr int64_t padded(int64_t columns) {
   return (columns + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
 }
 
-// The same for a matrix that is read down its columns: an odd number of cache lines a row, because rows a power of two
-// apart share a few sets of the cache and evict each other.
+// Row stride of a matrix that is read down its columns: an odd number of cache lines, because rows a power of two apart
+// share a few sets of the cache and evict each other.
 template <class T = float>
-constexpr int64_t spread(int64_t columns) {
+constexpr int64_t conflict_free_stride(int64_t columns) {
   constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
   return ((columns + kLine - 1) / kLine | 1) * kLine;
 }
 
-// ---------------------------------------------------------------------------------------------- numbers
+// ---------------------------------------------------------------------------------------------- dtypes
 
 struct bf16 {
   uint16_t bits;
@@ -114,7 +115,7 @@ inline void store(Vector<T> x, T* p) {
   *reinterpret_cast<Vector<T>*>(p) = x;
 }
 
-// kLanes<float> numbers of T as floats.
+// kLanes<float> elements of T as floats.
 template <class T>
 inline Vector<float> load_floats(const T* p) {
   if constexpr (std::is_same_v<T, float>) {
@@ -174,7 +175,7 @@ inline __m256i rounded(Vector<float> x, f16) {
 }
 #endif
 
-// kLanes<double> numbers as doubles.
+// kLanes<double> elements as doubles.
 inline Vector<double> load_doubles(const double* p) {
   return load(p);
 }
@@ -183,7 +184,7 @@ inline Vector<double> load_doubles(const float* p) {
   return __builtin_convertvector(*reinterpret_cast<const Half*>(p), Vector<double>);
 }
 
-// Rounds to T and writes the first n numbers.
+// Rounds to T and writes the first n elements.
 template <class T>
 inline void store_floats(Vector<float> x, T* p, int64_t n = kLanes<float>) {
 #if defined(__AVX512F__)
@@ -222,8 +223,8 @@ inline Vector<float> last_lanes_filled(Vector<float> x, int64_t n, float value) 
 #endif
 }
 
-// The larger of a and b, lane by lane; b where one is NaN.
-inline Vector<float> larger(Vector<float> a, Vector<float> b) {
+// The maximum of a and b, lane by lane; b where one is NaN.
+inline Vector<float> maximum(Vector<float> a, Vector<float> b) {
 #if defined(__AVX512F__)
   return (Vector<float>)_mm512_max_ps((__m512)a, (__m512)b);
 #else
@@ -243,7 +244,7 @@ inline V shuffle(V a, V b, const Vector<int32_t>& lanes) {
 #endif
 }
 
-// All lanes as one, combined as a tree: as accurate as it is quick.
+// Combines all lanes as a tree, which rounds less than one after the other.
 template <int HALF = kLanes<float> / 2, class Combine>
 inline BERTXFER_INLINE float fold(Vector<float> x, const Combine& combine) {
   Vector<int32_t> partner;
@@ -256,16 +257,16 @@ inline BERTXFER_INLINE float fold(Vector<float> x, const Combine& combine) {
   }
 }
 
-inline float highest_of(Vector<float> x) {
-  return fold(x, [](Vector<float> a, Vector<float> b) BERTXFER_INLINE { return larger(a, b); });
+inline float max_of(Vector<float> x) {
+  return fold(x, [](Vector<float> a, Vector<float> b) BERTXFER_INLINE { return maximum(a, b); });
 }
 
 inline float sum_of(Vector<float> x) {
   return fold(x, [](Vector<float> a, Vector<float> b) BERTXFER_INLINE { return a + b; });
 }
 
-// step(j, n) for each vector of a row: n is kLanes<float>, a constant to the compiler, for all but an incomplete last.
-// A step is BERTXFER_INLINE: as a call it would keep its sums in memory.
+// Calls step(j, n) for each vector of a row; n is kLanes<float>, a constant to the compiler, for all but an incomplete
+// last one. A step is BERTXFER_INLINE because a call would keep its sums in memory.
 template <class Step>
 inline BERTXFER_INLINE void for_vectors(int64_t length, const Step& step) {
   constexpr int64_t W = kLanes<float>;
@@ -274,12 +275,11 @@ inline BERTXFER_INLINE void for_vectors(int64_t length, const Step& step) {
   if (j < length) step(j, length - j);
 }
 
-// 2**x with a relative error of 6.2e-8; NaN stays NaN. Below -90 it is 0: nothing beside the 1 that the highest score
-// of a row becomes, while smaller numbers turn subnormal in the products they enter, which slowed
-// linear_logits_kl by a quarter.
+// 2**x with a relative error of 6.2e-8; NaN stays NaN. Below -90 the result is 0: it is nothing beside the 1 that the
+// maximum of a row becomes, and a subnormal number would slow the products it enters.
 //
-// 2**x = 2**floor(x) 2**r with r in [0, 1), and 2**r is a minimax polynomial, exact at 0: of degree 6 by itself with a
-// relative error of 2e-9. Of degree 4 it has 3e-6, hundreds of times less than rounding to bfloat16.
+// 2**x = 2**floor(x) 2**r with r in [0, 1), and 2**r is a minimax polynomial, exact at 0. Degree 6 has a relative error
+// of 2e-9 by itself; degree 4 has 3e-6, hundreds of times less than rounding to bfloat16.
 template <int DEGREE>
 struct Exp2;
 template <>
@@ -298,14 +298,14 @@ struct Exp2<4> {
                                 0.013426794670522213f};
 };
 constexpr float kLog2E = 1.44269504f;
-constexpr float kVanishes2 = -90.0f;
+constexpr float kExp2Underflow = -90.0f;
 
-// Branch-free, so that loops over it vectorise. Clamped above 127.
+// Branch-free, so that loops over it vectorise; clamped above 127.
 template <int DEGREE = 6>
 inline float fast_exp2(float x) {
-  const bool vanishes = x < kVanishes2;
+  const bool underflows = x < kExp2Underflow;
   x = x > 127.0f ? 127.0f : x;
-  x = vanishes ? kVanishes2 : x;
+  x = underflows ? kExp2Underflow : x;
   const float magic = 12582912.0f;  // 1.5 * 2**23: adding it rounds to an integer in the low bits
   const float shifted = (x - 0.5f) + magic;
   const float r = x - (shifted - magic);
@@ -316,15 +316,14 @@ inline float fast_exp2(float x) {
   const int32_t power = static_cast<int32_t>((static_cast<uint32_t>(bits) - 0x4b400000u + 127u) << 23);
   float two_n;
   std::memcpy(&two_n, &power, 4);
-  return vanishes ? 0.0f : p * two_n;
+  return underflows ? 0.0f : p * two_n;
 }
 
-// The same for a vector.
 template <int DEGREE = 6>
 inline Vector<float> fast_exp2(Vector<float> x) {
 #if defined(__AVX512F__)
   const __m512 v = (__m512)x;
-  const __mmask16 remains = _mm512_cmp_ps_mask(v, _mm512_set1_ps(kVanishes2), _CMP_NLT_UQ);
+  const __mmask16 remains = _mm512_cmp_ps_mask(v, _mm512_set1_ps(kExp2Underflow), _CMP_NLT_UQ);
   const __m512 r = _mm512_reduce_ps(v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   __m512 p = _mm512_set1_ps(Exp2<DEGREE>::c[DEGREE]);
 #pragma GCC unroll 6
@@ -336,7 +335,7 @@ inline Vector<float> fast_exp2(Vector<float> x) {
 #endif
 }
 
-// e**x, to a relative error of 1.2e-7 (1 + |x|): as good as an x that is itself a rounded number.
+// e**x with a relative error of 1.2e-7 (1 + |x|), no more than the rounding of x itself causes.
 inline float fast_exp(float x) {
   return fast_exp2(x * kLog2E);
 }
@@ -344,11 +343,11 @@ inline Vector<float> fast_exp(Vector<float> x) {
   return fast_exp2(x * kLog2E);
 }
 
-// log x of positive finite numbers, to 2e-12 of itself: x = 2**e m with m in [sqrt(1/2), sqrt(2)), and log m is the
-// series of 2 artanh(z), z = (m - 1) / (m + 1).
+// log x of positive finite x with a relative error of 2e-12: x = 2**e m with m in [sqrt(1/2), sqrt(2)), and log m is
+// the series of 2 artanh(z), z = (m - 1) / (m + 1).
 inline Vector<double> log_of(Vector<double> x) {
-  constexpr int64_t kRootHalf = 0x3fe6a09e667f3bcd;  // sqrt(1/2)
-  const Vector<int64_t> bits = (Vector<int64_t>)x, exponent = (bits - kRootHalf) >> 52;
+  constexpr int64_t kSqrtHalf = 0x3fe6a09e667f3bcd;  // sqrt(1/2)
+  const Vector<int64_t> bits = (Vector<int64_t>)x, exponent = (bits - kSqrtHalf) >> 52;
   const Vector<double> m = (Vector<double>)(bits - (exponent << 52));
   const Vector<double> z = (m - 1.0) / (m + 1.0), square = z * z;
   Vector<double> series = Vector<double>{} + 1.0 / 13;

@@ -1,5 +1,5 @@
-// Library matrix products for the tensor side, through torch's C shim: at::mm and at::addmm into given memory. Used
-// where the operands are as wide as a model.
+// Library matrix products for the tensor side, through torch's C shim: at::mm and at::addmm into given memory, for
+// operands as wide as a model.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
@@ -8,9 +8,9 @@
 
 namespace bertxfer {
 
-// What the products read. In half precision they take whole tensors only: oneDNN 3.x has been seen to read past the
-// rows of a strided bfloat16 matrix of odd width.
-inline Tensor dense(const Tensor& tensor) {
+// The same tensor as the products can read it. Half precision is copied to a contiguous tensor because oneDNN 3.x reads
+// past the rows of a strided bfloat16 matrix of odd width.
+inline Tensor matmul_operand(const Tensor& tensor) {
   return tensor.scalar_type() == ScalarType::Float ? rows_contiguous(tensor) : torch::stable::contiguous(tensor);
 }
 
@@ -23,7 +23,7 @@ inline void matmul_out(Tensor& out, const Tensor& a, const Tensor& b) {
   TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
 }
 
-// out (+)= a b, float32 `out`: half-precision products are rounded one by one, and added up in float32.
+// out (+)= a b with a float32 `out`: half-precision products are rounded one by one and added up in float32.
 inline void matmul_add(Tensor& out, const Tensor& a, const Tensor& b, bool accumulate) {
   if (a.scalar_type() == out.scalar_type()) {
     if (!accumulate) return matmul_out(out, a, b);
