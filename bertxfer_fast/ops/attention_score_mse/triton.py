@@ -107,7 +107,7 @@ def attention_score_mse(
     tile = configuration(TILE_TABLE, *sizes)
     slots = tile_slots(tokens, sequences, tile["BLOCK_M"])
     losses = torch.empty((pairs if gram else 0) + slots * heads, dtype=torch.float32, device=device)
-    sums = torch.empty(3 * pairs if gram else 0, dtype=torch.float32, device=device)
+    routes = torch.empty(pairs, dtype=torch.int32, device=device) if gram else None
     if gram:
         grams = torch.empty(
             (pairs, 2, block_s + block_t, block_s) if need_grad else (0,), dtype=torch.float32, device=device
@@ -132,7 +132,7 @@ def attention_score_mse(
             SPLIT,
             splits,
             grams,
-            sums,
+            routes,
             losses,
             parts,
             **dims,
@@ -154,7 +154,7 @@ def attention_score_mse(
                 tiled_up_to,
                 splits,
                 grams,
-                sums,
+                routes,
                 losses,
                 parts,
                 BLOCK_S=block_s,
@@ -176,9 +176,8 @@ def attention_score_mse(
                 heads,
                 scale_student,
                 scale_teacher,
-                tiled_up_to,
                 grams,
-                sums,
+                routes,
                 numbers,
                 grad_q,
                 grad_k,
@@ -199,8 +198,7 @@ def attention_score_mse(
         heads,
         scale_student,
         scale_teacher,
-        tiled_up_to,
-        sums,
+        routes,
         numbers,
         losses[pairs if gram else 0 :],
         grad_q,

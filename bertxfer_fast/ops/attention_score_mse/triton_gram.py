@@ -9,18 +9,8 @@ from .._triton.kernels import find_tile, load_rows, sequence_of, store_rows
 
 #: A loss below this share of the scores' squares has lost too many digits.
 GUARD = tl.constexpr(0.01)
-
-
-@triton.jit
-def takes_tiles(sums, pair, length, tiled_up_to):
-    """Whether the loss of this sequence and head comes from tiles; `sums` are its <S, S>, <S, T> and <T, T>."""
-    tiled = length <= tiled_up_to
-    if not tiled:
-        student = tl.load(sums + 3 * pair)
-        teacher = tl.load(sums + 3 * pair + 2)
-        loss = student - 2.0 * tl.load(sums + 3 * pair + 1) + teacher
-        tiled = loss < (student + teacher) * GUARD
-    return tiled
+#: The route of a sequence and head.
+TILES, GRAM = tl.constexpr(0), tl.constexpr(1)
 
 
 @triton.jit
@@ -38,7 +28,7 @@ def _load_gram(place, ROWS: tl.constexpr, COLS: tl.constexpr):
 @triton.jit
 def _finish(
     grams,
-    sums,
+    routes,
     losses,
     pair,
     scale_s,
@@ -54,15 +44,18 @@ def _finish(
     BLOCK_S: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    """The three inner products of the scores, the loss, and what the gradients need of the matrices, per token."""
+    """The loss from inner products of the scores, its route, and what the gradients need of the matrices, per token.
+
+    The route is decided here and nowhere else: a kernel that decided again from rounded sums could differ, and a
+    gradient would be written by both routes or by none.
+    """
     student = scale_s * scale_s * tl.sum(q_ss * k_ss)
     cross = scale_s * scale_t * tl.sum(q_ts * k_ts)
     teacher = scale_t * scale_t * tl.sum(q_tt * k_tt)
-    tl.store(sums + 3 * pair, student)
-    tl.store(sums + 3 * pair + 1, cross)
-    tl.store(sums + 3 * pair + 2, teacher)
     loss = student - 2.0 * cross + teacher
-    tl.store(losses + pair, tl.where(loss < (student + teacher) * GUARD, 0.0, loss))
+    inexact = loss < (student + teacher) * GUARD
+    tl.store(routes + pair, tl.where(inexact, TILES, GRAM))
+    tl.store(losses + pair, tl.where(inexact, 0.0, loss))
     if NEED_GRAD:
         place = grams + pair.to(tl.int64) * (2 * (BLOCK_S + BLOCK_T) * BLOCK_S)
         share = 1.0 / length
@@ -127,7 +120,7 @@ def gram_kernel(
     split,
     splits,
     grams,
-    sums,
+    routes,
     losses,
     parts,
     DIM_S: tl.constexpr,
@@ -146,6 +139,7 @@ def gram_kernel(
     start, length = sequence_of(cu_seqlens, seqused, tokens, pair // heads)
     if length <= tiled_up_to:
         if part == 0:
+            tl.store(routes + pair, TILES)
             tl.store(losses + pair, 0.0)
     else:
         q_s += head.to(tl.int64) * q_s_head
@@ -173,7 +167,7 @@ def gram_kernel(
             _store_gram(parts + half + (BLOCK_S + BLOCK_T) * BLOCK_S, k_tt, BLOCK_T, BLOCK_T)
         else:
             _finish(
-                grams, sums, losses, pair, scale_s, scale_t, length,
+                grams, routes, losses, pair, scale_s, scale_t, length,
                 q_ss, q_ts, q_tt, k_ss, k_ts, k_tt, NEED_GRAD, BLOCK_S, BLOCK_T,
             )  # fmt: skip
 
@@ -189,7 +183,7 @@ def merge_kernel(
     tiled_up_to,
     splits,
     grams,
-    sums,
+    routes,
     losses,
     parts,
     BLOCK_S: tl.constexpr,
@@ -216,7 +210,7 @@ def merge_kernel(
             k_ts += _load_gram(place + half + BLOCK_S * BLOCK_S, BLOCK_T, BLOCK_S)
             k_tt += _load_gram(place + half + (BLOCK_S + BLOCK_T) * BLOCK_S, BLOCK_T, BLOCK_T)
         _finish(
-            grams, sums, losses, pair, scale_s, scale_t, length,
+            grams, routes, losses, pair, scale_s, scale_t, length,
             q_ss, q_ts, q_tt, k_ss, k_ts, k_tt, NEED_GRAD, BLOCK_S, BLOCK_T,
         )  # fmt: skip
 
@@ -253,9 +247,8 @@ def gram_grad_kernel(
     heads,
     scale_s,
     scale_t,
-    tiled_up_to,
     grams,
-    sums,
+    routes,
     numbers,
     grad_q,
     grad_k,
@@ -274,7 +267,7 @@ def gram_grad_kernel(
     pair = n * heads + head
     # Rows that do not count are the tiles' business. (Triton evaluates both sides of an `and`.)
     if row < length:  # noqa: SIM102
-        if not takes_tiles(sums, pair, length, tiled_up_to):
+        if tl.load(routes + pair) == GRAM:
             rows = row + tl.arange(0, BLOCK_L)
             wide = head.to(tl.int64)
             place = grams + pair.to(tl.int64) * (2 * (BLOCK_S + BLOCK_T) * BLOCK_S)

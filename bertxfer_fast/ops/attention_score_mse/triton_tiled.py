@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from .._triton.kernels import find_tile, load_rows, whole_length
-from .triton_gram import takes_tiles
+from .triton_gram import TILES
 
 
 @triton.jit
@@ -73,8 +73,7 @@ def tiled_kernel(
     heads,
     scale_s,
     scale_t,
-    tiled_up_to,
-    sums,
+    routes,
     numbers,
     losses,
     grad_q,
@@ -107,8 +106,8 @@ def tiled_kernel(
     loss = 0.0
     grad = tl.zeros((BLOCK_M, BLOCK_S), tl.float32)
     works = row < length
-    if works:
-        works = takes_tiles(sums, pair, length, tiled_up_to)
+    if routes is not None:
+        works = works & (tl.load(routes + pair) == TILES)
     if works:
         if transposed:
             loss, grad = _tile(
