@@ -108,11 +108,12 @@ def test_widest_heads(function: str, dims: tuple[int, int]) -> None:
 
 
 def test_more_sequences_than_are_read_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bertxfer_fast.ops._triton import kernels as _triton
-    from bertxfer_fast.ops.attention_score_mse import triton as triton_
+    import triton.language as tl
 
-    for module in (_triton, triton_):
-        monkeypatch.setattr(module, "many", lambda sequences: 16)
+    from bertxfer_fast.ops._triton import packing, reductions
+
+    for module in (packing, reductions):
+        monkeypatch.setattr(module, "CHUNK", tl.constexpr(16))
     assert_matches_eager(Pack([1, 0, 2, 70] * 10), "attention_score_mse", (4, 4), torch.float32)
 
 
