@@ -67,12 +67,12 @@ class Compiled:
     options: dict[str, Any]
     module: str
     target: int
+    specialization: str
 
     @property
     def key(self) -> str:
         """Kernels with the same key are the same."""
-        parts = self.kernel, self.signature, self.constants, self.attrs, self.options, self.target
-        return repr(parts)
+        return repr((self.module, self.kernel, self.specialization, self.target))
 
     @property
     def name(self) -> str:
@@ -220,37 +220,20 @@ VARIANTS = [
 ]
 
 
-def type_of(value: Any) -> str:
-    if isinstance(value, Tensor):
-        names = {
-            torch.float32: "fp32",
-            torch.bfloat16: "bf16",
-            torch.float16: "fp16",
-            torch.int32: "i32",
-            torch.int64: "i64",
-        }
-        return f"*{names[value.dtype]}"
-    if isinstance(value, float):
-        return "fp32"
-    return "i64" if abs(value) >= 2**31 else "i32"
+def specialise(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], target: int) -> tuple[Any, ...]:
+    """Key, signature, constants, attributes and options of a launch, as Triton's just-in-time compiler makes them."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import make_backend
+    from triton.runtime.jit import compute_cache_key, create_function_from_signature
 
-
-def specialise(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict, dict, dict, dict]:
-    """Signature, constants, attributes and options of a launch, as Triton's just-in-time compiler makes them."""
-    names = fn.arg_names
-    options = {k: v for k, v in kwargs.items() if k not in names}
-    bound = dict(zip(names, args, strict=False)) | {k: v for k, v in kwargs.items() if k in names}
-    signature, constants, attrs = {}, {}, {}
-    for index, name in enumerate(names):
-        value = bound[name]
-        if fn.params[index].is_constexpr or value is None or (type(value) is int and value == 1):
-            signature[name] = "constexpr"
-            constants[(index,)] = value
-            continue
-        signature[name] = type_of(value)
-        if isinstance(value, Tensor) or (type(value) is int and value % 16 == 0):
-            attrs[(index,)] = [["tt.divisibility", 16]]
-    return signature, constants, attrs, options
+    backend = make_backend(GPUTarget("cuda", target, 32))
+    kwargs = {"debug": False, **kwargs}
+    bound, specialization, options = create_function_from_signature(fn.signature, fn.params, backend)(
+        *args, **kwargs
+    )
+    key = compute_cache_key({}, specialization, options)
+    options, signature, constants, attrs = fn._pack_args(backend, kwargs, bound, specialization, options)
+    return key, signature, constants, attrs, options.__dict__
 
 
 def launches(variant: Variant, dtype: torch.dtype, target: int) -> Iterator[Compiled]:
@@ -260,14 +243,14 @@ def launches(variant: Variant, dtype: torch.dtype, target: int) -> Iterator[Comp
     from triton.runtime.jit import JITFunction
 
     from bertxfer_fast.ops._dispatch import library as _library
-    from bertxfer_fast.ops._triton import kernels as _triton
+    from bertxfer_fast.ops._triton import launching
 
-    _triton.compiled_for = target
+    launching.compiled_for = target
     found: list[Compiled] = []
 
     def record(fn: Any, grid: Any) -> Callable[..., None]:
         def run(*args: Any, **kwargs: Any) -> None:
-            signature, constants, attrs, options = specialise(fn, args, kwargs)
+            key, signature, constants, attrs, options = specialise(fn, args, kwargs, target)
             short = str(dtype).removeprefix("torch.")
             found.append(
                 Compiled(
@@ -281,6 +264,7 @@ def launches(variant: Variant, dtype: torch.dtype, target: int) -> Iterator[Comp
                     options,
                     fn.fn.__module__,
                     target,
+                    key,
                 )
             )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -107,11 +108,12 @@ def test_widest_heads(function: str, dims: tuple[int, int]) -> None:
 
 
 def test_more_sequences_than_are_read_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bertxfer_fast.ops._triton import kernels as _triton
-    from bertxfer_fast.ops.attention_score_mse import triton as triton_
+    import triton.language as tl
 
-    for module in (_triton, triton_):
-        monkeypatch.setattr(module, "many", lambda sequences: 16)
+    from bertxfer_fast.ops._triton import packing, reductions
+
+    for module in (packing, reductions):
+        monkeypatch.setattr(module, "CHUNK", tl.constexpr(16))
     assert_matches_eager(Pack([1, 0, 2, 70] * 10), "attention_score_mse", (4, 4), torch.float32)
 
 
@@ -149,3 +151,28 @@ def test_wrong_numbers_on_the_device_stay_inside_the_tensors() -> None:
 
 def test_every_operator_has_triton_kernels() -> None:
     assert {name for name, backends in _library.IMPLEMENTATIONS.items() if "triton" not in backends} == set()
+
+
+def test_the_route_of_a_pair_is_decided_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums that a later kernel rounds otherwise cannot send a pair down both routes, or down none."""
+    import triton.language as tl
+
+    from bertxfer_fast.ops.attention_score_mse import triton as launcher
+    from bertxfer_fast.ops.attention_score_mse import triton_gram
+
+    pack = Pack([150, 131])
+    want = outcome(pack, "attention_score_mse", (26, 64), torch.float32, method="auto")
+    # What a kernel after the one that makes the loss would have to see in it to leave a pair to the other.
+    would_leave = {"gram_grad_kernel": 1e9, "tiled_kernel": -1.0}
+    launch = launcher.launch
+
+    def launch_with_another_guard(kernel: Any, *args: Any, **constants: Any) -> None:
+        with monkeypatch.context() as patch:
+            if kernel.fn.__name__ in would_leave:
+                patch.setattr(triton_gram, "GUARD", tl.constexpr(would_leave[kernel.fn.__name__]))
+            launch(kernel, *args, **constants)
+
+    monkeypatch.setattr(launcher, "launch", launch_with_another_guard)
+    got = outcome(pack, "attention_score_mse", (26, 64), torch.float32, method="auto")
+    for ours, theirs in zip(got, want, strict=True):
+        assert torch.equal(ours, theirs)

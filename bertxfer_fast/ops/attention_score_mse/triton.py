@@ -2,32 +2,32 @@
 
 Bytes at 64/512/12/32/64 (B/L/H/ds/dt), bf16: q and k of both sides 151 MB, gradients 50 MB; the Gram route reads the
 inputs twice and writes and reads 19 MB of matrices. Operations: 11 GFLOP for the Gram matrices, 10 for the gradients
-(twice 5, see `_times_gram` in triton_gram.py). Floor on an H100 at 3.0 TB/s: 67 us. Last measured: not yet measured.
+(twice 5, see `_times_gram` in triton_gram.py). Floor on an H100 at 3.0 TB/s: 67 us.
 
 The route is chosen on the device, for each sequence and head: Gram matrices where the sequence is longer than
 ``tiled_up_to``, unless the loss is below 1 % of the scores' squares: there the difference of the two sums loses its
 digits, and tiles compute it again from differences of scores (csrc/attention_score_mse/attention_score_mse.h).
+The kernel that makes a pair's loss stores its route; the tiles follow, and then the gradients from Gram matrices, whose
+first program adds up the loss.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from .._triton.kernels import (
-    Row,
-    block_dim,
+from .._triton.launching import (
+    Choice,
     capability,
     configuration,
-    contiguous_rows,
     dot_precision,
     launch,
-    many,
     multiprocessors,
-    normaliser,
-    tile_slots,
-    total,
 )
+from .._triton.packing import block_dim, contiguous_rows, rows_of, tile_slots
+from .._triton.reductions import scalars, total_kernel
 from .triton_gram import gram_grad_kernel, gram_kernel, merge_kernel
 from .triton_tiled import tiled_kernel
 
@@ -40,16 +40,16 @@ SPLIT = 1024
 
 # Made by compiling for sm_80, sm_90 and sm_100 until nothing spilled (docs/kernel_resources.md); not yet timed.
 # ((compute capability, bytes of an element, wider padded head dim), ...)
-GRAM_TABLE: list[Row] = [
+GRAM_TABLE: list[Choice] = [
     ((89, 2, 64), {"BLOCK_L": 16, "num_warps": 8, "num_stages": 3}),
     ((999, 2, 64), {"BLOCK_L": 64, "num_warps": 8, "num_stages": 2}),
     ((999, 4, 64), {"BLOCK_L": 16, "num_warps": 8, "num_stages": 1, "maxnreg": 255}),
 ]
-GRAD_TABLE: list[Row] = [
-    ((999, 2, 64), {"BLOCK_L": 32, "num_warps": 4, "num_stages": 1}),
+GRAD_TABLE: list[Choice] = [
+    ((999, 2, 64), {"BLOCK_L": 128, "num_warps": 8, "num_stages": 1}),
     ((999, 4, 64), {"BLOCK_L": 16, "num_warps": 8, "num_stages": 1, "maxnreg": 255}),
 ]
-TILE_TABLE: list[Row] = [
+TILE_TABLE: list[Choice] = [
     ((999, 2, 64), {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}),
     ((999, 2, 128), {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}),
     ((999, 2, 256), {"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1, "maxnreg": 255}),
@@ -76,139 +76,102 @@ def attention_score_mse(
     tokens, heads, dim_s = q_student.shape
     dim_t = q_teacher.shape[2]
     sequences = cu_seqlens.shape[0] - 1
+    pairs = sequences * heads
     device = q_student.device
-    grad_q, grad_k = (
+    grads = [
         torch.empty(x.shape if need_grad else 0, dtype=x.dtype, device=device) for x in (q_student, k_student)
-    )
-    numbers, factor = normaliser(
-        cu_seqlens,
-        seqused,
-        tokens,
-        heads,
-        q_student.dtype,
-        mean=reduction == "mean",
-        pairs=True,
-        stored=1.0 / max(max_seqlen, 1),
-    )
+    ]
     inputs = [contiguous_rows(x) for x in (q_student, k_student, q_teacher, k_teacher)]
     if q_student.dtype != q_teacher.dtype:  # both exact in float32
         inputs = [x.float() for x in inputs]
-    strides = [stride for x in inputs for stride in x.stride()[:2]]
     block_s, block_t = block_dim(dim_s), block_dim(dim_t)
     sizes = capability(device), inputs[0].element_size(), max(block_s, block_t)
-    dims = {"DIM_S": dim_s, "DIM_T": dim_t, "BLOCK_S": block_s, "BLOCK_T": block_t}
-    precision = dot_precision(*inputs)
-    pairs = sequences * heads
+    packing = cu_seqlens, seqused, tokens, sequences, heads
+    scales = scale_student, scale_teacher
+    # float16 gradients are stored at a size that does not depend on how many pairs there are.
+    grad_scale = 1.0 / max(max_seqlen, 1) if q_student.dtype == torch.float16 else None
+    problem = *(rows_of(x) for x in inputs), *packing, *scales
+    blocks = {"BLOCK_S": block_s, "BLOCK_T": block_t}
+    shape: dict[str, Any] = {"DIM_S": dim_s, "DIM_T": dim_t, **blocks, "PRECISION": dot_precision(*inputs)}
+    mean = reduction == "mean"
 
     tiled_up_to = {"tiled": max_seqlen, "gram": 0, "auto": TILED_UP_TO}[method]
     if max(block_s, block_t) > WIDEST_GRAM:
         tiled_up_to = max_seqlen
     gram = max_seqlen > tiled_up_to
     tile = configuration(TILE_TABLE, *sizes)
-    slots = tile_slots(tokens, sequences, tile["BLOCK_M"])
-    losses = torch.empty((pairs if gram else 0) + slots * heads, dtype=torch.float32, device=device)
-    sums = torch.empty(3 * pairs if gram else 0, dtype=torch.float32, device=device)
+    shares = max(1, -(-tiled_up_to // tile["BLOCK_M"]))
+    first_loss = pairs if gram else 0
+    losses = torch.empty(first_loss + pairs * shares, dtype=torch.float32, device=device)
+    routes = torch.empty(pairs, dtype=torch.int32, device=device) if gram else None
+    grams = None
     if gram:
-        grams = torch.empty(
-            (pairs, 2, block_s + block_t, block_s) if need_grad else (0,), dtype=torch.float32, device=device
-        )
         splits = -(-max_seqlen // SPLIT) if pairs < 2 * multiprocessors(device) else 1
         halves = 2 * (block_s * block_s + block_t * block_s + block_t * block_t)
-        parts = torch.empty(
-            (pairs, splits, halves) if splits > 1 else (0,), dtype=torch.float32, device=device
-        )
+        options: dict[str, Any] = {"dtype": torch.float32, "device": device}
+        parts = torch.empty((pairs, splits, halves), **options) if splits > 1 else None
+        if need_grad:
+            grams = torch.empty((pairs, 2, block_s + block_t, block_s), **options)
+        results = grams, routes, losses, parts
         launch(
             gram_kernel,
             pairs * splits,
-            *inputs,
-            *strides,
-            cu_seqlens,
-            seqused,
-            tokens,
-            heads,
-            scale_student,
-            scale_teacher,
+            *problem,
             tiled_up_to,
-            SPLIT,
             splits,
-            grams,
-            sums,
-            losses,
-            parts,
-            **dims,
+            *results,
+            **shape,
+            SPLIT=SPLIT,
             SPLITS=splits > 1,
             NEED_GRAD=need_grad,
-            PRECISION=precision,
             **configuration(GRAM_TABLE, *sizes),
         )
         if splits > 1:
             launch(
                 merge_kernel,
                 pairs,
-                cu_seqlens,
-                seqused,
-                tokens,
-                heads,
-                scale_student,
-                scale_teacher,
+                *packing,
+                *scales,
                 tiled_up_to,
                 splits,
-                grams,
-                sums,
-                losses,
-                parts,
-                BLOCK_S=block_s,
-                BLOCK_T=block_t,
+                *results,
+                **blocks,
                 NEED_GRAD=need_grad,
                 num_warps=8,
             )
-        if need_grad:
-            grad = configuration(GRAD_TABLE, *sizes)
-            launch(
-                gram_grad_kernel,
-                tile_slots(tokens, sequences, grad["BLOCK_L"]) * heads,
-                *inputs,
-                *strides,
-                cu_seqlens,
-                seqused,
-                tokens,
-                sequences,
-                heads,
-                scale_student,
-                scale_teacher,
-                tiled_up_to,
-                grams,
-                sums,
-                numbers,
-                grad_q,
-                grad_k,
-                **dims,
-                MANY=many(sequences),
-                PRECISION=precision,
-                **grad,
-            )
+    grad_rows = [rows_of(x) for x in grads] if need_grad else [None, None]
     launch(
         tiled_kernel,
-        slots * heads * (2 if need_grad else 1),
-        *inputs,
-        *strides,
-        cu_seqlens,
-        seqused,
-        tokens,
-        sequences,
-        heads,
-        scale_student,
-        scale_teacher,
-        tiled_up_to,
-        sums,
-        numbers,
-        losses[pairs if gram else 0 :],
-        grad_q,
-        grad_k,
+        pairs * shares * (2 if need_grad else 1),
+        *problem,
+        grad_scale,
+        shares,
+        routes,
+        losses,
+        first_loss,
+        *grad_rows,
+        MEAN=mean,
         NEED_GRAD=need_grad,
-        **dims,
-        MANY=many(sequences),
-        PRECISION=precision,
+        **shape,
         **tile,
     )
-    return total(losses, numbers), grad_q, grad_k, factor
+    loss, factor = scalars(device)
+    total = losses, losses.numel(), loss, factor
+    if grams is not None and pairs:
+        grad = configuration(GRAD_TABLE, *sizes)
+        launch(
+            gram_grad_kernel,
+            tile_slots(tokens, sequences, grad["BLOCK_L"]) * heads,
+            *problem,
+            grad_scale,
+            grams,
+            routes,
+            *grad_rows,
+            *total,
+            MEAN=mean,
+            **shape,
+            **grad,
+        )
+    else:
+        launch(total_kernel, 1, *packing, grad_scale, *total, MEAN=mean, PAIRS=True, num_warps=8)
+    return loss, grads[0], grads[1], factor

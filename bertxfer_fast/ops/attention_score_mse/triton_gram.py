@@ -1,26 +1,18 @@
-"""The Gram route on Triton, linear in the length: matrices and loss, then gradients. See triton_.py."""
+"""The Gram route on Triton, linear in the length: matrices and loss, then gradients. See triton.py."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from .._triton.kernels import find_tile, load_rows, sequence_of, store_rows
+from .._triton.launching import kernel
+from .._triton.packing import Packing, find_tile, load_rows, sequence_of, store_rows
+from .._triton.reductions import mean_scale, store_loss
 
 #: A loss below this share of the scores' squares has lost too many digits.
 GUARD = tl.constexpr(0.01)
-
-
-@triton.jit
-def takes_tiles(sums, pair, length, tiled_up_to):
-    """Whether the loss of this sequence and head comes from tiles; `sums` are its <S, S>, <S, T> and <T, T>."""
-    tiled = length <= tiled_up_to
-    if not tiled:
-        student = tl.load(sums + 3 * pair)
-        teacher = tl.load(sums + 3 * pair + 2)
-        loss = student - 2.0 * tl.load(sums + 3 * pair + 1) + teacher
-        tiled = loss < (student + teacher) * GUARD
-    return tiled
+#: The route of a sequence and head.
+TILES, GRAM = tl.constexpr(0), tl.constexpr(1)
 
 
 @triton.jit
@@ -37,9 +29,9 @@ def _load_gram(place, ROWS: tl.constexpr, COLS: tl.constexpr):
 
 @triton.jit
 def _finish(
-    grams,
-    sums,
-    losses,
+    grams_ptr,
+    routes_ptr,
+    losses_ptr,
     pair,
     scale_s,
     scale_t,
@@ -54,31 +46,33 @@ def _finish(
     BLOCK_S: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    """The three inner products of the scores, the loss, and what the gradients need of the matrices, per token."""
+    """The loss from inner products of the scores, its route, and what the gradients need of the matrices, per token.
+
+    The route is decided here and nowhere else: a kernel that decided again from rounded sums could differ, and a
+    gradient would be written by both routes or by none.
+    """
     student = scale_s * scale_s * tl.sum(q_ss * k_ss)
     cross = scale_s * scale_t * tl.sum(q_ts * k_ts)
     teacher = scale_t * scale_t * tl.sum(q_tt * k_tt)
-    tl.store(sums + 3 * pair, student)
-    tl.store(sums + 3 * pair + 1, cross)
-    tl.store(sums + 3 * pair + 2, teacher)
     loss = student - 2.0 * cross + teacher
-    tl.store(losses + pair, tl.where(loss < (student + teacher) * GUARD, 0.0, loss))
+    inexact = loss < (student + teacher) * GUARD
+    tl.store(routes_ptr + pair, tl.where(inexact, TILES, GRAM))
+    tl.store(losses_ptr + pair, tl.where(inexact, 0.0, loss))
     if NEED_GRAD:
-        place = grams + pair.to(tl.int64) * (2 * (BLOCK_S + BLOCK_T) * BLOCK_S)
-        share = 1.0 / length
-        _store_gram(place, q_ss * share, BLOCK_S, BLOCK_S)
-        _store_gram(place + BLOCK_S * BLOCK_S, q_ts * share, BLOCK_T, BLOCK_S)
+        place = grams_ptr + pair.to(tl.int64) * (2 * (BLOCK_S + BLOCK_T) * BLOCK_S)
+        per_token = 1.0 / length
+        _store_gram(place, q_ss * per_token, BLOCK_S, BLOCK_S)
+        _store_gram(place + BLOCK_S * BLOCK_S, q_ts * per_token, BLOCK_T, BLOCK_S)
         place += (BLOCK_S + BLOCK_T) * BLOCK_S
-        _store_gram(place, k_ss * share, BLOCK_S, BLOCK_S)
-        _store_gram(place + BLOCK_S * BLOCK_S, k_ts * share, BLOCK_T, BLOCK_S)
+        _store_gram(place, k_ss * per_token, BLOCK_S, BLOCK_S)
+        _store_gram(place + BLOCK_S * BLOCK_S, k_ts * per_token, BLOCK_T, BLOCK_S)
 
 
 @triton.jit
 def _gram(
     x_s,
-    x_s_stride,
     x_t,
-    x_t_stride,
+    head,
     start,
     row,
     stop,
@@ -95,110 +89,103 @@ def _gram(
     tt = tl.zeros((BLOCK_T, BLOCK_T), tl.float32)
     for first in range(row, stop, BLOCK_L):
         rows = first + tl.arange(0, BLOCK_L)
-        s = load_rows(x_s, x_s_stride, start, rows, stop, DIM_S, BLOCK_S)
-        t = load_rows(x_t, x_t_stride, start, rows, stop, DIM_T, BLOCK_T)
+        s = load_rows(x_s, head, start, rows, stop, DIM_S, BLOCK_S)
+        t = load_rows(x_t, head, start, rows, stop, DIM_T, BLOCK_T)
         ss = tl.dot(tl.trans(s), s, ss, input_precision=PRECISION)
         ts = tl.dot(tl.trans(t), s, ts, input_precision=PRECISION)
         tt = tl.dot(tl.trans(t), t, tt, input_precision=PRECISION)
     return ss, ts, tt
 
 
-@triton.jit
+@kernel
 def gram_kernel(
-    q_s,
-    k_s,
-    q_t,
-    k_t,
-    q_s_stride: tl.constexpr,
-    q_s_head: tl.constexpr,
-    k_s_stride: tl.constexpr,
-    k_s_head: tl.constexpr,
-    q_t_stride: tl.constexpr,
-    q_t_head: tl.constexpr,
-    k_t_stride: tl.constexpr,
-    k_t_head: tl.constexpr,
-    cu_seqlens,
-    seqused,
+    q_s,  # Rows of [T, H, DIM_S]
+    k_s,  # Rows of [T, H, DIM_S]
+    q_t,  # Rows of [T, H, DIM_T]
+    k_t,  # Rows of [T, H, DIM_T]
+    cu_seqlens_ptr,  # int32 [N + 1]
+    seqused_ptr,  # int32 [N], or None
     tokens,
+    sequences,
     heads,
     scale_s,
     scale_t,
     tiled_up_to,
-    split,
     splits,
-    grams,
-    sums,
-    losses,
-    parts,
+    grams_ptr,  # [N * H, 2, BLOCK_S + BLOCK_T, BLOCK_S]
+    routes_ptr,  # int32 [N * H]
+    losses_ptr,  # [N * H, and those of tiles]
+    parts_ptr,  # [N * H, splits, two halves of three matrices]
     DIM_S: tl.constexpr,
     DIM_T: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_L: tl.constexpr,
+    SPLIT: tl.constexpr,
     SPLITS: tl.constexpr,
     NEED_GRAD: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One sequence and head (or ``split`` tokens of it): six Gram matrices in one pass over q and k of both sides."""
+    """One sequence and head (or ``SPLIT`` tokens of it): six Gram matrices in one pass over q and k of both sides."""
+    packing = Packing(cu_seqlens_ptr, seqused_ptr, tokens, sequences)
     program = tl.program_id(0)
     pair, part = program // splits, program % splits
-    head = pair % heads
-    start, length = sequence_of(cu_seqlens, seqused, tokens, pair // heads)
+    start, length = sequence_of(packing, pair // heads)
     if length <= tiled_up_to:
         if part == 0:
-            tl.store(losses + pair, 0.0)
+            tl.store(routes_ptr + pair, TILES)
+            tl.store(losses_ptr + pair, 0.0)
     else:
-        q_s += head.to(tl.int64) * q_s_head
-        k_s += head.to(tl.int64) * k_s_head
-        q_t += head.to(tl.int64) * q_t_head
-        k_t += head.to(tl.int64) * k_t_head
+        head = (pair % heads).to(tl.int64)
         stop = length
         if SPLITS:
-            stop = tl.minimum(length, (part + 1) * split)
-        row = part * split
+            stop = tl.minimum(length, (part + 1) * SPLIT)
+        row = part * SPLIT
         q_ss, q_ts, q_tt = _gram(
-            q_s, q_s_stride, q_t, q_t_stride, start, row, stop, DIM_S, DIM_T, BLOCK_S, BLOCK_T, BLOCK_L, PRECISION
-        )  # fmt: skip
+            q_s, q_t, head, start, row, stop, DIM_S, DIM_T, BLOCK_S, BLOCK_T, BLOCK_L, PRECISION
+        )
         k_ss, k_ts, k_tt = _gram(
-            k_s, k_s_stride, k_t, k_t_stride, start, row, stop, DIM_S, DIM_T, BLOCK_S, BLOCK_T, BLOCK_L, PRECISION
-        )  # fmt: skip
+            k_s, k_t, head, start, row, stop, DIM_S, DIM_T, BLOCK_S, BLOCK_T, BLOCK_L, PRECISION
+        )
         if SPLITS:
             half: tl.constexpr = BLOCK_S * BLOCK_S + BLOCK_T * BLOCK_S + BLOCK_T * BLOCK_T
-            parts += program.to(tl.int64) * (2 * half)
-            _store_gram(parts, q_ss, BLOCK_S, BLOCK_S)
-            _store_gram(parts + BLOCK_S * BLOCK_S, q_ts, BLOCK_T, BLOCK_S)
-            _store_gram(parts + (BLOCK_S + BLOCK_T) * BLOCK_S, q_tt, BLOCK_T, BLOCK_T)
-            _store_gram(parts + half, k_ss, BLOCK_S, BLOCK_S)
-            _store_gram(parts + half + BLOCK_S * BLOCK_S, k_ts, BLOCK_T, BLOCK_S)
-            _store_gram(parts + half + (BLOCK_S + BLOCK_T) * BLOCK_S, k_tt, BLOCK_T, BLOCK_T)
+            parts_ptr += program.to(tl.int64) * (2 * half)
+            _store_gram(parts_ptr, q_ss, BLOCK_S, BLOCK_S)
+            _store_gram(parts_ptr + BLOCK_S * BLOCK_S, q_ts, BLOCK_T, BLOCK_S)
+            _store_gram(parts_ptr + (BLOCK_S + BLOCK_T) * BLOCK_S, q_tt, BLOCK_T, BLOCK_T)
+            _store_gram(parts_ptr + half, k_ss, BLOCK_S, BLOCK_S)
+            _store_gram(parts_ptr + half + BLOCK_S * BLOCK_S, k_ts, BLOCK_T, BLOCK_S)
+            _store_gram(parts_ptr + half + (BLOCK_S + BLOCK_T) * BLOCK_S, k_tt, BLOCK_T, BLOCK_T)
         else:
             _finish(
-                grams, sums, losses, pair, scale_s, scale_t, length,
+                grams_ptr, routes_ptr, losses_ptr, pair, scale_s, scale_t, length,
                 q_ss, q_ts, q_tt, k_ss, k_ts, k_tt, NEED_GRAD, BLOCK_S, BLOCK_T,
             )  # fmt: skip
 
 
-@triton.jit
+@kernel
 def merge_kernel(
-    cu_seqlens,
-    seqused,
+    cu_seqlens_ptr,  # int32 [N + 1]
+    seqused_ptr,  # int32 [N], or None
     tokens,
+    sequences,
     heads,
     scale_s,
     scale_t,
     tiled_up_to,
     splits,
-    grams,
-    sums,
-    losses,
-    parts,
+    grams_ptr,  # [N * H, 2, BLOCK_S + BLOCK_T, BLOCK_S]
+    routes_ptr,  # int32 [N * H]
+    losses_ptr,  # [N * H, and those of tiles]
+    parts_ptr,  # [N * H, splits, two halves of three matrices]
     BLOCK_S: tl.constexpr,
     BLOCK_T: tl.constexpr,
     NEED_GRAD: tl.constexpr,
 ):
     """Adds up the parts of one sequence and head, in their order."""
+    packing = Packing(cu_seqlens_ptr, seqused_ptr, tokens, sequences)
     pair = tl.program_id(0)
-    _, length = sequence_of(cu_seqlens, seqused, tokens, pair // heads)
+    _, length = sequence_of(packing, pair // heads)
     if length > tiled_up_to:
         half: tl.constexpr = BLOCK_S * BLOCK_S + BLOCK_T * BLOCK_S + BLOCK_T * BLOCK_T
         q_ss = tl.zeros((BLOCK_S, BLOCK_S), tl.float32)
@@ -208,7 +195,7 @@ def merge_kernel(
         k_ts = tl.zeros((BLOCK_T, BLOCK_S), tl.float32)
         k_tt = tl.zeros((BLOCK_T, BLOCK_T), tl.float32)
         for part in range(splits):
-            place = parts + (pair * splits + part).to(tl.int64) * (2 * half)
+            place = parts_ptr + (pair * splits + part).to(tl.int64) * (2 * half)
             q_ss += _load_gram(place, BLOCK_S, BLOCK_S)
             q_ts += _load_gram(place + BLOCK_S * BLOCK_S, BLOCK_T, BLOCK_S)
             q_tt += _load_gram(place + (BLOCK_S + BLOCK_T) * BLOCK_S, BLOCK_T, BLOCK_T)
@@ -216,7 +203,7 @@ def merge_kernel(
             k_ts += _load_gram(place + half + BLOCK_S * BLOCK_S, BLOCK_T, BLOCK_S)
             k_tt += _load_gram(place + half + (BLOCK_S + BLOCK_T) * BLOCK_S, BLOCK_T, BLOCK_T)
         _finish(
-            grams, sums, losses, pair, scale_s, scale_t, length,
+            grams_ptr, routes_ptr, losses_ptr, pair, scale_s, scale_t, length,
             q_ss, q_ts, q_tt, k_ss, k_ts, k_tt, NEED_GRAD, BLOCK_S, BLOCK_T,
         )  # fmt: skip
 
@@ -233,60 +220,86 @@ def _times_gram(x, place, ROWS: tl.constexpr, COLS: tl.constexpr, PRECISION: tl.
 
 
 @triton.jit
+def _gradient(
+    y_s,
+    y_t,
+    place,
+    head,
+    start,
+    rows,
+    length,
+    scale_s,
+    scale_t,
+    DIM_S: tl.constexpr,
+    DIM_T: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``scale_s y_s (student's Gram matrix) - scale_t y_t (teacher's with student's)``."""
+    s = load_rows(y_s, head, start, rows, length, DIM_S, BLOCK_S)
+    grad = scale_s * _times_gram(s, place, BLOCK_S, BLOCK_S, PRECISION)
+    t = load_rows(y_t, head, start, rows, length, DIM_T, BLOCK_T)
+    return grad - scale_t * _times_gram(t, place + BLOCK_S * BLOCK_S, BLOCK_T, BLOCK_S, PRECISION)
+
+
+@kernel
 def gram_grad_kernel(
-    q_s,
-    k_s,
-    q_t,
-    k_t,
-    q_s_stride: tl.constexpr,
-    q_s_head: tl.constexpr,
-    k_s_stride: tl.constexpr,
-    k_s_head: tl.constexpr,
-    q_t_stride: tl.constexpr,
-    q_t_head: tl.constexpr,
-    k_t_stride: tl.constexpr,
-    k_t_head: tl.constexpr,
-    cu_seqlens,
-    seqused,
+    q_s,  # Rows of [T, H, DIM_S]
+    k_s,  # Rows of [T, H, DIM_S]
+    q_t,  # Rows of [T, H, DIM_T]
+    k_t,  # Rows of [T, H, DIM_T]
+    cu_seqlens_ptr,  # int32 [N + 1]
+    seqused_ptr,  # int32 [N], or None
     tokens,
     sequences,
     heads,
     scale_s,
     scale_t,
-    tiled_up_to,
-    grams,
-    sums,
-    numbers,
-    grad_q,
-    grad_k,
+    grad_scale,
+    grams_ptr,  # [N * H, 2, BLOCK_S + BLOCK_T, BLOCK_S]
+    routes_ptr,  # int32 [N * H]
+    grad_q,  # Rows of [T, H, DIM_S]
+    grad_k,  # Rows of [T, H, DIM_S]
+    losses_ptr,  # [count]
+    count,
+    loss_ptr,  # scalar
+    factor_ptr,  # scalar
+    MEAN: tl.constexpr,
     DIM_S: tl.constexpr,
     DIM_T: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_L: tl.constexpr,
-    MANY: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """``BLOCK_L`` rows of both gradients: ``dQs = 2 A (B^T B)[:, :ds]``, ``dKs = 2 B (A^T A)[:, :ds]``."""
+    """``BLOCK_L`` rows of both gradients: ``dQs = 2 A (B^T B)[:, :ds]``, ``dKs = 2 B (A^T A)[:, :ds]``.
+
+    The sums of the loss were made by the kernels before: the first program adds them up.
+    """
+    packing = Packing(cu_seqlens_ptr, seqused_ptr, tokens, sequences)
     program = tl.program_id(0)
-    head = program % heads
-    n, start, length, row = find_tile(cu_seqlens, seqused, tokens, sequences, program // heads, BLOCK_L, MANY)
-    pair = n * heads + head
-    # Rows that do not count are the tiles' business. (Triton evaluates both sides of an `and`.)
-    if row < length:  # noqa: SIM102
-        if not takes_tiles(sums, pair, length, tiled_up_to):
-            rows = row + tl.arange(0, BLOCK_L)
-            wide = head.to(tl.int64)
-            place = grams + pair.to(tl.int64) * (2 * (BLOCK_S + BLOCK_T) * BLOCK_S)
-            size = 2.0 * scale_s * length * tl.load(numbers + 1)
-            s = load_rows(k_s + wide * k_s_head, k_s_stride, start, rows, length, DIM_S, BLOCK_S)
-            t = load_rows(k_t + wide * k_t_head, k_t_stride, start, rows, length, DIM_T, BLOCK_T)
-            grad = scale_s * _times_gram(s, place, BLOCK_S, BLOCK_S, PRECISION)
-            grad -= scale_t * _times_gram(t, place + BLOCK_S * BLOCK_S, BLOCK_T, BLOCK_S, PRECISION)
-            store_rows(grad_k + wide * DIM_S, heads * DIM_S, start, rows, length, size * grad, DIM_S, BLOCK_S)
-            place += (BLOCK_S + BLOCK_T) * BLOCK_S
-            s = load_rows(q_s + wide * q_s_head, q_s_stride, start, rows, length, DIM_S, BLOCK_S)
-            t = load_rows(q_t + wide * q_t_head, q_t_stride, start, rows, length, DIM_T, BLOCK_T)
-            grad = scale_s * _times_gram(s, place, BLOCK_S, BLOCK_S, PRECISION)
-            grad -= scale_t * _times_gram(t, place + BLOCK_S * BLOCK_S, BLOCK_T, BLOCK_S, PRECISION)
-            store_rows(grad_q + wide * DIM_S, heads * DIM_S, start, rows, length, size * grad, DIM_S, BLOCK_S)
+    loss_scale = mean_scale(packing, heads, MEAN, True)
+    if program == 0:
+        store_loss(losses_ptr, count, loss_scale, grad_scale, loss_ptr, factor_ptr)
+    n, start, length, row = find_tile(packing, program // heads, BLOCK_L)
+    pair = n * heads + program % heads
+    # Rows that do not count are the tiles' business.
+    if (row < length) & (tl.load(routes_ptr + pair) == GRAM):
+        rows = row + tl.arange(0, BLOCK_L)
+        head = (program % heads).to(tl.int64)
+        scale = 2.0 * scale_s * length
+        if grad_scale is None:
+            scale *= loss_scale
+        else:
+            scale *= grad_scale
+        place = grams_ptr + pair.to(tl.int64) * (2 * (BLOCK_S + BLOCK_T) * BLOCK_S)
+        grad = _gradient(
+            k_s, k_t, place, head, start, rows, length, scale_s, scale_t, DIM_S, DIM_T, BLOCK_S, BLOCK_T, PRECISION
+        )  # fmt: skip
+        store_rows(grad_k, head, start, rows, length, scale * grad, DIM_S, BLOCK_S)
+        place += (BLOCK_S + BLOCK_T) * BLOCK_S
+        grad = _gradient(
+            q_s, q_t, place, head, start, rows, length, scale_s, scale_t, DIM_S, DIM_T, BLOCK_S, BLOCK_T, PRECISION
+        )  # fmt: skip
+        store_rows(grad_q, head, start, rows, length, scale * grad, DIM_S, BLOCK_S)

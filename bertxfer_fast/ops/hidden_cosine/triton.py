@@ -3,7 +3,7 @@
 Bytes at 32768 tokens, 312 -> 768 (T, Ds -> Dt), bf16: student 20 MB read twice, projection 101 MB written and read
 (float32: rounding it would cost more digits than all the rest), teacher 50 MB, direction 50 MB written and read twice,
 gradient of the student 20 MB. Operations: 47 GFLOP in three products, about 10 per element in the kernel. Floor on an
-H100 at 3.0 TB/s: 154 us. Without a weight, 768 wide: 151 MB, 50 us. Last measured: not yet measured.
+H100 at 3.0 TB/s: 154 us. Without a weight, 768 wide: 151 MB, 50 us.
 
 A row has to be whole before its direction is known, so the projection cannot stay in registers as in hidden_mse. Its
 memory, ``6 T Dt`` bytes with the direction, is there only while the operator runs. csrc/hidden_cosine/hidden_cosine.h
@@ -19,8 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton.kernels import Row, configuration, launch, scaled_total, stored_size, wide_product
-from .._triton.projected import dense_inputs, gradients
+from .._triton.launching import Choice, configuration, kernel, launch
+from .._triton.products import dense_inputs, linear_gradients, wide_product
+from .._triton.reductions import scaled_total, stored_scale
 
 EPSILON = tl.constexpr(1e-8)
 #: What float16 directions are multiplied by; for a row of length 15 they are about 0.002. Small enough for rows that
@@ -30,7 +31,7 @@ STORED = 16.0
 # Made by compiling for sm_80, sm_90 and sm_100 until nothing spilled; not yet timed. Rows that do not fit a block are
 # read block by block, three times.
 # ((width,), ...)
-TABLE: list[Row] = [
+TABLE: list[Choice] = [
     ((128,), {"BLOCK_M": 16, "BLOCK_D": 128, "num_warps": 4}),
     ((256,), {"BLOCK_M": 8, "BLOCK_D": 256, "num_warps": 4}),
     ((512,), {"BLOCK_M": 8, "BLOCK_D": 512, "num_warps": 8}),
@@ -40,9 +41,9 @@ TABLE: list[Row] = [
 
 @triton.jit
 def _load_pair(
-    student,
-    teacher,
-    bias,
+    student_ptr,
+    teacher_ptr,
+    bias_ptr,
     rows,
     inside,
     first,
@@ -54,10 +55,14 @@ def _load_pair(
     """A block of the projection and of the teacher in float32, and which of it counts."""
     cols = first + tl.arange(0, BLOCK_D)
     mask = inside[:, None] & (cols < WIDTH)[None, :]
-    s = tl.load(student + rows[:, None] * STUDENT_STRIDE + cols[None, :], mask=mask, other=0.0).to(tl.float32)
-    t = tl.load(teacher + rows[:, None] * TEACHER_STRIDE + cols[None, :], mask=mask, other=0.0).to(tl.float32)
-    if bias is not None:
-        s += tl.load(bias + cols, mask=cols < WIDTH, other=0.0).to(tl.float32)[None, :]
+    s = tl.load(student_ptr + rows[:, None] * STUDENT_STRIDE + cols[None, :], mask=mask, other=0.0).to(
+        tl.float32
+    )
+    t = tl.load(teacher_ptr + rows[:, None] * TEACHER_STRIDE + cols[None, :], mask=mask, other=0.0).to(
+        tl.float32
+    )
+    if bias_ptr is not None:
+        s += tl.load(bias_ptr + cols, mask=cols < WIDTH, other=0.0).to(tl.float32)[None, :]
     return s, t, mask, cols
 
 
@@ -88,35 +93,37 @@ def _store_direction(
     inverse_s,
     inverse_t,
     losses,
-    scale,
-    direction,
-    columns,
+    grad_scale,
+    direction_ptr,
+    bias_partials_ptr,
     WIDTH: tl.constexpr,
 ):
     u = s * inverse_s[:, None]
     slope = (t * inverse_t[:, None] - u) + losses[:, None] * u
-    slope *= (-scale * inverse_s)[:, None]
-    if direction.dtype.element_ty == tl.float16:
+    slope *= (-grad_scale * inverse_s)[:, None]
+    if direction_ptr.dtype.element_ty == tl.float16:
         # Of a row with hardly any length, whose direction is beyond float16, the products can still be finite.
         slope = tl.where(slope > 65504.0, 65504.0, tl.where(slope < -65504.0, -65504.0, slope))
     tl.store(
-        direction + rows[:, None] * WIDTH + cols[None, :], slope.to(direction.dtype.element_ty), mask=mask
+        direction_ptr + rows[:, None] * WIDTH + cols[None, :],
+        slope.to(direction_ptr.dtype.element_ty),
+        mask=mask,
     )
-    if columns is not None:
+    if bias_partials_ptr is not None:
         sums = tl.sum(tl.where(mask, slope, 0.0), 0)
-        tl.store(columns + row_block.to(tl.int64) * WIDTH + cols, sums, mask=cols < WIDTH)
+        tl.store(bias_partials_ptr + row_block.to(tl.int64) * WIDTH + cols, sums, mask=cols < WIDTH)
 
 
-@triton.jit
+@kernel
 def cosine_kernel(
-    student,
-    teacher,
-    bias,
-    direction,
-    columns,
-    partials,
+    student_ptr,  # [T, WIDTH]
+    teacher_ptr,  # [T, WIDTH]
+    bias_ptr,  # [WIDTH], or None
+    direction_ptr,  # [T, WIDTH]
+    bias_partials_ptr,  # [programs, WIDTH], or None
+    losses_ptr,  # [programs]
     tokens,
-    scale,
+    grad_scale,
     WIDTH: tl.constexpr,
     STUDENT_STRIDE: tl.constexpr,
     TEACHER_STRIDE: tl.constexpr,
@@ -132,34 +139,61 @@ def cosine_kernel(
     WHOLE: tl.constexpr = WIDTH <= BLOCK_D
     if WHOLE:
         s, t, mask, cols = _load_pair(
-            student, teacher, bias, rows, inside, 0, WIDTH, STUDENT_STRIDE, TEACHER_STRIDE, BLOCK_D
+            student_ptr,
+            teacher_ptr,
+            bias_ptr,
+            rows,
+            inside,
+            0,
+            WIDTH,
+            STUDENT_STRIDE,
+            TEACHER_STRIDE,
+            BLOCK_D,
         )
         inverse_s, short_s = _inverse(tl.sum(s * s, 1))
         inverse_t, short_t = _inverse(tl.sum(t * t, 1))
-        square, along = _distances(s, t, inverse_s, inverse_t)
+        square, cosine = _distances(s, t, inverse_s, inverse_t)
     else:
         square_s = tl.zeros((BLOCK_M,), tl.float32)
         square_t = tl.zeros((BLOCK_M,), tl.float32)
         for first in range(0, WIDTH, BLOCK_D):
             s, t, mask, cols = _load_pair(
-                student, teacher, bias, rows, inside, first, WIDTH, STUDENT_STRIDE, TEACHER_STRIDE, BLOCK_D
+                student_ptr,
+                teacher_ptr,
+                bias_ptr,
+                rows,
+                inside,
+                first,
+                WIDTH,
+                STUDENT_STRIDE,
+                TEACHER_STRIDE,
+                BLOCK_D,
             )
             square_s += tl.sum(s * s, 1)
             square_t += tl.sum(t * t, 1)
         inverse_s, short_s = _inverse(square_s)
         inverse_t, short_t = _inverse(square_t)
         square = tl.zeros((BLOCK_M,), tl.float32)
-        along = tl.zeros((BLOCK_M,), tl.float32)
+        cosine = tl.zeros((BLOCK_M,), tl.float32)
         for first in range(0, WIDTH, BLOCK_D):
             s, t, mask, cols = _load_pair(
-                student, teacher, bias, rows, inside, first, WIDTH, STUDENT_STRIDE, TEACHER_STRIDE, BLOCK_D
+                student_ptr,
+                teacher_ptr,
+                bias_ptr,
+                rows,
+                inside,
+                first,
+                WIDTH,
+                STUDENT_STRIDE,
+                TEACHER_STRIDE,
+                BLOCK_D,
             )
-            more_square, more_along = _distances(s, t, inverse_s, inverse_t)
+            more_square, more_cosine = _distances(s, t, inverse_s, inverse_t)
             square += more_square
-            along += more_along
+            cosine += more_cosine
     # 1 - <u, v> = |u - v|^2 / 2 keeps its digits when u and v agree; a row without length has cosine 0.
-    losses = tl.where(short_s | short_t, 1.0 - along, 0.5 * square)
-    tl.store(partials + row_block, tl.sum(tl.where(inside, losses, 0.0)))
+    losses = tl.where(short_s | short_t, 1.0 - cosine, 0.5 * square)
+    tl.store(losses_ptr + row_block, tl.sum(tl.where(inside, losses, 0.0)))
     if NEED_GRAD:
         if WHOLE:
             _store_direction(
@@ -172,17 +206,17 @@ def cosine_kernel(
                 inverse_s,
                 inverse_t,
                 losses,
-                scale,
-                direction,
-                columns,
+                grad_scale,
+                direction_ptr,
+                bias_partials_ptr,
                 WIDTH,
             )
         else:
             for first in range(0, WIDTH, BLOCK_D):
                 s, t, mask, cols = _load_pair(
-                    student,
-                    teacher,
-                    bias,
+                    student_ptr,
+                    teacher_ptr,
+                    bias_ptr,
                     rows,
                     inside,
                     first,
@@ -201,9 +235,9 @@ def cosine_kernel(
                     inverse_s,
                     inverse_t,
                     losses,
-                    scale,
-                    direction,
-                    columns,
+                    grad_scale,
+                    direction_ptr,
+                    bias_partials_ptr,
                     WIDTH,
                 )
 
@@ -217,18 +251,18 @@ def hidden_cosine(
     need_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     tokens, width = teacher.shape
-    normaliser = 1.0 if reduction == "sum" else 1.0 / max(tokens, 1)
-    scale, missing = stored_size(
-        student.dtype, normaliser, STORED if normaliser <= 1.0 / STORED else normaliser
+    loss_scale = 1.0 if reduction == "sum" else 1.0 / max(tokens, 1)
+    grad_scale, missing_factor = stored_scale(
+        student.dtype, loss_scale, STORED if loss_scale <= 1.0 / STORED else loss_scale
     )
     student, teacher, weight, bias = dense_inputs(student, teacher, weight, bias)
     projection = student if weight is None else wide_product(student, weight.T)
     meta = configuration(TABLE, width)
     blocks = -(-tokens // meta["BLOCK_M"])
     options: dict[str, Any] = {"dtype": torch.float32, "device": student.device}
-    partials = torch.empty(blocks, **options)
+    losses = torch.empty(blocks, **options)
     need_bias = need_grad and bias is not None
-    columns = torch.empty((blocks, width) if need_bias else (0,), **options)
+    bias_partials = torch.empty((blocks, width) if need_bias else (0,), **options)
     direction = torch.empty(
         (tokens, width) if need_grad else (0,), dtype=student.dtype, device=student.device
     )
@@ -239,15 +273,15 @@ def hidden_cosine(
         teacher,
         bias,
         direction,
-        columns if need_bias else None,
-        partials,
+        bias_partials if need_bias else None,
+        losses,
         tokens,
-        scale,
+        grad_scale,
         WIDTH=width,
         STUDENT_STRIDE=projection.stride(0),
         TEACHER_STRIDE=teacher.stride(0),
         NEED_GRAD=need_grad,
         **meta,
     )
-    loss, factor = scaled_total(partials, normaliser, missing)
-    return loss, *gradients(student, weight, bias, direction, columns, need_grad), factor
+    loss, factor = scaled_total(losses, loss_scale, missing_factor)
+    return loss, *linear_gradients(student, weight, bias, direction, bias_partials, need_grad), factor

@@ -3,7 +3,7 @@
 Bytes at 32768 tokens, 312 -> 768 (T, Ds -> Dt), bf16: student 20 MB, teacher 50 MB, direction 50 MB written and read
 twice by the products, gradient of the student 20 MB written and the student read again 20 MB. Operations: 47 GFLOP in
 three products. Floor on an H100 at 3.0 TB/s: 87 us; at 790 TFLOP/s the products alone take 60 us. Without a weight,
-768 wide: 151 MB, 50 us. Last measured: not yet measured.
+768 wide: 151 MB, 50 us.
 
 The projection lives in registers: its tile becomes the residual, the residual's squares and the direction
 (csrc/hidden_mse/hidden_mse.h has the math). The direction is the one ``[T, Dt]`` tensor, in the student's dtype; the
@@ -22,15 +22,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton.kernels import Row, configuration, dot_precision, launch, scaled_total, stored_size
-from .._triton.projected import dense_inputs, gradients
+from .._triton.launching import Choice, configuration, dot_precision, kernel, launch
+from .._triton.products import dense_inputs, linear_gradients
+from .._triton.reductions import scaled_total, stored_scale
 
 # Made by compiling for sm_80, sm_90 and sm_100 until nothing spilled; not yet timed. The second bound is the number of
 # tiles of 128 x 128: where it is small, smaller tiles keep more multiprocessors busy.
 # ((bytes of an element, tiles), ...)
-TABLE: list[Row] = [
+TABLE: list[Choice] = [
     ((2, 264), {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3}),
-    ((2, 1 << 62), {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}),
+    (
+        (2, 1 << 62),
+        {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3, "maxnreg": 128},
+    ),
     (
         (4, 1 << 62),
         {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2, "maxnreg": 255},
@@ -41,27 +45,27 @@ TILE, WIDEST = 4096, 128
 
 
 @triton.jit
-def _finish(residual, place, mask, scale, direction, partials, NEED_GRAD: tl.constexpr):
+def _finish(residual, place, mask, grad_scale, direction_ptr, losses_ptr, NEED_GRAD: tl.constexpr):
     """The loss of a tile, and its direction; returns the direction before it is rounded."""
     residual = tl.where(mask, residual, 0.0)
-    tl.store(partials + tl.program_id(0), tl.sum(residual * residual))
-    slope = residual * scale
+    tl.store(losses_ptr + tl.program_id(0), tl.sum(residual * residual))
+    slope = residual * grad_scale
     if NEED_GRAD:
-        tl.store(direction + place, slope.to(direction.dtype.element_ty), mask=mask)
+        tl.store(direction_ptr + place, slope.to(direction_ptr.dtype.element_ty), mask=mask)
     return slope
 
 
-@triton.jit
+@kernel
 def projected_kernel(
-    student,
-    weight,
-    bias,
-    teacher,
-    direction,
-    columns,
-    partials,
+    student_ptr,  # [T, DS]
+    weight_ptr,  # [DT, DS]
+    bias_ptr,  # [DT], or None
+    teacher_ptr,  # [T, DT]
+    direction_ptr,  # [T, DT]
+    bias_partials_ptr,  # [tiles of rows, DT]
+    losses_ptr,  # [programs]
     tokens,
-    scale,
+    grad_scale,
     DS: tl.constexpr,
     DT: tl.constexpr,
     STUDENT_STRIDE: tl.constexpr,
@@ -81,32 +85,32 @@ def projected_kernel(
     inside, within = rows < tokens, cols < DT
     rows = rows.to(tl.int64)
     k = tl.arange(0, BLOCK_K)
-    student += rows[:, None] * STUDENT_STRIDE + k[None, :]
-    weight += cols.to(tl.int64)[None, :] * WEIGHT_STRIDE + k[:, None]
+    student_ptr += rows[:, None] * STUDENT_STRIDE + k[None, :]
+    weight_ptr += cols.to(tl.int64)[None, :] * WEIGHT_STRIDE + k[:, None]
     tile = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for first in range(0, DS, BLOCK_K):
-        s = tl.load(student + first, mask=inside[:, None] & (first + k < DS)[None, :], other=0.0)
-        w = tl.load(weight + first, mask=within[None, :] & (first + k < DS)[:, None], other=0.0)
+        s = tl.load(student_ptr + first, mask=inside[:, None] & (first + k < DS)[None, :], other=0.0)
+        w = tl.load(weight_ptr + first, mask=within[None, :] & (first + k < DS)[:, None], other=0.0)
         tile = tl.dot(s, w, tile, input_precision=PRECISION)
-    if bias is not None:
-        tile += tl.load(bias + cols, mask=within, other=0.0).to(tl.float32)[None, :]
+    if bias_ptr is not None:
+        tile += tl.load(bias_ptr + cols, mask=within, other=0.0).to(tl.float32)[None, :]
     mask = inside[:, None] & within[None, :]
-    tile -= tl.load(teacher + rows[:, None] * TEACHER_STRIDE + cols[None, :], mask=mask, other=0.0).to(
-        tl.float32
-    )
-    slope = _finish(tile, rows[:, None] * DT + cols[None, :], mask, scale, direction, partials, NEED_GRAD)
-    if NEED_GRAD and bias is not None:
-        tl.store(columns + row_tile.to(tl.int64) * DT + cols, tl.sum(slope, 0), mask=within)
+    wanted = tl.load(teacher_ptr + rows[:, None] * TEACHER_STRIDE + cols[None, :], mask=mask, other=0.0)
+    tile -= wanted.to(tl.float32)
+    place = rows[:, None] * DT + cols[None, :]
+    slope = _finish(tile, place, mask, grad_scale, direction_ptr, losses_ptr, NEED_GRAD)
+    if NEED_GRAD and bias_ptr is not None:
+        tl.store(bias_partials_ptr + row_tile.to(tl.int64) * DT + cols, tl.sum(slope, 0), mask=within)
 
 
-@triton.jit
+@kernel
 def plain_kernel(
-    student,
-    teacher,
-    direction,
-    partials,
+    student_ptr,  # [T, DT]
+    teacher_ptr,  # [T, DT]
+    direction_ptr,  # [T, DT]
+    losses_ptr,  # [programs]
     tokens,
-    scale,
+    grad_scale,
     DT: tl.constexpr,
     STUDENT_STRIDE: tl.constexpr,
     TEACHER_STRIDE: tl.constexpr,
@@ -120,10 +124,11 @@ def plain_kernel(
     cols = (tl.program_id(0) % across) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask = (rows < tokens)[:, None] & (cols < DT)[None, :]
     rows = rows.to(tl.int64)
-    s = tl.load(student + rows[:, None] * STUDENT_STRIDE + cols[None, :], mask=mask, other=0.0)
-    t = tl.load(teacher + rows[:, None] * TEACHER_STRIDE + cols[None, :], mask=mask, other=0.0)
+    s = tl.load(student_ptr + rows[:, None] * STUDENT_STRIDE + cols[None, :], mask=mask, other=0.0)
+    t = tl.load(teacher_ptr + rows[:, None] * TEACHER_STRIDE + cols[None, :], mask=mask, other=0.0)
     residual = s.to(tl.float32) - t.to(tl.float32)
-    _finish(residual, rows[:, None] * DT + cols[None, :], mask, scale, direction, partials, NEED_GRAD)
+    place = rows[:, None] * DT + cols[None, :]
+    _finish(residual, place, mask, grad_scale, direction_ptr, losses_ptr, NEED_GRAD)
 
 
 def hidden_mse(
@@ -135,8 +140,8 @@ def hidden_mse(
     need_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     tokens, width = teacher.shape
-    normaliser = 1.0 if reduction == "sum" else 1.0 / max(tokens * width, 1)
-    scale, missing = stored_size(student.dtype, 2.0 * normaliser, 1.0)
+    loss_scale = 1.0 if reduction == "sum" else 1.0 / max(tokens * width, 1)
+    grad_scale, missing_factor = stored_scale(student.dtype, 2.0 * loss_scale, 1.0)
     student, teacher, weight, bias = dense_inputs(student, teacher, weight, bias)
     if weight is None:
         block = min(WIDEST, max(16, triton.next_power_of_2(max(width, 1))))
@@ -145,8 +150,8 @@ def hidden_mse(
         meta = configuration(TABLE, student.element_size(), -(-tokens // 128) * -(-width // 128))
     down, across = -(-tokens // meta["BLOCK_M"]), -(-width // meta["BLOCK_N"])
     options: dict[str, Any] = {"dtype": torch.float32, "device": student.device}
-    partials = torch.empty(down * across, **options)
-    columns = torch.empty((down, width) if need_grad and bias is not None else (0,), **options)
+    losses = torch.empty(down * across, **options)
+    bias_partials = torch.empty((down, width) if need_grad and bias is not None else (0,), **options)
     direction = torch.empty(
         (tokens, width) if need_grad else (0,), dtype=student.dtype, device=student.device
     )
@@ -158,7 +163,9 @@ def hidden_mse(
         **meta,
     }
     if weight is None:
-        launch(plain_kernel, down * across, student, teacher, direction, partials, tokens, scale, **constants)
+        launch(
+            plain_kernel, down * across, student, teacher, direction, losses, tokens, grad_scale, **constants
+        )
     else:
         launch(
             projected_kernel,
@@ -168,14 +175,14 @@ def hidden_mse(
             bias,
             teacher,
             direction,
-            columns,
-            partials,
+            bias_partials,
+            losses,
             tokens,
-            scale,
+            grad_scale,
             DS=student.shape[1],
             WEIGHT_STRIDE=weight.stride(0),
             PRECISION=dot_precision(student),
             **constants,
         )
-    loss, factor = scaled_total(partials, normaliser, missing)
-    return loss, *gradients(student, weight, bias, direction, columns, need_grad), factor
+    loss, factor = scaled_total(losses, loss_scale, missing_factor)
+    return loss, *linear_gradients(student, weight, bias, direction, bias_partials, need_grad), factor

@@ -1,7 +1,7 @@
 """Triton kernels of pool_features: all layers in one pass, whatever the lengths of the sequences.
 
 Bytes at 32768 tokens, 768 wide, bf16: one layer 50 MB, four layers 201 MB; ``cls`` reads a row a sequence. Operations:
-two per element, so memory sets the pace. Floor on an H100 at 3.0 TB/s: 17 us a layer. Last measured: not yet measured.
+two per element, so memory sets the pace. Floor on an H100 at 3.0 TB/s: 17 us a layer.
 
 A program takes the tokens of one sequence in a block of columns. Where that leaves most of the device idle (few long
 sequences) it takes `SPLIT` of its tokens, and `finish_kernel` adds up the parts in their order. Row strides are
@@ -15,17 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton.kernels import (
-    contiguous_rows,
-    find_tile,
-    launch,
-    many,
-    multiprocessors,
-    sequence_of,
-    tile_slots,
-)
+from .._triton.launching import kernel, launch, multiprocessors
+from .._triton.packing import Packing, contiguous_rows, find_tile, sequence_of, tile_slots
 
-#: Layers that one launch takes, an argument for each; of more, each eight are mixed in float32 first.
+#: Layers that one launch takes; of more, each eight are mixed in float32 first.
 TOGETHER = 8
 #: Tokens of a program where sequences are few.
 SPLIT = 256
@@ -39,29 +32,34 @@ WIDEST, WIDEST_ROW = 128, 1024
 
 
 @triton.jit
-def _mixed(layers, weights, offsets, mask, LAYERS: tl.constexpr):
+def _mixed(layers, weights_ptr, offsets, mask, LAYERS: tl.constexpr):
     """The weighted sum of all layers in float32."""
-    mixed = tl.load(weights) * tl.load(layers[0] + offsets, mask=mask, other=0.0).to(tl.float32)
+    mixed = tl.load(weights_ptr) * tl.load(layers[0] + offsets, mask=mask, other=0.0).to(tl.float32)
     for i in tl.static_range(1, LAYERS):
-        mixed += tl.load(weights + i) * tl.load(layers[i] + offsets, mask=mask, other=0.0).to(tl.float32)
+        mixed += tl.load(weights_ptr + i) * tl.load(layers[i] + offsets, mask=mask, other=0.0).to(tl.float32)
     return mixed
 
 
-@triton.jit
+@kernel
 def mix_kernel(
-    h0, h1, h2, h3, h4, h5, h6, h7, weights, mixed, tokens,
-    LAYERS: tl.constexpr, WIDTH: tl.constexpr, STRIDE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+    layers,  # LAYERS of [T, WIDTH]
+    weights_ptr,  # [LAYERS]
+    mixed_ptr,  # [T, WIDTH]
+    tokens,
+    LAYERS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    STRIDE: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
     """The weighted sum of some of very many layers."""
     across: tl.constexpr = (WIDTH + BLOCK_D - 1) // BLOCK_D
     rows = (tl.program_id(0) // across) * BLOCK_T + tl.arange(0, BLOCK_T)
     cols = (tl.program_id(0) % across) * BLOCK_D + tl.arange(0, BLOCK_D)
     mask = (rows < tokens)[:, None] & (cols < WIDTH)[None, :]
     rows = rows.to(tl.int64)
-    x = _mixed(
-        (h0, h1, h2, h3, h4, h5, h6, h7), weights, rows[:, None] * STRIDE + cols[None, :], mask, LAYERS
-    )
-    tl.store(mixed + rows[:, None] * WIDTH + cols[None, :], x, mask=mask)
+    x = _mixed(layers, weights_ptr, rows[:, None] * STRIDE + cols[None, :], mask, LAYERS)
+    tl.store(mixed_ptr + rows[:, None] * WIDTH + cols[None, :], x, mask=mask)
 
 
 @triton.jit
@@ -82,51 +80,45 @@ def _raised(best, where, x, token):
     return tl.where(better, x, best), tl.where(better, token, where)
 
 
-@triton.jit
+@kernel
 def pool_kernel(
-    h0,
-    h1,
-    h2,
-    h3,
-    h4,
-    h5,
-    h6,
-    h7,
-    weights,
-    cu_seqlens,
-    seqused,
+    layers,  # LAYERS of [T, WIDTH]
+    weights_ptr,  # [LAYERS]
+    cu_seqlens_ptr,  # int32 [N + 1]
+    seqused_ptr,  # int32 [N], or None
     tokens,
     sequences,
-    pooled,
-    argmax,
+    pooled_ptr,  # [programs of a block of columns, WIDTH]
+    argmax_ptr,  # int32, the same; for MODE "max"
     MODE: tl.constexpr,
     LAYERS: tl.constexpr,
     WIDTH: tl.constexpr,
     STRIDE: tl.constexpr,
     SPLIT: tl.constexpr,
     PARTS: tl.constexpr,
-    MANY: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """A sequence in a block of columns, or with SPLIT that many of its tokens. PARTS are not multiplied by `scale`."""
+    packing = Packing(cu_seqlens_ptr, seqused_ptr, tokens, sequences)
     across: tl.constexpr = (WIDTH + BLOCK_D - 1) // BLOCK_D
     slot = tl.program_id(0) // across
     cols = (tl.program_id(0) % across) * BLOCK_D + tl.arange(0, BLOCK_D)
     within = cols < WIDTH
-    layers = (h0, h1, h2, h3, h4, h5, h6, h7)
     first = 0
     if SPLIT > 0:
-        _, start, length, first = find_tile(cu_seqlens, seqused, tokens, sequences, slot, SPLIT, MANY)
+        _, start, length, first = find_tile(packing, slot, SPLIT)
         stop = tl.minimum(length, first + SPLIT)
     else:
-        start, length = sequence_of(cu_seqlens, seqused, tokens, slot)
+        start, length = sequence_of(packing, slot)
         stop = length
     place = slot.to(tl.int64) * WIDTH + cols
     if MODE == "cls":
         offsets = start.to(tl.int64) * STRIDE + cols
-        x = _mixed(layers, weights, offsets, cols < tl.where(length > 0, WIDTH, 0), LAYERS)
-        tl.store(pooled + place, tl.where(length > 0, x, 0.0).to(pooled.dtype.element_ty), mask=within)
+        x = _mixed(layers, weights_ptr, offsets, cols < tl.where(length > 0, WIDTH, 0), LAYERS)
+        tl.store(
+            pooled_ptr + place, tl.where(length > 0, x, 0.0).to(pooled_ptr.dtype.element_ty), mask=within
+        )
     elif MODE == "max":
         best = tl.full((BLOCK_T, BLOCK_D), float("-inf"), tl.float32)
         where = tl.full((BLOCK_T, BLOCK_D), NO_TOKEN, tl.int32)
@@ -134,40 +126,40 @@ def pool_kernel(
             rows = row + tl.arange(0, BLOCK_T)
             mask = (rows < stop)[:, None] & within[None, :]
             offsets = (start + rows).to(tl.int64)[:, None] * STRIDE + cols[None, :]
-            x = _mixed(layers, weights, offsets, mask, LAYERS)
+            x = _mixed(layers, weights_ptr, offsets, mask, LAYERS)
             token = tl.broadcast_to((start + rows)[:, None], (BLOCK_T, BLOCK_D))
             better = mask & ((x > best) | ((x != x) & (best == best)) | (where == NO_TOKEN))
             best = tl.where(better, x, best)
             where = tl.where(better, token, where)
-        spoilt = best != best
-        any_spoilt = tl.max(spoilt.to(tl.int32), 0) > 0
-        highest = tl.max(tl.where(spoilt, float("-inf"), best), 0)
-        highest = tl.where(any_spoilt, float("nan"), highest)
-        holds = tl.where(any_spoilt[None, :], spoilt, best == highest[None, :])
+        has_nan = best != best
+        column_has_nan = tl.max(has_nan.to(tl.int32), 0) > 0
+        highest = tl.max(tl.where(has_nan, float("-inf"), best), 0)
+        highest = tl.where(column_has_nan, float("nan"), highest)
+        holds = tl.where(column_has_nan[None, :], has_nan, best == highest[None, :])
         token = tl.min(tl.where(holds, where, NO_TOKEN), 0)
         empty = stop <= first
         if not PARTS:
             highest = tl.where(empty, 0.0, highest)
-        tl.store(pooled + place, highest.to(pooled.dtype.element_ty), mask=within)
-        tl.store(argmax + place, tl.where(empty, 0, token), mask=within)
+        tl.store(pooled_ptr + place, highest.to(pooled_ptr.dtype.element_ty), mask=within)
+        tl.store(argmax_ptr + place, tl.where(empty, 0, token), mask=within)
     else:
         sums = tl.zeros((BLOCK_T, BLOCK_D), tl.float32)
         for row in range(first, stop, BLOCK_T):
             rows = row + tl.arange(0, BLOCK_T)
             mask = (rows < stop)[:, None] & within[None, :]
             offsets = (start + rows).to(tl.int64)[:, None] * STRIDE + cols[None, :]
-            x = _mixed(layers, weights, offsets, mask, LAYERS)
+            x = _mixed(layers, weights_ptr, offsets, mask, LAYERS)
             sums += tl.where(mask, x, 0.0)  # a weight that is NaN spoils no sequence without tokens
         total = tl.sum(sums, 0)
         if not PARTS:
             total *= scale(length, MODE)
-        tl.store(pooled + place, total.to(pooled.dtype.element_ty), mask=within)
+        tl.store(pooled_ptr + place, total.to(pooled_ptr.dtype.element_ty), mask=within)
 
 
 @triton.jit
 def _merged(
-    parts,
-    part_tokens,
+    parts_ptr,
+    part_tokens_ptr,
     first_part,
     count,
     length,
@@ -182,32 +174,33 @@ def _merged(
     place = first_part.to(tl.int64) * WIDTH + cols
     if MODE == "max":
         opens = within & (tl.zeros((BLOCK_D,), tl.int32) < count)
-        whole = tl.load(parts + place, mask=opens, other=0.0)
-        where = tl.load(part_tokens + place, mask=opens, other=0)
+        whole = tl.load(parts_ptr + place, mask=opens, other=0.0)
+        where = tl.load(part_tokens_ptr + place, mask=opens, other=0)
         for _ in range(1, count):
             place += WIDTH
-            x = tl.load(parts + place, mask=within, other=0.0)
-            token = tl.load(part_tokens + place, mask=within, other=0)
+            x = tl.load(parts_ptr + place, mask=within, other=0.0)
+            token = tl.load(part_tokens_ptr + place, mask=within, other=0)
             whole, where = _raised(whole, where, x, token)
     else:
         whole = tl.zeros((BLOCK_D,), tl.float32)
         for _ in range(0, count):
-            whole += tl.load(parts + place, mask=within, other=0.0)
+            whole += tl.load(parts_ptr + place, mask=within, other=0.0)
             place += WIDTH
         whole *= scale(length, MODE)
     return whole, where
 
 
-@triton.jit
+@kernel
 def finish_kernel(
-    parts,
-    part_tokens,
-    cu_seqlens,
-    seqused,
+    parts_ptr,  # [parts of all sequences, WIDTH]
+    part_tokens_ptr,  # int32, the same; for MODE "max"
+    cu_seqlens_ptr,  # int32 [N + 1]
+    seqused_ptr,  # int32 [N], or None
     tokens,
-    pooled,
-    argmax,
-    norms,
+    sequences,
+    pooled_ptr,  # [N, WIDTH]
+    argmax_ptr,  # int32 [N, WIDTH]
+    norms_ptr,  # [N]
     MODE: tl.constexpr,
     NORMALIZE: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -215,8 +208,9 @@ def finish_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """A sequence: its parts added up, and divided by the length of the whole row."""
+    packing = Packing(cu_seqlens_ptr, seqused_ptr, tokens, sequences)
     n = tl.program_id(0)
-    start, length = sequence_of(cu_seqlens, seqused, tokens, n)
+    start, length = sequence_of(packing, n)
     used = length
     if MODE == "cls":
         used = tl.minimum(length, 1)
@@ -231,34 +225,39 @@ def finish_kernel(
         for base in range(0, WIDTH, BLOCK_D):
             cols = base + tl.arange(0, BLOCK_D)
             whole, where = _merged(
-                parts, part_tokens, first_part, count, length, cols, cols < WIDTH, MODE, WIDTH, BLOCK_D
+                parts_ptr,
+                part_tokens_ptr,
+                first_part,
+                count,
+                length,
+                cols,
+                cols < WIDTH,
+                MODE,
+                WIDTH,
+                BLOCK_D,
             )
             squares += whole * whole
         norm = tl.sqrt_rn(tl.sum(squares))
         divisor = tl.where(norm < EPSILON, EPSILON, norm)
-        tl.store(norms + n, divisor)
+        tl.store(norms_ptr + n, divisor)
     for base in range(0, WIDTH, BLOCK_D):
         cols = base + tl.arange(0, BLOCK_D)
         within = cols < WIDTH
         whole, where = _merged(
-            parts, part_tokens, first_part, count, length, cols, within, MODE, WIDTH, BLOCK_D
+            parts_ptr, part_tokens_ptr, first_part, count, length, cols, within, MODE, WIDTH, BLOCK_D
         )
         if NORMALIZE:
             whole = tl.div_rn(whole, tl.broadcast_to(divisor, (BLOCK_D,)))
         place = n.to(tl.int64) * WIDTH + cols
-        tl.store(pooled + place, whole.to(pooled.dtype.element_ty), mask=within)
+        tl.store(pooled_ptr + place, whole.to(pooled_ptr.dtype.element_ty), mask=within)
         if MODE == "max":
-            tl.store(argmax + place, where, mask=within)
+            tl.store(argmax_ptr + place, where, mask=within)
 
 
 def alike(hidden: list[Tensor]) -> list[Tensor]:
     """The same layers, contiguous along a row and with one stride between rows."""
     layers = [contiguous_rows(x) for x in hidden]
     return layers if len({x.stride(0) for x in layers}) == 1 else [x.contiguous() for x in layers]
-
-
-def arguments(layers: list[Tensor]) -> list[Tensor | None]:
-    return [*layers, *(None for _ in range(TOGETHER - len(layers)))]
 
 
 def column_block(width: int, widest: int) -> int:
@@ -277,7 +276,7 @@ def _few(layers: list[Tensor], weights: Tensor) -> tuple[list[Tensor], Tensor]:
             launch(
                 mix_kernel,
                 -(-tokens // POOL["BLOCK_T"]) * -(-width // block),
-                *arguments(part),
+                tuple(part),
                 weights[i:],
                 mixed[-1],
                 tokens,
@@ -321,7 +320,7 @@ def pool_features(
     launch(
         pool_kernel,
         slots * across,
-        *arguments(layers),
+        tuple(layers),
         weights,
         cu_seqlens,
         seqused,
@@ -335,7 +334,6 @@ def pool_features(
         STRIDE=layers[0].stride(0),
         SPLIT=split,
         PARTS=parts,
-        MANY=many(sequences),
         BLOCK_D=block,
         **POOL,
     )
@@ -348,6 +346,7 @@ def pool_features(
             cu_seqlens,
             seqused,
             tokens,
+            sequences,
             pooled,
             argmax,
             norms,

@@ -19,10 +19,10 @@ def _mix64(x):
 
 
 @triton.jit
-def row_words(seed, tokens, head, heads):
+def row_words(seed_ptr, tokens, head, heads):
     """Two words of random bits for each of the queries ``tokens``, which are places in the pack."""
     row = (tokens.to(tl.int64) * heads + head).to(tl.uint64)
-    key = _mix64(tl.load(seed).to(tl.uint64) ^ _mix64(row + 0x9E3779B97F4A7C15))
+    key = _mix64(tl.load(seed_ptr).to(tl.uint64) ^ _mix64(row + 0x9E3779B97F4A7C15))
     return key.to(tl.uint32), (key >> 32).to(tl.uint32)
 
 
