@@ -1,1 +1,1 @@
-"""Models and what they compute: facts, activations, the packed call, the teacher's stream."""
+"""Models and what they compute: their plain facts, their activations, the packed call, the teacher's stream."""

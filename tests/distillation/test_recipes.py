@@ -59,7 +59,7 @@ def test_the_training_defaults_are_fields_of_the_arguments():
         ("tinybert", {"paddings": "valid"}, "has no option 'paddings'; did you mean 'padding'"),
         ("tinybert", {"qqq": 1}, "has no option 'qqq'; known: attention_weight"),
         ("tinybert", {"padding": "refrence"}, "did you mean 'reference'"),
-        ("tinybert", {"temperature": -1.0}, "temperature: wants a positive number"),
+        ("tinybert", {"temperature": -1.0}, "temperature: got -1.0, want a positive number"),
     ],
 )
 def test_unknown_words(name, options, message):
