@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from transformers.utils import ModelOutput
 
 from ..models.activations import LayerActivations, Spot
 from ..models.encoder import ActivationSource, Encoder, module_of
-from ..models.spec import EncoderSpec
 from ..models.stream import TeacherStream, as_encoder
 from .batches import packed_batch
 from .objectives import Match, Objective
@@ -45,10 +45,6 @@ class _Roles:
 
     student: Encoder
     teacher: ActivationSource | None
-
-    @property
-    def teacher_spec(self) -> EncoderSpec | None:
-        return None if self.teacher is None else self.teacher.spec
 
 
 class Distiller(nn.Module):
@@ -121,13 +117,21 @@ class Distiller(nn.Module):
             if taught_by is not None:
                 taught_by.to(example.device)
         self.progress = 0.0
-        self._hold = Hold(unreached(encoder, self._roles.teacher_spec, active))
+        self._hold = Hold(unreached(encoder, active))
         self._hold.take(module, self)
 
     @property
     def teacher(self) -> Any:
         module = self._teacher_module()
         return self._roles.teacher if module is None else module
+
+    @property
+    def config(self) -> Any:
+        """A copy of the student's configuration, for transformers' Trainer: ``parts`` are no predictions."""
+        config = copy.copy(self.student.config)
+        ignored = getattr(config, "keys_to_ignore_at_inference", ["past_key_values"])
+        config.keys_to_ignore_at_inference = [*ignored, "parts"]
+        return config
 
     def _teacher_module(self) -> nn.Module | None:
         return None if self._roles.teacher is None else module_of(self._roles.teacher)

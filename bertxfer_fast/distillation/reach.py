@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from ..models.activations import LayerActivations, PackedOutput, Spot, Tap
 from ..models.encoder import Encoder, module_of
-from ..models.spec import EncoderSpec
-from .objectives import Match, Objective
+from .objectives import Objective
 
 __all__ = ["Hold", "unreached"]
 
@@ -65,34 +64,25 @@ def _release(student: weakref.ref[nn.Module], hold: Hold) -> None:
         release_held(module)
 
 
-def unreached(
-    student: Encoder, teacher: EncoderSpec | None, objectives: Sequence[Objective]
-) -> list[nn.Parameter]:
-    """The student's parameters that require grad and cannot get one from these objectives.
+def unreached(student: Encoder, objectives: Sequence[Objective]) -> list[nn.Parameter]:
+    """The student's parameters that require grad and cannot get one from these objectives, which are bound.
 
     A copy of the student that shares its parameters runs a pack of four tokens, so the student itself sees nothing of
     it. What did not run only because these four tokens did not ask for it, such as another language's adapter, counts
     as reached. So does everything where the copy cannot run.
-
-    Args:
-        student: the encoder.
-        teacher: the facts of the teacher, whose activations are made up.
-        objectives: bound, and on the student's device.
     """
     module = module_of(student)
     assert module is not None
     parameters = [p for p in module.parameters() if p.requires_grad]
-    shared = {id(p): p for m in (module, *objectives) for p in m.parameters()}
     if not parameters:
         return []
     device = parameters[0].device
     try:
-        encoder, copies = copy.deepcopy((student, list(objectives)), shared)
+        twin = copy.deepcopy(student, {id(p): p for p in module.parameters()})
         with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
-            return _Probe(encoder, copies, teacher, device).unreached(parameters)
-    except (
-        Exception
-    ) as error:  # whatever a model of the user's making raises; its first batch will say it, too
+            return _Probe(twin, objectives, device).unreached(parameters)
+    except Exception as error:
+        # Whatever a model of the user's making raises; if it is a fault, the first batch will raise it too.
         logger.info("no parameter is held back: a pack of four tokens cannot run (%s)", error)
         return []
 
@@ -100,23 +90,21 @@ def unreached(
 class _Probe:
     """Runs a copy of the student and follows its graph."""
 
-    def __init__(
-        self, encoder: Encoder, objectives: list[Objective], teacher: EncoderSpec | None, device: torch.device
-    ) -> None:
-        self.encoder, self.objectives, self.teacher = encoder, objectives, teacher
+    def __init__(self, encoder: Encoder, objectives: Sequence[Objective], device: torch.device) -> None:
+        self.encoder, self.objectives = encoder, objectives
         module = module_of(encoder)
         assert module is not None
         self.module = module.eval()
         for part in module.modules():
             for hooks in (part._forward_hooks, part._forward_pre_hooks):
                 hooks.clear()
-        self.cu_seqlens = torch.tensor([0, 2, 4], dtype=torch.int32, device=device)
+        cu_seqlens = torch.tensor([0, 2, 4], dtype=torch.int32, device=device)
         vocabulary = encoder.spec.vocab_size or 1
         self.batch = {
             "input_ids": torch.arange(4, device=device)[None] % vocabulary,
             "position_ids": torch.tensor([[0, 1, 0, 1]], device=device),
-            "cu_seq_lens_q": self.cu_seqlens,
-            "cu_seq_lens_k": self.cu_seqlens,
+            "cu_seq_lens_q": cu_seqlens,
+            "cu_seq_lens_k": cu_seqlens,
             "max_length_q": 2,
             "max_length_k": 2,
         }
@@ -128,14 +116,16 @@ class _Probe:
             part.register_forward_pre_hook(lambda module, _: entered.add(module))
             part.register_forward_hook(lambda module, _args, _out: finished.add(module))
         seen, _ = self._run({match.student for o in self.objectives for match in o.matches}, stop=True)
-        reached = _leaves([t for o in self.objectives for m in o.matches for t in self._loss(o, m, seen)])
+        read = [_tensors(seen[match.student], o.reads) for o in self.objectives for match in o.matches]
+        reached = _leaves([tensor for tensors in read for tensor in tensors])
         if self.encoder is self.module:  # it ran through `run`, not through its forward
             finished.add(self.module)
         ran = {id(p) for part in entered for p in part.parameters(recurse=False)}
         inside = {id(p) for part in finished for p in part.parameters()}
         seen, output = self._run(self._all_spots(), stop=False)
-        everything = [t for activations in seen.values() for t in _tensors(activations)]
-        reachable = _leaves([*everything, *_floats(output.last_hidden_state, output.logits)])
+        everything = [t for activations in seen.values() for t in _tensors(activations, None)]
+        outputs = (output.last_hidden_state, output.logits)
+        reachable = _leaves([*everything, *(t for t in outputs if t is not None)])
         return [
             p
             for p in parameters
@@ -157,24 +147,6 @@ class _Probe:
 
         return seen, self.encoder.run(self.batch, tap_of(spots, keep, stop=stop))
 
-    def _loss(self, objective: Objective, match: Match, seen: dict[Spot, LayerActivations]) -> list[Tensor]:
-        """What a match looks at. Labels are not made up: those who read them read all of the logits."""
-        student = seen[match.student]
-        if match.teacher is None or match.labels or self.teacher is None:
-            return _tensors(student)
-        return [objective(student, self._made_up(match.teacher, self.teacher, _tensors(student)[0]))]
-
-    def _made_up(self, spot: Spot, teacher: EncoderSpec, like: Tensor) -> LayerActivations:
-        place, index = spot
-        tokens, sequences = 4, 2
-        shapes: dict[str, dict[str, tuple[int, ...]]] = {
-            "hidden": {"hidden": (tokens, teacher.hidden_size)},
-            "logits": {"logits": (sequences if teacher.head == "sequence" else tokens, teacher.num_labels)},
-            "attention": dict.fromkeys("qkv", (tokens, teacher.num_heads or 0, teacher.head_dim or 0)),
-        }
-        tensors: dict[str, Any] = {name: like.new_ones(shape) for name, shape in shapes[place].items()}
-        return LayerActivations(place, index, self.cu_seqlens, 2, **tensors)
-
 
 def tap_of(spots: Iterable[Spot], sink: Callable[[LayerActivations], None], *, stop: bool) -> Tap:
     """A tap that wants these spots."""
@@ -185,12 +157,9 @@ def tap_of(spots: Iterable[Spot], sink: Callable[[LayerActivations], None], *, s
     return Tap(sink, attention, hidden, ("logits", 0) in wanted, stop)
 
 
-def _tensors(activations: LayerActivations) -> list[Tensor]:
-    return _floats(activations.q, activations.k, activations.v, activations.hidden, activations.logits)
-
-
-def _floats(*tensors: Tensor | None) -> list[Tensor]:
-    return [t for t in tensors if t is not None]
+def _tensors(activations: LayerActivations, names: tuple[str, ...] | None) -> list[Tensor]:
+    found = (getattr(activations, name) for name in names or ("q", "k", "v", "hidden", "logits"))
+    return [tensor for tensor in found if tensor is not None]
 
 
 def _leaves(roots: Iterable[Tensor]) -> set[int]:

@@ -33,15 +33,6 @@ class Registry(Generic[Entry]):
             raise ValueError(f"{self.what}: got {name!r} twice, want each name once")
         return entry
 
-    def remove(self, name: str) -> None:
-        """Forget an entry.
-
-        Raises:
-            ValueError: there is none of that name.
-        """
-        self.get(name)
-        del self._entries[name]
-
     def get(self, name: str) -> Entry:
         """The entry of that name.
 
@@ -49,7 +40,7 @@ class Registry(Generic[Entry]):
             ValueError: there is none; the message names the nearest one.
         """
         if name not in self._entries:
-            raise ValueError(f"unknown {self.what} {name!r}{did_you_mean(name, self._entries)}")
+            raise ValueError(f"{self.what}: got {name!r}, want a known one{did_you_mean(name, self._entries)}")
         return self._entries[name]
 
     def names(self) -> list[str]:

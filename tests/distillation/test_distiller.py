@@ -16,7 +16,15 @@ from torch.utils._pytree import tree_leaves
 from bertxfer_fast import ops
 from bertxfer_fast.distillation import recipes
 from bertxfer_fast.distillation.distiller import Distiller, check_tokenizers
-from bertxfer_fast.distillation.objectives import AttentionMaps, AttentionScores, HiddenStates, Labels, Logits
+from bertxfer_fast.distillation.objectives import (
+    AttentionMaps,
+    AttentionScores,
+    HiddenStates,
+    Labels,
+    Logits,
+    Match,
+    Objective,
+)
 from bertxfer_fast.models.hf.encoder import PackedModel
 from bertxfer_fast.models.stream import TeacherStream
 from tests.tiny import LENGTHS, pack_padded, packed_batch, padded_batch, tiny_bert, tiny_pair
@@ -555,3 +563,58 @@ def test_tokenizers_are_compared():
             teacher_tokenizer=same,
             student_tokenizer=Tokenizer(vocab={}, lower=True),
         )
+
+
+# What counts, and what is declared
+
+
+def test_an_objective_of_weight_0_checks_nothing_and_costs_nothing():
+    """Other head counts: attention is left out, hidden states are distilled all the same."""
+    teacher, student = tiny_bert(4, 16, 4, seed=1), tiny_bert(2, 12, 2, seed=2)
+    calls: list[int] = []
+    objectives = stage("intermediate", attention_weight=0)
+    objectives[0].register_forward_hook(lambda *_: calls.append(1))
+    output = Distiller(teacher, student, objectives)(**packed_batch())
+    hidden = Distiller(teacher, student, [objectives[1]])(**packed_batch())
+    assert list(output.parts) == ["hidden_states"] and not calls
+    assert torch.equal(output.loss, hidden.loss)
+    with pytest.raises(ValueError, match=r"got \['labels'\], want at least one with a weight above 0"):
+        Distiller(None, student, [Labels(weight=0)])
+
+
+class RightTeacher(Objective):
+    """The teacher's logits where the teacher is right, and hidden states of both: declared, not asked by type."""
+
+    default_name = "right_teacher"
+    place = "logits"
+
+    @property
+    def matches(self):
+        return (
+            Match(("logits", 0), ("logits", 0), labels=True),
+            Match(("hidden", 1), ("hidden", 3)),
+            Match(("hidden", 2)),
+        )
+
+    def forward(self, student, teacher=None, labels=None):
+        if teacher is None:
+            return student.hidden.square().mean()
+        if labels is None:
+            return (student.hidden.mean() - teacher.hidden.mean()).square()
+        right = teacher.logits.argmax(-1) == labels
+        return (student.logits - teacher.logits)[right].square().sum()
+
+
+def test_an_objective_gets_what_it_declares():
+    teacher, student = tiny_pair()
+    batch = packed_batch(labels="class")
+    output = Distiller(teacher, student, [RightTeacher()])(**batch)
+    s, t = (PackedModel(model).run(batch) for model in (student, teacher))
+    seen: list[torch.Tensor] = []
+    TeacherStream(teacher, hidden=[3]).stream(batch, lambda a: seen.append(a.hidden))
+    TeacherStream(student, hidden=[1, 2]).stream(batch, lambda a: seen.append(a.hidden))
+    right = t.logits.argmax(-1) == batch["labels"]
+    assert 0 < right.sum() < len(right)
+    expected = (s.logits - t.logits)[right].square().sum()
+    expected = expected + (seen[1].mean() - seen[0].mean()).square() + seen[2].square().mean()
+    torch.testing.assert_close(output.loss, expected)

@@ -25,6 +25,7 @@ class AttentionMaps(Objective):
     """
 
     place = "attention"
+    reads = ("q", "k")
     default_name = "attention_maps"
 
     def __init__(

@@ -28,6 +28,7 @@ class AttentionScores(Objective):
     """
 
     place = "attention"
+    reads = ("q", "k")
     default_name = "attention_scores"
 
     def __init__(

@@ -77,6 +77,7 @@ class Objective(nn.Module):
         default_name: its name in the registry, and that of its value.
         needs_teacher: whether a match takes the teacher's activations.
         needs_labels: whether a match takes the labels.
+        reads: the tensors of the student's activations that it reads, ``("q", "k")``; None: all of them.
         pairs: the indices of ``place`` that are matched, (student, teacher), once it is bound.
 
     Raises:
@@ -87,6 +88,7 @@ class Objective(nn.Module):
     default_name: ClassVar[str]
     needs_teacher: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
+    reads: ClassVar[tuple[str, ...] | None] = None
 
     def __init__(
         self,
