@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -12,16 +13,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
-from ..data.packing import pack
-from ..models.activations import LayerActivations, Tap
-from ..models.hf.encoder import PackedModel
-from ..models.stream import TeacherStream
-from .objectives import Labels, Objective
+from ..models.activations import LayerActivations, Spot
+from ..models.encoder import ActivationSource, Encoder, module_of
+from ..models.stream import TeacherStream, as_encoder
+from .batches import packed_batch
+from .objectives import Match, Objective
+from .reach import Hold, release_held, tap_of, unreached
+from .tokenizers import check_tokenizers
 
 __all__ = ["Distiller", "DistillerOutput", "check_tokenizers"]
-
-# Text whose tokens differ when two tokenizers fold case, accents or spaces differently.
-_PROBE = "Ünïted  States: it's 3.14% re-read, naïvely!"
 
 
 @dataclass
@@ -39,21 +39,34 @@ class DistillerOutput(ModelOutput):
     parts: dict[str, Tensor] | None = None
 
 
+@dataclass
+class _Roles:
+    """The models in their roles. Not a module, so that none of them is registered twice."""
+
+    student: Encoder
+    teacher: ActivationSource | None
+
+
 class Distiller(nn.Module):
     """Trains ``student`` to do what ``objectives`` ask of it, with ``teacher`` streaming its activations into them.
 
     Its parameters are the student's and those of the objectives (learned projections). The teacher is not among
-    parameters, modules or ``state_dict``; it follows ``.to()``, stays in eval mode and runs under no_grad, and only as
-    far as some objective looks. The student, too, is left early while training when no objective wants its logits.
+    parameters, modules or ``state_dict``; it follows ``.to()`` and runs in eval mode under no_grad, only as
+    far as some objective looks. The student, too, is left early while training when no objective wants its logits; its
+    parameters that no objective reaches do not require grad as long as the Distiller lives and has not `release`-d it.
 
     Args:
-        teacher: a transformers encoder or `PackedModel`; None if no objective needs one.
-        student: a transformers encoder or `PackedModel`. Its own forward is unchanged, it saves as it was.
-        objectives: at least one, with names of their own.
-        teacher_tokenizer, student_tokenizer: if both are given they are compared, see `check_tokenizers`.
+        teacher: a transformers encoder, an `Encoder`, or an `ActivationSource`; None if no objective needs one.
+        student: a transformers encoder, or an `Encoder` that is an ``nn.Module``. Its own forward is unchanged, it
+            saves as it was.
+        objectives: at least one with a weight above 0, with names of their own.
+        teacher_tokenizer: the tokenizer of the teacher's text; if both are given they are compared, see
+            `check_tokenizers`.
+        student_tokenizer: the tokenizer of the student's text.
 
     Attributes:
-        student, teacher: the transformers models.
+        student: the student's module: the transformers model, or the Encoder itself.
+        teacher: the teacher's module in the same way, or the ActivationSource where it has none.
         objectives: ``nn.ModuleList``.
         progress: training progress 0..1, read by weight schedules; whoever trains sets it.
 
@@ -63,12 +76,15 @@ class Distiller(nn.Module):
         TypeError: something that is not a model or an objective.
     """
 
+    #: Read by transformers' Trainer, which then divides our loss, a mean over the micro-batch, when it accumulates.
+    accepts_loss_kwargs = False
+
     objectives: nn.ModuleList
 
     def __init__(
         self,
-        teacher: PreTrainedModel | PackedModel | None,
-        student: PreTrainedModel | PackedModel,
+        teacher: PreTrainedModel | Encoder | ActivationSource | None,
+        student: PreTrainedModel | Encoder,
         objectives: Iterable[Objective],
         *,
         teacher_tokenizer: PreTrainedTokenizerBase | None = None,
@@ -77,196 +93,240 @@ class Distiller(nn.Module):
         super().__init__()
         objectives = list(objectives)
         _check_objectives(objectives)
-        self._packed_student = _packed("student", student)
-        self._packed_teacher = None if teacher is None else _packed("teacher", teacher)
+        encoder = as_encoder(student, "student")
+        module = module_of(encoder)
+        if module is None:
+            raise TypeError(f"student: got {type(student).__name__}, want an Encoder that is an nn.Module")
+        if teacher is not None and not isinstance(teacher, ActivationSource):
+            teacher = as_encoder(teacher, "teacher")
         if teacher_tokenizer is not None and student_tokenizer is not None:
             check_tokenizers(teacher_tokenizer, student_tokenizer)
-        self._check_models(any(o.needs_teacher for o in objectives))
-        for objective in objectives:
-            teacher_facts = None if self._packed_teacher is None else self._packed_teacher.facts
-            objective.bind(self._packed_student.facts, teacher_facts)
-        self.student: PreTrainedModel = self._packed_student.model
+        active = [objective for objective in objectives if objective.weight > 0]
+        if any(objective.needs_teacher for objective in active):
+            _check_models(teacher, encoder)
+        for objective in active:
+            objective.bind(encoder.spec, None if teacher is None else teacher.spec)
+        release_held(module)
+        self._roles = _Roles(encoder, _source(teacher, active))
+        self.student: Any = module
         self.objectives = nn.ModuleList(objectives)
-        self.objectives.to(device=self.student.device, dtype=self.student.dtype)
+        example = next((p for p in module.parameters() if p.is_floating_point()), None)
+        if example is not None:
+            self.objectives.to(device=example.device, dtype=example.dtype)
+            taught_by = self._teacher_module()
+            if taught_by is not None:
+                taught_by.to(example.device)
         self.progress = 0.0
-        self._stream = self._make_stream()
-        if self._packed_teacher is not None:
-            self._packed_teacher.model.eval().to(self.student.device)
+        self._hold = Hold(unreached(encoder, active))
+        self._hold.take(module, self)
 
     @property
-    def teacher(self) -> PreTrainedModel | None:
-        return None if self._packed_teacher is None else self._packed_teacher.model
+    def teacher(self) -> Any:
+        module = self._teacher_module()
+        return self._roles.teacher if module is None else module
 
-    def _objectives(self) -> list[Objective]:
-        return cast("list[Objective]", list(self.objectives))
+    @property
+    def config(self) -> Any:
+        """A copy of the student's configuration, for transformers' Trainer: ``parts`` are no predictions."""
+        config = copy.copy(self.student.config)
+        ignored = getattr(config, "keys_to_ignore_at_inference", ["past_key_values"])
+        config.keys_to_ignore_at_inference = [*ignored, "parts"]
+        return config
 
-    def forward(self, **batch: Any) -> DistillerOutput:
-        """Loss of one batch.
+    def _teacher_module(self) -> nn.Module | None:
+        return None if self._roles.teacher is None else module_of(self._roles.teacher)
+
+    def _active(self) -> list[Objective]:
+        """The objectives that count."""
+        return [o for o in cast("Iterable[Objective]", self.objectives) if o.weight > 0]
+
+    def release(self) -> None:
+        """Give the student back: its parameters require grad as before, until the Distiller is called again."""
+        release_held(self.student)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        return_loss: bool | None = True,
+        **batch: Any,
+    ) -> DistillerOutput:
+        """Loss of one batch, packed or ordinary. An ordinary one is packed first.
 
         Args:
-            **batch: a packed batch (``input_ids [1, T]``, ``cu_seq_lens_q``, ...; see `PackedModel`), or an
-                ordinary one (``input_ids [B, L]``, ``attention_mask``), which is packed first. ``labels`` where an
-                objective wants them.
+            input_ids: ``[1, T]``, packed, with ``cu_seq_lens_q`` beside it (see `PackedModel`); or ``[B, L]``.
+            attention_mask: of an ordinary batch, ``[B, L]``, nonzero = token; left out, every token counts.
+            token_type_ids: as ``input_ids``.
+            labels: where an objective wants them, one (or one row) per sequence or per token.
+            return_loss: False: the student's logits alone, without teacher and objectives.
+            **batch: the rest of a packed batch; further inputs that a model's forward takes (``bbox``), with one
+                value or row per token.
 
         Raises:
-            ValueError: a bad batch, or labels missing where they are wanted.
+            ValueError: a bad batch, an input that no model takes, or labels missing where they are wanted.
         """
-        packed = self._pack(batch)
-        student: dict[tuple[str, int], LayerActivations] = {}
-        logits = self._run_student(packed, student)
+        named = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        packed = self._pack({**named, "labels": labels, **batch})
+        self._hold.take(self.student, self)
+        if return_loss is False:
+            return DistillerOutput(logits=self._run_student(packed, (), {}, logits=True))
+        matches = [(objective, match) for objective in self._active() for match in objective.matches]
+        student: dict[Spot, LayerActivations] = {}
+        # While evaluating, the logits are wanted for the metrics too.
+        metrics = not self.training and "labels" in packed
+        logits = self._run_student(packed, {match.student for _, match in matches}, student, logits=metrics)
         values: dict[str, Tensor] = {}
 
-        def add(objective: Objective, value: Tensor) -> None:
-            value = value.float()
+        def compare(objective: Objective, match: Match, *teacher: LayerActivations) -> None:
+            wanted = (_labels(objective, packed),) if match.labels else ()
+            value = objective(_of_student(student, match), *teacher, *wanted).float()
             values[objective.name] = values[objective.name] + value if objective.name in values else value
 
-        self._run_teacher(packed, student, add)
-        for objective in self._objectives():
-            if isinstance(objective, Labels):
-                add(objective, objective(student["logits", 0], _labels(objective, packed)))
-        loss = torch.stack([o.weight_at(self.progress) * values[o.name] for o in self._objectives()]).sum()
-        parts = {o.name: values[o.name].detach() for o in self._objectives()}
-        return DistillerOutput(loss=loss, logits=None if logits is None else logits.detach(), parts=parts)
+        self._run_teacher(packed, matches, compare)
+        for objective, match in matches:
+            if match.teacher is None:
+                compare(objective, match)
+        active = self._active()
+        loss = torch.stack([o.weight_at(self.progress) * values[o.name] for o in active]).sum()
+        parts = {o.name: values[o.name].detach() for o in active}
+        return DistillerOutput(loss=loss, logits=logits, parts=parts)
 
     def _run_student(
-        self, batch: Mapping[str, Any], into: dict[tuple[str, int], LayerActivations]
+        self,
+        batch: Mapping[str, Any],
+        spots: Iterable[Spot],
+        into: dict[Spot, LayerActivations],
+        *,
+        logits: bool,
     ) -> Tensor | None:
         """Run the student and keep what objectives want of it, with its graph. Returns the logits, if computed."""
-        wanted: dict[str, set[int]] = defaultdict(set)
-        for objective in self._objectives():
-            wanted[objective.place].update(s for s, _ in objective.pairs)
-        # While evaluating, the logits are wanted for the metrics too.
-        metrics = not self.training and "labels" in batch and self._packed_student.facts.head is not None
-        with_logits = bool(wanted["logits"]) or metrics
+        spots = set(spots)
+        if logits and self._roles.student.spec.head is not None:
+            spots.add(("logits", 0))
 
         def keep(activations: LayerActivations) -> None:
-            into[activations.kind, activations.index] = activations
+            into[activations.spot] = activations
 
-        tap = Tap(keep, frozenset(wanted["attention"]), frozenset(wanted["hidden"]), with_logits, stop=True)
-        self._packed_student(batch, tap)
-        return into["logits", 0].logits if with_logits else None
+        self._roles.student.run(batch, tap_of(spots, keep, stop=True))
+        computed = into["logits", 0].logits if ("logits", 0) in into else None
+        return None if computed is None else computed.detach()
 
     def _run_teacher(
         self,
         batch: Mapping[str, Any],
-        student: Mapping[tuple[str, int], LayerActivations],
-        add: Callable[[Objective, Tensor], None],
+        matches: list[tuple[Objective, Match]],
+        compare: Callable[..., None],
     ) -> None:
         """Stream the teacher: each of its tensors meets the student's, turns into a loss and is let go."""
-        if self._stream is None:
+        waiting: dict[Spot, list[tuple[Objective, Match]]] = defaultdict(list)
+        for objective, match in matches:
+            if match.teacher is not None:
+                waiting[match.teacher].append((objective, match))
+        if not waiting or self._roles.teacher is None:
             return
-        matches: dict[tuple[str, int], list[tuple[Objective, int]]] = defaultdict(list)
-        for objective in self._objectives():
-            if objective.needs_teacher:
-                for s, t in objective.pairs:
-                    matches[objective.place, t].append((objective, s))
 
         def sink(teacher: LayerActivations) -> None:
-            for objective, s in matches[teacher.kind, teacher.index]:
-                add(objective, objective(student[objective.place, s], teacher))
+            for objective, match in waiting.pop(teacher.spot, ()):
+                compare(objective, match, teacher)
 
-        self._stream.run(batch, sink)
+        self._roles.teacher.stream(batch, sink)
+        for place, index in waiting:
+            raise ValueError(f"teacher: got no {place} {index} from {self._roles.teacher.spec.name}, want it")
 
-    def _make_stream(self) -> TeacherStream | None:
-        wanted: dict[str, set[int]] = defaultdict(set)
-        for objective in self._objectives():
-            if objective.needs_teacher:
-                wanted[objective.place].update(t for _, t in objective.pairs)
-        if self._packed_teacher is None or not wanted:
-            return None
-        return TeacherStream(
-            self._packed_teacher,
-            attention=wanted["attention"],
-            hidden=wanted["hidden"],
-            logits=bool(wanted["logits"]),
+    def _pack(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        teacher = self._roles.teacher
+        models: list[Any] = [self._roles.student]
+        if teacher is not None:
+            models.append(getattr(teacher, "encoder", teacher))
+        inputs = [getattr(model, "inputs", None) for model in models]
+        return packed_batch(
+            batch,
+            inputs=frozenset().union(*(names for names in inputs if names is not None)),
+            open_ended=None in inputs,
+            token_labels=self._roles.student.spec.head == "token",
         )
 
-    def _check_models(self, teacher_needed: bool) -> None:
-        if not teacher_needed:
-            return
-        if self._packed_teacher is None:
-            raise ValueError("teacher: wants a model, got None although an objective needs it")
-        if self._packed_teacher.model is self._packed_student.model:
-            raise ValueError("teacher: got the student itself; wants another model (copy.deepcopy gives one)")
-        sizes = self._packed_teacher.facts.vocab_size, self._packed_student.facts.vocab_size
-        if sizes[0] != sizes[1]:
-            raise ValueError(
-                f"student: wants the teacher's vocabulary, both read the same tokens; got vocab_size {sizes[1]} "
-                f"for the student and {sizes[0]} for the teacher"
-            )
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As of any module, but a parameter with several names (tied weights) is there once, under its first."""
+        state = super().state_dict(*args, **kwargs)
+        prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
+        for tied in self._tied_names():
+            state.pop(prefix + tied, None)
+        return state
 
-    def _pack(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """An ordinary padded batch packed; a packed one as it is."""
-        if "cu_seq_lens_q" in batch or not isinstance(batch.get("input_ids"), Tensor):
-            return batch
-        ids = batch["input_ids"]
-        if ids.ndim != 2:
-            raise ValueError(
-                f"input_ids: wants [B, L], or packed [1, T] with cu_seq_lens_q; got {tuple(ids.shape)}"
-            )
-        mask = batch.get("attention_mask")
-        mask = torch.ones_like(ids) if mask is None else mask
-        packed: dict[str, Any] = {}
-        for name in ("input_ids", "token_type_ids"):
-            if batch.get(name) is not None:
-                tokens, cu_seqlens, longest = pack(batch[name], mask)
-                packed[name] = tokens.unsqueeze(0)
-                packed["cu_seq_lens_q"], packed["max_length_q"] = cu_seqlens, longest
-        labels = batch.get("labels")
-        if labels is not None:
-            of_tokens = self._packed_student.facts.head == "token" and labels.shape == ids.shape
-            packed["labels"] = pack(labels, mask)[0].unsqueeze(0) if of_tokens else labels
-        return packed
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        for tied, first in self._tied_names().items():
+            if prefix + first in state_dict:
+                state_dict.setdefault(prefix + tied, state_dict[prefix + first])
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _tied_names(self) -> dict[str, str]:
+        """Every further name of a parameter -> its first one."""
+        first: dict[int, str] = {}
+        names = ((first.setdefault(id(p), n), n) for n, p in self.named_parameters(remove_duplicate=False))
+        return {name: known for known, name in names if name != known}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:
         """``.to()``, ``.cuda()``, ``.half()``...: the teacher goes along although it is not a submodule."""
         super()._apply(fn, recurse)
-        if self.teacher is not None:
-            self.teacher._apply(fn)
+        teacher = self._teacher_module()
+        if teacher is not None:
+            teacher._apply(fn)
         return self
 
 
-def check_tokenizers(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> None:
-    """Raise ValueError unless two tokenizers give the same ids: same vocabulary, same ids for a probe text."""
-    vocabularies = teacher.get_vocab(), student.get_vocab()
-    if vocabularies[0] != vocabularies[1]:
-        differing = min(token for token, _ in vocabularies[0].items() ^ vocabularies[1].items())
-        ids = [vocabulary.get(differing) for vocabulary in vocabularies]
-        raise ValueError(
-            f"student_tokenizer: wants the teacher's vocabulary ({len(vocabularies[0])} tokens), got "
-            f"{len(vocabularies[1])} tokens; {differing!r} is {ids[0]} for the teacher and {ids[1]} for the student"
-        )
-    probes = teacher(_PROBE)["input_ids"], student(_PROBE)["input_ids"]
-    if list(probes[0]) != list(probes[1]):
-        raise ValueError(
-            "student_tokenizer: same vocabulary as the teacher's, but it cuts text differently (case, accents "
-            f"or special tokens); {_PROBE!r} gives {list(probes[0])} for the teacher and {list(probes[1])}"
-        )
+def _source(
+    teacher: Encoder | ActivationSource | None, objectives: Iterable[Objective]
+) -> ActivationSource | None:
+    """The teacher as a source of what the objectives match."""
+    if teacher is None or isinstance(teacher, ActivationSource):
+        return teacher
+    spots = {match.teacher for objective in objectives for match in objective.matches} - {None}
+    attention, hidden = ([i for place, i in spots if place == kind] for kind in ("attention", "hidden"))  # type: ignore[misc]
+    return TeacherStream(teacher, attention=attention, hidden=hidden, logits=("logits", 0) in spots)
 
 
-def _packed(role: str, model: PreTrainedModel | PackedModel) -> PackedModel:
-    if isinstance(model, PackedModel):
-        return model
-    if not isinstance(model, PreTrainedModel):
-        raise TypeError(
-            f"{role}: wants a transformers PreTrainedModel or a PackedModel, got {type(model).__name__}"
+def _check_models(teacher: Encoder | ActivationSource | None, student: Encoder) -> None:
+    if teacher is None:
+        raise ValueError("teacher: got None, want a model: an objective needs it")
+    if module_of(teacher) is module_of(student):
+        raise ValueError("teacher: got the student itself, want another model (copy.deepcopy gives one)")
+    sizes = teacher.spec.vocab_size, student.spec.vocab_size
+    if None not in sizes and sizes[0] != sizes[1]:
+        raise ValueError(
+            f"student: got vocab_size {sizes[1]} and {sizes[0]} of the teacher, want the teacher's vocabulary: both "
+            "read the same tokens"
         )
-    return PackedModel(model)
 
 
 def _check_objectives(objectives: list[Objective]) -> None:
     for objective in objectives:
         if not isinstance(objective, Objective):
-            raise TypeError(f"objectives: wants Objective instances, got {type(objective).__name__}")
-    if not objectives:
-        raise ValueError("objectives: wants at least one, got none")
+            raise TypeError(f"objectives: got {type(objective).__name__}, want Objective instances")
+    if not any(objective.weight > 0 for objective in objectives):
+        raise ValueError(
+            f"objectives: got {[objective.name for objective in objectives]}, want at least one with a weight above 0"
+        )
     repeated = [name for name, count in Counter(o.name for o in objectives).items() if count > 1]
     if repeated:
-        raise ValueError(f"objectives: {repeated[0]!r} is there more than once; give each its own name=")
+        raise ValueError(f"objectives: got {repeated[0]!r} more than once, want names of their own (name=)")
 
 
-def _labels(objective: Labels, batch: Mapping[str, Any]) -> Tensor:
+def _of_student(student: Mapping[Spot, LayerActivations], match: Match) -> LayerActivations:
+    if match.student not in student:
+        place, index = match.student
+        raise ValueError(f"student: got no {place} {index} from its run, want it: an objective matches it")
+    return student[match.student]
+
+
+def _labels(objective: Objective, batch: Mapping[str, Any]) -> Tensor:
     labels = batch.get("labels")
     if not isinstance(labels, Tensor):
-        raise ValueError(f"labels: objective {objective.name!r} wants them, the batch has {sorted(batch)}")
+        raise ValueError(
+            f"labels: got a batch of {sorted(batch)}, want labels for objective {objective.name!r}"
+        )
     return labels

@@ -6,6 +6,7 @@ pooled in one pass and dropped; nothing is kept but the pooled rows.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -16,19 +17,22 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
-from ..data.batches import device_of, inference, packed_batches
+from ..data.batches import device_of, packed_batches
 from ..data.encoding import sequence_lengths
 from ..data.packing import PackingCollator
 from ..models.activations import LayerActivations
-from ..models.hf.encoder import PackedModel
 from ..models.hf.loading import load_tokenizer, model_folder
+from ..models.spec import EncoderSpec
 from ..models.stream import TeacherStream
 from ..ops import pool_features
+from ..ops.pool_features import MODES
 
-MODES = ("mean", "cls", "max", "mean_sqrt")
 OUTPUT_SUFFIXES = (".npy", ".safetensors", ".csv")
 
 _INPUTS = ("input_ids", "token_type_ids")
+
+# A tokenizer sets its truncation for each call and refuses while another thread reads it.
+_tokenizing = threading.Lock()
 
 
 class FeatureExtractor:
@@ -36,7 +40,7 @@ class FeatureExtractor:
 
     Args:
         model: a transformers encoder (bare or with a head; a head is ignored), or a directory to load one from.
-            A model passed in is switched to eval mode for each call and left as it was.
+            A model passed in runs in eval mode and is left as it was.
         tokenizer: the model's tokenizer; by default loaded from the directory. Not needed for `extract_ids`.
         layers: hidden states to pool: 0 is the embeddings' output, i the output of layer i, negative counts from
             the end (-1 is the last layer). Duplicates are an error.
@@ -47,6 +51,8 @@ class FeatureExtractor:
         tokens_per_batch: tokens in a packed batch; memory grows with it, results do not depend on it beyond
             rounding.
         device: where to run; by default where the model is (a loaded one: CUDA if there is one).
+
+    Several threads may extract with one extractor, and it can be copied and pickled.
 
     Raises:
         ValueError: a layer the model does not have, an unknown mode, a wrong number of layer weights, a
@@ -75,21 +81,23 @@ class FeatureExtractor:
             torch.nn.Module.to(model, device)
         self.model = model
         self.tokenizer = tokenizer
-        facts = PackedModel(self.model).facts
-        self.layers = _resolve_layers(layers, facts.num_layers)
+        spec = EncoderSpec.of(self.model)
+        self.layers = _resolve_layers(layers, spec.num_layers)
         if mode not in MODES:
-            raise ValueError(f"mode: wants one of {', '.join(MODES)}, got {mode!r}")
+            raise ValueError(f"mode: got {mode!r}, want one of {', '.join(MODES)}")
         if layer_weights is not None and len(layer_weights) != len(self.layers):
-            raise ValueError(f"layer_weights: wants {len(self.layers)} numbers, got {len(layer_weights)}")
+            raise ValueError(f"layer_weights: got {len(layer_weights)}, want {len(self.layers)} numbers")
         if tokens_per_batch < 1:
-            raise ValueError(f"tokens_per_batch: wants 1 or more, got {tokens_per_batch}")
-        limit = facts.max_positions
+            raise ValueError(f"tokens_per_batch: got {tokens_per_batch}, want 1 or more")
+        limit = spec.max_positions
         if max_length is not None and limit is not None and max_length > limit:
-            raise ValueError(f"max_length: {facts.name} has {limit} positions, got {max_length}")
+            raise ValueError(
+                f"max_length: got {max_length}, want at most the {limit} positions of {spec.name}"
+            )
         self.max_length = max_length if max_length is not None else limit
         self.mode, self.normalize, self.layer_weights = mode, normalize, layer_weights
         self.tokens_per_batch = tokens_per_batch
-        self.dim = facts.hidden_size
+        self.dim = spec.hidden_size
         self._stream = TeacherStream(self.model, hidden=self.layers)
 
     def extract(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tensor:
@@ -103,21 +111,22 @@ class FeatureExtractor:
             ValueError: no tokenizer, or `pairs` of another length.
         """
         if self.tokenizer is None:
-            raise ValueError("tokenizer: needed to read text; pass one or use extract_ids")
+            raise ValueError("tokenizer: got None, want one to read text (or use extract_ids)")
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise TypeError("texts: wants a sequence of strings")
+            raise TypeError(f"texts: got {type(texts).__name__}, want a sequence of strings")
         if pairs is not None and len(pairs) != len(texts):
-            raise ValueError(f"pairs: wants {len(texts)} texts, got {len(pairs)}")
+            raise ValueError(f"pairs: got {len(pairs)}, want {len(texts)} texts")
         if not len(texts):
             return torch.zeros(0, self.dim)
-        encoded = self.tokenizer(
-            list(texts),
-            None if pairs is None else list(pairs),
-            truncation=self.max_length is not None,
-            max_length=self.max_length,
-            padding=False,
-            return_attention_mask=False,
-        )
+        with _tokenizing:
+            encoded = self.tokenizer(
+                list(texts),
+                None if pairs is None else list(pairs),
+                truncation=self.max_length is not None,
+                max_length=self.max_length,
+                padding=False,
+                return_attention_mask=False,
+            )
         names = [name for name in _INPUTS if name in encoded]
         return self.extract_ids([{name: encoded[name][i] for name in names} for i in range(len(texts))])
 
@@ -132,7 +141,7 @@ class FeatureExtractor:
         # Longest first: not for padding (there is none) but so that batches cost alike.
         order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
         budget, device = self.tokens_per_batch, device_of(self.model)
-        with inference(self.model):
+        with torch.no_grad():
             for indices, batch in packed_batches(features, budget, device, _collate, order):
                 rows[indices] = self._pool(batch).float().cpu()
         return rows
@@ -145,7 +154,7 @@ class FeatureExtractor:
             assert seen.hidden is not None
             hidden[seen.index] = seen.hidden
 
-        self._stream.run(batch, keep)
+        self._stream.stream(batch, keep)
         return pool_features(
             [hidden[layer] for layer in self.layers],
             batch["cu_seq_lens_q"],
@@ -158,15 +167,15 @@ class FeatureExtractor:
 def _resolve_layers(layers: Sequence[int], num_layers: int) -> tuple[int, ...]:
     """Layers as hidden indices 0..num_layers, in the order given (layer_weights follows it)."""
     if not len(layers):
-        raise ValueError("layers: wants at least one layer, got none")
+        raise ValueError("layers: got none, want at least one layer")
     resolved = []
     for layer in layers:
         index = layer + num_layers + 1 if layer < 0 else layer
         if not 0 <= index <= num_layers:
-            raise ValueError(f"layers: the model has hidden states 0..{num_layers}, got {layer}")
+            raise ValueError(f"layers: got {layer}, want hidden states 0..{num_layers} (or -1, -2, ...)")
         resolved.append(index)
     if len(set(resolved)) != len(resolved):
-        raise ValueError(f"layers: {list(layers)} names a layer twice")
+        raise ValueError(f"layers: got {list(layers)}, want each layer once")
     return tuple(resolved)
 
 
@@ -191,5 +200,5 @@ def save_features(features: Tensor, path: str | Path) -> Path:
         # 9 significant digits give every float32 back exactly.
         np.savetxt(path, features.numpy(), delimiter=",", fmt="%.9g", header=header, comments="")
     else:
-        raise ValueError(f"output: wants a name ending in {', '.join(OUTPUT_SUFFIXES)}, got {path.name!r}")
+        raise ValueError(f"output: got {path.name!r}, want a name ending in {', '.join(OUTPUT_SUFFIXES)}")
     return path

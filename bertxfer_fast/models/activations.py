@@ -1,4 +1,4 @@
-"""The plain records that models, the stream and objectives hand to each other: what a model is, and what it computed.
+"""The plain records that models, the stream and objectives hand to each other: what a model computed, and who listens.
 
 Nothing but torch is needed to read or make them, so whoever has tensors from elsewhere can use the objectives too.
 """
@@ -11,44 +11,34 @@ from typing import Literal
 
 from torch import Tensor
 
-__all__ = ["Kind", "LayerActivations", "ModelFacts", "PackedOutput", "Sink", "Tap"]
+__all__ = ["LayerActivations", "PackedOutput", "Place", "Sink", "Spot", "Tap"]
 
+#: Where in a model something is looked at.
+Place = Literal["attention", "hidden", "logits"]
 
-@dataclass(frozen=True)
-class ModelFacts:
-    """What objectives check before work starts. ``num_labels`` is the width of the logits, 0 without a head."""
-
-    name: str
-    num_layers: int
-    hidden_size: int
-    num_heads: int
-    head_dim: int
-    vocab_size: int
-    num_labels: int
-    head: str | None
-    problem_type: str | None = None
-    max_positions: int | None = None
-
-
-Kind = Literal["attention", "hidden", "logits"]
+#: A place and which one of it: attention ``0..L-1``; hidden 0 = what the first layer reads (embeddings after LayerNorm
+#: and dropout), i = output of the i-th layer; logits 0.
+Spot = tuple[Place, int]
 
 
 @dataclass(frozen=True)
 class LayerActivations:
-    """Tensors of one place in a model, views of the model's own memory.
+    """Tensors of one spot of a model, views of the model's own memory.
 
     Attributes:
-        kind: ``"attention"``, ``"hidden"`` or ``"logits"``.
-        index: attention ``0..L-1``; hidden 0 = what the first layer reads (embeddings after LayerNorm and
-            dropout), i = output of the i-th layer; logits 0.
-        cu_seqlens, max_seqlen: int32 ``[N + 1]`` and the longest length of the pack.
-        q, k, v: ``[T, H, D]``, only of attention. Positional rotations, where a model has them, are applied.
+        place: ``"attention"``, ``"hidden"`` or ``"logits"``.
+        index: which one of that place, see `Spot`.
+        cu_seqlens: int32 ``[N + 1]``, where each sequence of the pack begins.
+        max_seqlen: the longest length of the pack.
+        q: queries ``[T, H, D]``, only of attention. Positional rotations, where a model has them, are applied.
+        k: keys, as ``q``.
+        v: values, as ``q``.
         scale: the factor the model puts before ``q @ k.T``; None means ``1 / sqrt(D)``.
         hidden: ``[T, D]``, only of hidden.
         logits: ``[N, C]`` of a sequence head or ``[T, C]`` of a token head.
     """
 
-    kind: Kind
+    place: Place
     index: int
     cu_seqlens: Tensor
     max_seqlen: int
@@ -59,16 +49,27 @@ class LayerActivations:
     hidden: Tensor | None = None
     logits: Tensor | None = None
 
+    @property
+    def spot(self) -> Spot:
+        """Place and index."""
+        return self.place, self.index
+
 
 Sink = Callable[[LayerActivations], None]
 
 
 @dataclass(frozen=True)
 class Tap:
-    """What a caller of `PackedModel` wants to see, and the function that gets it while the model runs.
+    """What a caller of an `Encoder` wants to see, and the function that gets it while the model runs.
 
-    With ``stop`` the model is left as soon as everything wanted has been handed over: the layers after it,
-    and where attention was the last thing wanted even the rest of that layer, never run.
+    Attributes:
+        sink: called with each wanted `LayerActivations`, in the order in which the model computes them.
+        attention: the layers whose q, k, v are wanted.
+        hidden: the hidden states that are wanted.
+        logits: whether the logits are wanted.
+        stop: the caller needs nothing else: the model may be left as soon as everything wanted has been handed over.
+            A transformers model is; the layers after it, and where attention was the last thing wanted even the rest of
+            that layer, never run.
     """
 
     sink: Sink
@@ -77,13 +78,23 @@ class Tap:
     logits: bool = False
     stop: bool = False
 
+    def wants(self, place: Place, index: int = 0) -> bool:
+        """Whether the caller wants what is there."""
+        if place == "logits":
+            return self.logits
+        return index in (self.attention if place == "attention" else self.hidden)
+
 
 @dataclass(frozen=True)
 class PackedOutput:
-    """``last_hidden_state [T, D]`` and ``logits`` (``[N, C]`` or ``[T, V]``); None for what was not computed.
+    """What running a packed batch gave; None for what was not computed.
 
-    A model that normalises behind its layer stack and has a sequence-level head gives no last_hidden_state:
-    only the rows its head reads pass that norm. Wrap ``model.base_model`` for its token states.
+    A transformers model that normalises behind its layer stack and has a sequence-level head gives no
+    last_hidden_state: only the rows its head reads pass that norm. Wrap ``model.base_model`` for its token states.
+
+    Attributes:
+        last_hidden_state: ``[T, D]``.
+        logits: ``[N, C]`` of a sequence head or ``[T, C]`` of a token head.
     """
 
     last_hidden_state: Tensor | None = None

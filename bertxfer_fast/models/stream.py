@@ -10,23 +10,33 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from .activations import LayerActivations, Sink, Tap
+from .encoder import Encoder, module_of
 from .hf.encoder import PackedModel
+from .loans import eval_mode
+from .spec import EncoderSpec
 
-__all__ = ["LayerActivations", "Sink", "TeacherStream"]
+__all__ = ["LayerActivations", "Sink", "TeacherStream", "as_encoder"]
 
 
 class TeacherStream:
-    """Runs a frozen encoder under ``no_grad`` in eval mode and streams what was asked for.
+    """Runs a frozen encoder under ``no_grad`` in eval mode and streams what was asked for: an `ActivationSource`.
+
+    After each call the model is in the modes it was in.
 
     Args:
-        model: a transformers encoder (see `PackedModel` for what is accepted) or a `PackedModel`.
+        model: a transformers encoder (see `PackedModel` for what is accepted), or any `Encoder`.
         attention: layers ``0..L-1`` whose q, k, v are wanted.
         hidden: hidden states wanted: 0 = embeddings output, i = output of layer i, up to L. Raw layer outputs:
             a final norm behind the stack (ModernBERT) is not applied.
         logits: whether the logits are wanted.
+
+    Attributes:
+        encoder: the `Encoder` that runs.
+        spec: its facts.
 
     Raises:
         TypeError, ValueError: the model cannot run packed, or has no such layer or no head.
@@ -34,31 +44,52 @@ class TeacherStream:
 
     def __init__(
         self,
-        model: PreTrainedModel | PackedModel,
+        model: PreTrainedModel | Encoder,
         *,
         attention: Iterable[int] = (),
         hidden: Iterable[int] = (),
         logits: bool = False,
     ) -> None:
-        self.packed = model if isinstance(model, PackedModel) else PackedModel(model)
+        self.encoder = as_encoder(model)
         self.attention, self.hidden, self.logits = frozenset(attention), frozenset(hidden), bool(logits)
-        self.packed.check_wanted(self.attention, self.hidden, self.logits)
+        self.spec.check_wanted(self.attention, self.hidden, self.logits)
 
-    def run(self, batch: Mapping[str, Any], sink: Sink) -> None:
+    @property
+    def spec(self) -> EncoderSpec:
+        return self.encoder.spec
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The module that runs, see `module_of`."""
+        return module_of(self.encoder)
+
+    def stream(self, batch: Mapping[str, Any], sink: Sink) -> None:
         """Run the teacher on a packed batch and call ``sink`` with each wanted `LayerActivations`.
 
         They come in the order in which the model computes them: hidden 0, attention 0, hidden 1, ... logits.
         The tensors are views of the running model's memory: a sink that keeps one keeps it alive. Layers after the last
         wanted tensor do not run, nor does the rest of a layer of which only the attention was still wanted.
         """
-        model = self.packed.model
-        if any(module.training for module in model.modules()):
-            model.eval()
         grad_enabled = torch.is_grad_enabled()  # the sink computes losses in it, the model does not
 
         def with_grad_mode(activations: LayerActivations) -> None:
             with torch.set_grad_enabled(grad_enabled):
                 sink(activations)
 
-        with torch.no_grad():
-            self.packed(batch, Tap(with_grad_mode, self.attention, self.hidden, self.logits, stop=True))
+        tap = Tap(with_grad_mode, self.attention, self.hidden, self.logits, stop=True)
+        with eval_mode(self.model), torch.no_grad():
+            self.encoder.run(batch, tap)
+
+
+def as_encoder(model: PreTrainedModel | Encoder, role: str = "model") -> Encoder:
+    """A transformers model packed, an `Encoder` as it is.
+
+    Raises:
+        TypeError: it is neither; ``role`` says which argument it was.
+        ValueError: a transformers model that cannot run packed.
+    """
+    if isinstance(model, PreTrainedModel):
+        return PackedModel(model)
+    if isinstance(model, Encoder):
+        return model
+    raise TypeError(f"{role}: got {type(model).__name__}, want a transformers PreTrainedModel or an Encoder")

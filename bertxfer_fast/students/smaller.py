@@ -1,8 +1,8 @@
 """Students: smaller models of a teacher's own class, which may start from the teacher's weights.
 
 Nothing here knows a model by name. Sizes are read and set through the names that transformers' configurations
-share (`num_hidden_layers`, ... with their `attribute_map`), and the stack of layers is found as the ModuleList
-that has one entry a layer.
+share (`num_hidden_layers`, ... with their `attribute_map`), and the stack of layers is found as
+`models.hf.structure` finds it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..models.hf.structure import layer_lists
+from ..models.layers import uniform_layers
 
 __all__ = ["smaller", "uniform_layers"]
 
@@ -42,23 +45,28 @@ def smaller(
 ) -> Model:
     """A student of the teacher's class and head, with fewer layers and, if asked, other widths.
 
-    teacher              any transformers encoder, bare or with a head; left as it is
-    num_hidden_layers    layers of the student, at most the teacher's
-    hidden_size, num_attention_heads, intermediate_size
-                         widths; left out, they stay the teacher's
-    init                 "teacher": embeddings, chosen layers, pooler and head start as copies of the teacher's,
-                         which needs the teacher's widths; "random": as a new model of that class
-    layers               which teacher layer (from 0) every student layer copies; default `uniform_layers`
+    Args:
+        teacher: any transformers encoder, bare or with a head; left as it is.
+        num_hidden_layers: layers of the student, at most the teacher's.
+        hidden_size: width of the hidden states; left out, it stays the teacher's, as the other two do.
+        num_attention_heads: heads of a layer.
+        intermediate_size: width of the feed-forward layers.
+        init: ``"teacher"``: embeddings, chosen layers, pooler and head start as copies of the teacher's, which needs
+            the teacher's widths; ``"random"``: as a new model of that class.
+        layers: which teacher layer (from 0) every student layer copies; by default `uniform_layers`.
 
-    Returns a model in training mode, float32, on the teacher's device; it shares no memory with the teacher.
+    Returns:
+        A model in training mode, float32, on the teacher's device; it shares no memory with the teacher.
 
-    Raises ValueError for sizes that do not fit each other or the teacher, before anything is built, and for a
-    class whose layers cannot be copied one for one (ALBERT shares one layer; layers of different make).
+    Raises:
+        TypeError: ``teacher`` is not a transformers model.
+        ValueError: sizes that do not fit each other or the teacher, before anything is built, or a class whose layers
+            cannot be copied one for one (ALBERT shares one layer; layers of different make).
     """
     if not isinstance(teacher, PreTrainedModel):
-        raise TypeError(f"teacher must be a transformers model, got {type(teacher).__name__}")
+        raise TypeError(f"teacher: got {type(teacher).__name__}, want a transformers model")
     if init not in ("teacher", "random"):
-        raise ValueError(f"init must be 'teacher' or 'random', got {init!r}")
+        raise ValueError(f"init: got {init!r}, want 'teacher' or 'random'")
     widths = {
         "hidden_size": hidden_size,
         "num_attention_heads": num_attention_heads,
@@ -73,36 +81,21 @@ def smaller(
     return student
 
 
-def uniform_layers(teacher_layers: int, student_layers: int) -> list[int]:
-    """The last teacher layer (from 0) of each of `student_layers` equal blocks: 12 and 4 give [2, 5, 8, 11].
-
-    This is TinyBERT's map of attention layers (Jiao et al. 2020), so a student layer starts as the teacher
-    layer it is later compared with. Raises ValueError when the blocks cannot be equal.
-    """
-    block, rest = divmod(teacher_layers, student_layers)
-    if rest or not block:
-        raise ValueError(
-            f"num_hidden_layers={student_layers} does not divide the teacher's {teacher_layers}: choose a divisor, "
-            f"or name the teacher's layers to start from, layers=[{student_layers} numbers below {teacher_layers}]"
-        )
-    return list(range(block - 1, teacher_layers, block))
-
-
 def _chosen_layers(deep: int, shallow: int, layers: Sequence[int] | None, init: str) -> list[int]:
     """Teacher layer behind every student layer."""
     if not 1 <= shallow <= deep:
-        raise ValueError(f"num_hidden_layers must be from 1 to the teacher's {deep}, got {shallow}")
+        raise ValueError(f"num_hidden_layers: got {shallow}, want 1 to the teacher's {deep}")
     if init == "random":
         if layers is not None:
             raise ValueError(
-                "layers says which teacher layers to copy, but init='random' copies none: leave one out"
+                f"layers: got {list(layers)}, want none: init='random' copies no layers of the teacher"
             )
         return list(range(shallow))
     if layers is None:
         return uniform_layers(deep, shallow)
     if len(layers) != shallow or any(not 0 <= layer < deep for layer in layers):
         raise ValueError(
-            f"layers must be num_hidden_layers={shallow} numbers from 0 to {deep - 1}, got {list(layers)}"
+            f"layers: got {list(layers)}, want num_hidden_layers={shallow} numbers from 0 to {deep - 1}"
         )
     return list(layers)
 
@@ -119,21 +112,23 @@ def _student_config(
             continue
         key = next((k for k in _SIZES[name] if hasattr(teacher, k)), None)
         if key is None:
-            raise ValueError(f"{name}={size} cannot be set: {type(teacher).__name__} has no such size")
+            raise ValueError(f"{name}: got {size}, want none: {type(teacher).__name__} has no such size")
         if size < 1:
-            raise ValueError(f"{name} must be >= 1, got {size}")
+            raise ValueError(f"{name}: got {size}, want 1 or more")
         if size != getattr(teacher, key):
             changed[name] = getattr(teacher, key)
             setattr(config, key, size)
     if changed and init == "teacher":
-        wanted = ", ".join(f"{name}={widths[name]} (teacher: {size})" for name, size in changed.items())
+        got = ", ".join(f"{name}={widths[name]}" for name in changed)
+        want = ", ".join(f"{name}={size}" for name, size in changed.items())
         raise ValueError(
-            f"{wanted}: weights of other widths cannot be copied from the teacher. Pass init='random' and let "
-            "distillation bridge the widths with a projection, or leave the widths out"
+            f"widths: got {got}, want the teacher's {want}, or init='random': weights of other widths cannot be "
+            "copied, a projection bridges them while distilling"
         )
     if config.hidden_size % config.num_attention_heads:
         raise ValueError(
-            f"hidden_size={config.hidden_size} must be a multiple of num_attention_heads={config.num_attention_heads}"
+            f"hidden_size: got {config.hidden_size}, want a multiple of "
+            f"num_attention_heads={config.num_attention_heads}"
         )
     if getattr(teacher, "head_dim", None) == teacher.hidden_size // teacher.num_attention_heads:
         config.head_dim = config.hidden_size // config.num_attention_heads
@@ -160,8 +155,8 @@ def _copied_weights(
             origin = f"{stack}{chosen[int(index)]}.{rest}"
         if origin not in source or source[origin].shape != wanted[key].shape:
             raise ValueError(
-                f"the student's {key} {list(wanted[key].shape)} has no counterpart {origin} of that shape in the "
-                f"teacher: choose other layers than {chosen}, or init='random'"
+                f"layers: got {chosen}, want others or init='random': the student's {key} {list(wanted[key].shape)} "
+                f"has no counterpart {origin} of that shape in the teacher"
             )
         copied[key] = source[origin]
         used.add(origin)
@@ -171,20 +166,18 @@ def _copied_weights(
     for origin in source.keys() - used:
         if not (origin.startswith(stack) and origin.removeprefix(stack).partition(".")[0] in skipped):
             raise ValueError(
-                f"the teacher's {origin} has no place in the student: choose other layers than {chosen}, "
-                "or init='random'"
+                f"layers: got {chosen}, want others or init='random': the teacher's {origin} has no place in the "
+                "student"
             )
     return copied
 
 
 def _layer_stack(model: PreTrainedModel) -> str:
     """Name, with a closing dot, of the ModuleList with one entry a layer."""
-    depth = model.config.num_hidden_layers
-    names = [f"{n}." for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-    outermost = [n for n in names if not any(n != other and n.startswith(other) for other in names)]
-    if len(outermost) != 1:
+    names = [name for name, _ in layer_lists(model)]
+    if len(names) != 1:
         raise ValueError(
-            f"{type(model).__name__} has {len(outermost)} lists of {depth} modules ({outermost}), so its layers "
-            "cannot be told apart: pass init='random'"
+            f"teacher: got {type(model).__name__} with {len(names)} lists of {model.config.num_hidden_layers} layers "
+            f"{names}, want one, so that layers can be told apart, or init='random'"
         )
-    return outermost[0]
+    return f"{names[0]}."

@@ -16,7 +16,15 @@ from torch.utils._pytree import tree_leaves
 from bertxfer_fast import ops
 from bertxfer_fast.distillation import recipes
 from bertxfer_fast.distillation.distiller import Distiller, check_tokenizers
-from bertxfer_fast.distillation.objectives import AttentionMaps, AttentionScores, HiddenStates, Labels, Logits
+from bertxfer_fast.distillation.objectives import (
+    AttentionMaps,
+    AttentionScores,
+    HiddenStates,
+    Labels,
+    Logits,
+    Match,
+    Objective,
+)
 from bertxfer_fast.models.hf.encoder import PackedModel
 from bertxfer_fast.models.stream import TeacherStream
 from tests.tiny import LENGTHS, pack_padded, packed_batch, padded_batch, tiny_bert, tiny_pair
@@ -261,7 +269,8 @@ def test_the_watcher_of_shapes_sees_maps():
 
 
 def test_the_teacher_stays_outside():
-    teacher, student = tiny_pair(dropout=0.1)
+    teacher = tiny_bert(4, 16, 4, head="ForSequenceClassification", seed=1, dropout=0.3)
+    student = tiny_pair(dropout=0.1)[1]
     distiller = Distiller(teacher, student, stage("intermediate"))
     inside = {id(p) for p in distiller.parameters()}
     assert not inside & {id(p) for p in teacher.parameters()}
@@ -273,9 +282,11 @@ def test_the_teacher_stays_outside():
 
     distiller.train()
     assert student.training and not any(m.training for m in teacher.modules())
-    teacher.train()
-    distiller(**packed_batch()).loss.backward()
-    assert not any(m.training for m in teacher.modules())
+    exact = distiller.eval()(**packed_batch()).loss
+    teacher.train()  # dropout stays out of the loss all the same
+    loss = distiller(**packed_batch()).loss
+    assert torch.equal(loss, exact) and all(m.training for m in teacher.modules())
+    loss.backward()
     assert all(p.grad is None for p in teacher.parameters())
 
     distiller.double()
@@ -456,7 +467,7 @@ def test_copies_are_independent():
     teacher, student = tiny_pair()
     distiller = Distiller(teacher, student, stage("intermediate"))
     twin = copy.deepcopy(distiller)
-    assert twin.teacher is not teacher and twin._packed_student.model is twin.student is not student
+    assert twin.teacher is not teacher and twin._roles.student.model is twin.student is not student
     assert torch.equal(twin(**packed_batch()).loss, distiller(**packed_batch()).loss)
 
 
@@ -466,15 +477,25 @@ def test_copies_are_independent():
 @pytest.mark.parametrize(
     ("teacher", "student", "objectives", "message"),
     [
-        ({"vocab": 60}, {}, [AttentionScores()], "vocab_size 50 for the student and 60 for the teacher"),
-        ({"heads": 2}, {}, [AttentionScores()], "equal head counts, got student 4 and teacher 2"),
-        ({}, {}, [HiddenStates(projection="none")], "equal widths, got student 12 and teacher 16"),
-        ({"layers": 5}, {}, [HiddenStates()], "multiple of the student's, got 5 and 2"),
-        ({"head": "Model"}, {}, [Logits()], "wants a teacher with a classification"),
+        ({"vocab": 60}, {}, [AttentionScores()], "got vocab_size 50 and 60 of the teacher"),
+        (
+            {"heads": 2},
+            {},
+            [AttentionScores()],
+            "got 4 heads of the student and 2 of the teacher",
+        ),
+        (
+            {},
+            {},
+            [HiddenStates(projection="none")],
+            "got widths 12 of the student and 16 of the teacher",
+        ),
+        ({"layers": 5}, {}, [HiddenStates()], "got 2 of the student and 5 of the teacher"),
+        ({"head": "Model"}, {}, [Logits()], "as teacher, want a classification"),
         ({"num_labels": 4}, {}, [Logits()], "as many labels"),
-        ({}, {}, [Logits(), Logits()], "'logits' is there more than once"),
-        ({}, {}, [], "objectives: wants at least one"),
-        (None, {}, [Logits()], "teacher: wants a model, got None"),
+        ({}, {}, [Logits(), Logits()], "got 'logits' more than once"),
+        ({}, {}, [], "objectives: got .*, want at least one"),
+        (None, {}, [Logits()], "teacher: got None, want a model"),
     ],
 )
 def test_what_does_not_fit_is_an_error_at_once(teacher, student, objectives, message):
@@ -489,25 +510,25 @@ def test_what_does_not_fit_is_an_error_at_once(teacher, student, objectives, mes
 def test_what_is_not_a_model_or_an_objective_is_refused():
     teacher, student = tiny_pair()
     with pytest.raises(
-        TypeError, match="teacher: wants a transformers PreTrainedModel or a PackedModel, got str"
+        TypeError, match="teacher: got str, want a transformers PreTrainedModel or an Encoder"
     ):
         Distiller("teacher", student, [Logits()])
-    with pytest.raises(TypeError, match="student: wants"):
+    with pytest.raises(TypeError, match="student: got Linear, want"):
         Distiller(teacher, torch.nn.Linear(1, 1), [Logits()])
-    with pytest.raises(TypeError, match="objectives: wants Objective instances, got str"):
+    with pytest.raises(TypeError, match="objectives: got str, want Objective instances"):
         Distiller(teacher, student, ["logits"])
     with pytest.raises(ValueError, match="got the student itself"):
         Distiller(student, student, [Logits()])
-    assert isinstance(TeacherStream(PackedModel(teacher)).packed, PackedModel)
+    assert isinstance(TeacherStream(PackedModel(teacher)).encoder, PackedModel)
 
 
 def test_labels_that_are_missing_are_named():
     distiller = Distiller(None, tiny_bert(head="ForSequenceClassification"), [Labels()])
-    with pytest.raises(ValueError, match="labels: objective 'labels' wants them, the batch has"):
+    with pytest.raises(ValueError, match=r"labels: got a batch of .*, want labels for objective 'labels'"):
         distiller(**packed_batch())
-    with pytest.raises(ValueError, match=r"input_ids: wants \[B, L\]"):
+    with pytest.raises(ValueError, match=r"input_ids: got \(3,\), want \[B, L\]"):
         distiller(input_ids=torch.zeros(3, dtype=torch.long))
-    with pytest.raises(ValueError, match="wants a tensor 'input_ids'"):
+    with pytest.raises(ValueError, match="want a tensor 'input_ids'"):
         distiller(labels=torch.zeros(3))
 
 
@@ -542,3 +563,58 @@ def test_tokenizers_are_compared():
             teacher_tokenizer=same,
             student_tokenizer=Tokenizer(vocab={}, lower=True),
         )
+
+
+# What counts, and what is declared
+
+
+def test_an_objective_of_weight_0_checks_nothing_and_costs_nothing():
+    """Other head counts: attention is left out, hidden states are distilled all the same."""
+    teacher, student = tiny_bert(4, 16, 4, seed=1), tiny_bert(2, 12, 2, seed=2)
+    calls: list[int] = []
+    objectives = stage("intermediate", attention_weight=0)
+    objectives[0].register_forward_hook(lambda *_: calls.append(1))
+    output = Distiller(teacher, student, objectives)(**packed_batch())
+    hidden = Distiller(teacher, student, [objectives[1]])(**packed_batch())
+    assert list(output.parts) == ["hidden_states"] and not calls
+    assert torch.equal(output.loss, hidden.loss)
+    with pytest.raises(ValueError, match=r"got \['labels'\], want at least one with a weight above 0"):
+        Distiller(None, student, [Labels(weight=0)])
+
+
+class RightTeacher(Objective):
+    """The teacher's logits where the teacher is right, and hidden states of both: declared, not asked by type."""
+
+    default_name = "right_teacher"
+    place = "logits"
+
+    @property
+    def matches(self):
+        return (
+            Match(("logits", 0), ("logits", 0), labels=True),
+            Match(("hidden", 1), ("hidden", 3)),
+            Match(("hidden", 2)),
+        )
+
+    def forward(self, student, teacher=None, labels=None):
+        if teacher is None:
+            return student.hidden.square().mean()
+        if labels is None:
+            return (student.hidden.mean() - teacher.hidden.mean()).square()
+        right = teacher.logits.argmax(-1) == labels
+        return (student.logits - teacher.logits)[right].square().sum()
+
+
+def test_an_objective_gets_what_it_declares():
+    teacher, student = tiny_pair()
+    batch = packed_batch(labels="class")
+    output = Distiller(teacher, student, [RightTeacher()])(**batch)
+    s, t = (PackedModel(model).run(batch) for model in (student, teacher))
+    seen: list[torch.Tensor] = []
+    TeacherStream(teacher, hidden=[3]).stream(batch, lambda a: seen.append(a.hidden))
+    TeacherStream(student, hidden=[1, 2]).stream(batch, lambda a: seen.append(a.hidden))
+    right = t.logits.argmax(-1) == batch["labels"]
+    assert 0 < right.sum() < len(right)
+    expected = (s.logits - t.logits)[right].square().sum()
+    expected = expected + (seen[1].mean() - seen[0].mean()).square() + seen[2].square().mean()
+    torch.testing.assert_close(output.loss, expected)

@@ -16,19 +16,20 @@ from bertxfer_fast.distillation.objectives import (
     Logits,
     Objective,
 )
-from bertxfer_fast.models.activations import LayerActivations, ModelFacts
+from bertxfer_fast.models.activations import LayerActivations
+from bertxfer_fast.models.spec import EncoderSpec
 
 LENGTHS = (5, 2, 9)
 CU_SEQLENS = torch.tensor([0, 5, 7, 16], dtype=torch.int32)
 
 
-def facts(layers: int = 2, hidden: int = 12, heads: int = 4, **kwargs) -> ModelFacts:
+def facts(layers: int = 2, hidden: int = 12, heads: int = 4, **kwargs) -> EncoderSpec:
     settings = {"vocab_size": 50, "num_labels": 3, "head": "sequence", **kwargs}
-    return ModelFacts("Model", layers, hidden, heads, hidden // heads, **settings)
+    return EncoderSpec("Model", layers, hidden, heads, hidden // heads, **settings)
 
 
 def bound(
-    objective: Objective, student: ModelFacts | None = None, teacher: ModelFacts | None = None
+    objective: Objective, student: EncoderSpec | None = None, teacher: EncoderSpec | None = None
 ) -> Objective:
     objective.bind(student or facts(), teacher or facts(4, 16))
     return objective
@@ -79,16 +80,26 @@ def test_last_and_explicit_maps():
 @pytest.mark.parametrize(
     ("layers", "student", "teacher", "message"),
     [
-        ("uniform", facts(2), facts(3), "multiple of the student's, got 3 and 2"),
-        ("uniform", facts(4), facts(2), "multiple of the student's, got 2 and 4"),
+        (
+            "uniform",
+            facts(2),
+            facts(3),
+            "got 2 of the student and 3 of the teacher, want .* a multiple",
+        ),
+        (
+            "uniform",
+            facts(4),
+            facts(2),
+            "got 4 of the student and 2 of the teacher, want .* a multiple",
+        ),
         ("unifrom", facts(2), facts(4), "did you mean 'uniform'"),
-        ([(0, 4)], facts(2), facts(4), "teacher attention index wants 0..3, got 4"),
-        ([(2, 0)], facts(2), facts(4), "student attention index wants 0..1, got 2"),
-        ([(-1, 0)], facts(2), facts(4), "got -1"),
+        ([(0, 4)], facts(2), facts(4), "got teacher attention index 4 in .*, want 0..3"),
+        ([(2, 0)], facts(2), facts(4), "got student attention index 2 in .*, want 0..1"),
+        ([(-1, 0)], facts(2), facts(4), "student attention index -1"),
         ([(0, 1), (0, 1)], facts(2), facts(4), "none twice"),
         ([], facts(2), facts(4), "at least one pair"),
-        ([(0, 1, 2)], facts(2), facts(4), "pairs, got"),
-        (3, facts(2), facts(4), "pairs, got 3"),
+        ([(0, 1, 2)], facts(2), facts(4), "got .*, want .* pairs"),
+        (3, facts(2), facts(4), "layers: got 3, want .* pairs"),
     ],
 )
 def test_maps_that_do_not_fit(layers, student, teacher, message):
@@ -204,10 +215,10 @@ def test_token_labels_ignore_minus_100():
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (torch.tensor([0, 1, 3, 0]), r"class ids 0..2 \(or -100\), got 3"),
+        (torch.tensor([0, 1, 3, 0]), r"labels: got 3, want class ids 0..2 \(or -100\)"),
         (torch.tensor([0, -1, 1, 0]), "got -1"),
-        (torch.tensor([0, 1]), "wants 4 class ids"),
-        (torch.zeros(4), r"wants floats \(4, 3\), got \(4,\)"),
+        (torch.tensor([0, 1]), "want 4 class ids"),
+        (torch.zeros(4), r"got \(4,\), want floats \(4, 3\)"),
     ],
 )
 def test_bad_labels(labels, message):
@@ -240,15 +251,15 @@ def test_schedules():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Labels(weight=-1.0), "weight: wants a finite number >= 0"),
+        (lambda: Labels(weight=-1.0), "weight: got -1.0, want a finite number >= 0"),
         (lambda: Labels(weight=math.nan), "weight"),
         (lambda: Labels(weight="linear_grwth"), "did you mean 'linear_growth'"),
-        (lambda: AttentionScores(padding="all"), "padding: wants one of 'valid', 'reference', got 'all'"),
+        (lambda: AttentionScores(padding="all"), "padding: got 'all', want one of 'valid', 'reference'"),
         (lambda: AttentionScores(method="grams"), "did you mean 'gram'"),
-        (lambda: AttentionMaps(kind="ce"), "kind: wants one of 'kl', 'mse'"),
-        (lambda: HiddenStates(projection="linear"), "projection: wants one of"),
-        (lambda: Logits(0.0), "temperature: wants a positive number"),
-        (lambda: Logits(kind="soft_kl"), "kind: wants one of"),
+        (lambda: AttentionMaps(kind="ce"), "kind: got 'ce', want one of 'kl', 'mse'"),
+        (lambda: HiddenStates(projection="linear"), "projection: got 'linear', want one of"),
+        (lambda: Logits(0.0), "temperature: got 0.0, want a positive number"),
+        (lambda: Logits(kind="soft_kl"), "kind: got 'soft_kl', want one of"),
     ],
 )
 def test_bad_arguments(make, message):
@@ -266,23 +277,28 @@ def test_bad_arguments(make, message):
             AttentionScores(),
             facts(heads=4),
             facts(4, heads=2),
-            "equal head counts, got student 4 and teacher 2",
+            "got 4 heads of the student and 2 of the teacher, want equal head counts",
         ),
         (AttentionMaps(), facts(heads=4), facts(4, heads=2), "equal head counts"),
         (
             HiddenStates(projection="none"),
             facts(),
             facts(4, 16),
-            "equal widths, got student 12 and teacher 16",
+            "got widths 12 of the student and 16 of the teacher, want equal widths",
         ),
-        (Logits(), facts(head=None), facts(4), "wants a student with a classification"),
-        (Logits(), facts(), facts(4, head=None), "wants a teacher with a classification"),
-        (Logits(), facts(), facts(4, num_labels=5), "sequence head with 3 and teacher sequence head with 5"),
-        (Logits(), facts(head="token"), facts(4), "student token head"),
-        (Logits(), facts(num_labels=1), facts(num_labels=1), "use kind='mse'"),
-        (Labels(), facts(head=None), facts(4), "wants a student with a classification"),
-        (AttentionScores(), facts(), None, "wants a teacher, got none"),
-        (Logits(), facts(), None, "wants a teacher, got none"),
+        (Logits(), facts(head=None), facts(4), "as student, want a classification"),
+        (Logits(), facts(), facts(4, head=None), "as teacher, want a classification"),
+        (
+            Logits(),
+            facts(),
+            facts(4, num_labels=5),
+            "sequence head with 3 labels and a teacher sequence head with 5",
+        ),
+        (Logits(), facts(head="token"), facts(4), "a student token head"),
+        (Logits(), facts(num_labels=1), facts(num_labels=1), "want kind='mse'"),
+        (Labels(), facts(head=None), facts(4), "as student, want a classification"),
+        (AttentionScores(), facts(), None, "got no teacher, want one"),
+        (Logits(), facts(), None, "got no teacher, want one"),
     ],
 )
 def test_models_that_do_not_fit(objective, student, teacher, message):
@@ -294,5 +310,5 @@ def test_a_trained_projection_is_not_silently_replaced():
     objective = bound(HiddenStates())
     weight = objective.projections[0].weight
     assert bound(objective).projections[0].weight is weight
-    with pytest.raises(ValueError, match="already has projections"):
+    with pytest.raises(ValueError, match=r"got projections .* from earlier"):
         objective.bind(facts(), facts(4, 20))

@@ -102,14 +102,14 @@ def test_long_texts_are_cut(tmp_path: Path, model: PreTrainedModel) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"layers": (4,)}, r"layers: the model has hidden states 0\.\.3, got 4"),
+        ({"layers": (4,)}, r"layers: got 4, want hidden states 0\.\.3"),
         ({"layers": (-5,)}, "got -5"),
-        ({"layers": (3, -1)}, "names a layer twice"),
+        ({"layers": (3, -1)}, "want each layer once"),
         ({"layers": ()}, "at least one layer"),
-        ({"mode": "median"}, "mode: wants one of mean"),
-        ({"layer_weights": (1, 2)}, "layer_weights: wants 1 numbers, got 2"),
-        ({"max_length": 65}, "has 64 positions, got 65"),
-        ({"tokens_per_batch": 0}, "tokens_per_batch: wants 1 or more"),
+        ({"mode": "median"}, "mode: got 'median', want one of mean"),
+        ({"layer_weights": (1, 2)}, "layer_weights: got 2, want 1 numbers"),
+        ({"max_length": 65}, "got 65, want at most the 64 positions"),
+        ({"tokens_per_batch": 0}, "tokens_per_batch: got 0, want 1 or more"),
     ],
 )
 def test_bad_settings(tmp_path: Path, model: PreTrainedModel, settings: dict[str, Any], message: str) -> None:
@@ -122,7 +122,7 @@ def test_bad_input(tmp_path: Path, model: PreTrainedModel) -> None:
         FeatureExtractor(model, tiny_tokenizer(tmp_path / "t")).extract("one string")
     with pytest.raises(ValueError, match="tokenizer"):
         FeatureExtractor(model).extract(["good"])
-    with pytest.raises(ValueError, match="pairs: wants 1 texts, got 2"):
+    with pytest.raises(ValueError, match="pairs: got 2, want 1 texts"):
         FeatureExtractor(model, tiny_tokenizer(tmp_path / "t")).extract(["good"], ["a", "b"])
     with pytest.raises(ValueError, match="no such directory"):
         FeatureExtractor(tmp_path / "nowhere")

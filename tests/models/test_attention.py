@@ -33,11 +33,11 @@ def test_packed_attention_refuses_what_it_does_not_have():
     module = nn.Identity()
     q = torch.randn(1, 2, 5, 4)
     packed = {"cu_seq_lens_q": CU_SEQLENS, "max_length_q": 3}
-    with pytest.raises(ValueError, match="is causal"):
+    with pytest.raises(ValueError, match="got causal attention"):
         attention_forward(module, q, q, q, None, is_causal=True, **packed)
     with pytest.raises(ValueError, match="position_bias"):
         attention_forward(module, q, q, q, None, position_bias=q, **packed)
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="want one shape"):
         attention_forward(module, q, q[:, :1], q[:, :1], None, **packed)
 
 
@@ -52,7 +52,7 @@ def test_only_what_is_wanted_is_handed_over_and_the_last_of_it_stops_the_model()
     call.enter_layer(1, hidden)
     with pytest.raises(Stop):
         call.attention(q, q, q, 0.5)
-    assert [(a.kind, a.index, a.max_seqlen) for a in seen] == [("hidden", 1, 3), ("attention", 1, 3)]
+    assert [(a.place, a.index, a.max_seqlen) for a in seen] == [("hidden", 1, 3), ("attention", 1, 3)]
     assert seen[0].hidden.shape == (5, 8) and seen[1].q is q and seen[1].scale == 0.5
     assert all(a.cu_seqlens is CU_SEQLENS for a in seen)
 

@@ -10,8 +10,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
+from bertxfer_fast.models.activations import LayerActivations, Tap
 from bertxfer_fast.models.hf import attention
-from bertxfer_fast.models.hf.encoder import LayerActivations, PackedModel, Tap
+from bertxfer_fast.models.hf.encoder import PackedModel
 from tests.tiny import LENGTHS, pack_padded, packed_batch, padded_batch, tiny_bert
 
 FAMILIES = ("Bert", "Roberta", "DistilBert", "Electra", "RobertaPreLayerNorm", "ModernBert")
@@ -29,9 +30,9 @@ EXTRA = {
 
 
 def everything(model: PackedModel, sink, *, stop: bool = False) -> Tap:
-    layers = model.facts.num_layers
+    layers = model.spec.num_layers
     return Tap(
-        sink, frozenset(range(layers)), frozenset(range(layers + 1)), model.facts.head is not None, stop=stop
+        sink, frozenset(range(layers)), frozenset(range(layers + 1)), model.spec.head is not None, stop=stop
     )
 
 
@@ -148,15 +149,6 @@ def test_nothing_of_the_preparation_is_saved(tmp_path):
     assert torch.equal(loaded(**batch).logits, model(**batch).logits)
 
 
-def test_facts():
-    facts = PackedModel(tiny_bert(3, 20, 5, head="ForTokenClassification", num_labels=7)).facts
-    assert (facts.num_layers, facts.hidden_size, facts.num_heads, facts.head_dim) == (3, 20, 5, 4)
-    assert (facts.vocab_size, facts.num_labels, facts.head, facts.max_positions) == (50, 7, "token", 64)
-    assert PackedModel(tiny_bert()).facts.num_labels == 0
-    assert PackedModel(tiny_bert(head="ForMaskedLM")).facts.num_labels == 50
-    assert PackedModel(tiny_bert(family="Roberta")).facts.max_positions == 62  # the first two are not used
-
-
 @torch.no_grad()
 def test_the_tap_sees_views_of_what_the_model_computed():
     model = tiny_bert(2, 16, 4, head="ForSequenceClassification")
@@ -168,7 +160,7 @@ def test_the_tap_sees_views_of_what_the_model_computed():
     batch = packed_batch()
     out = packed(batch, everything(packed, seen.append))
 
-    assert [(a.kind, a.index) for a in seen] == [
+    assert [a.spot for a in seen] == [
         ("hidden", 0),
         ("attention", 0),
         ("hidden", 1),
@@ -220,7 +212,7 @@ def test_another_model_run_by_the_sink_is_not_heard():
     heard: list[str] = []
 
     def sink(activations):
-        heard.append(activations.kind)
+        heard.append(activations.place)
         plain = {k: v for k, v in batch.items() if k != "labels"}
         other(**plain)  # a plain call of a prepared model, packed, while the first one runs
 
@@ -236,7 +228,7 @@ def captured_gradients(model, batch, **checkpointing) -> list[torch.Tensor]:
     seen: list[LayerActivations] = []
     packed = PackedModel(model)
     packed(batch, everything(packed, seen.append))
-    loss = sum(a.hidden.square().mean() if a.kind == "hidden" else (a.q * a.k).square().mean() for a in seen)
+    loss = sum(a.hidden.square().mean() if a.place == "hidden" else (a.q * a.k).square().mean() for a in seen)
     before = len(seen)
     loss.backward()
     assert len(seen) == before  # the recomputation in backward has no listener
@@ -283,9 +275,9 @@ def test_configuration_flags_that_collect_states_are_overruled():
 
 
 def test_what_is_not_a_model_is_refused():
-    with pytest.raises(TypeError, match="model: wants a transformers PreTrainedModel, got Linear"):
+    with pytest.raises(TypeError, match="model: got Linear, want a transformers PreTrainedModel"):
         PackedModel(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="head: wants 'sequence', 'token' or None, got 'both'"):
+    with pytest.raises(ValueError, match="head: got 'both', want 'sequence', 'token' or None"):
         PackedModel(tiny_bert(), head="both")
 
 
@@ -306,7 +298,7 @@ def test_decoders_are_refused():
     config = BertConfig(
         vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, is_decoder=True
     )
-    with pytest.raises(ValueError, match="is a decoder"):
+    with pytest.raises(ValueError, match="which is a decoder"):
         PackedModel(BertModel(config))
 
 
@@ -333,23 +325,36 @@ def test_a_head_that_reads_something_else_is_noticed():
 
     model = tiny_bert(head="ForSequenceClassification")
     model.bert.pooler = Mean()
-    with pytest.raises(ValueError, match="gave logits \\(1, 3\\) for a pack of 4 sequences"):
+    with pytest.raises(
+        ValueError, match=r"got logits \(1, 3\) from the head of .* for a pack of 4 sequences"
+    ):
         PackedModel(model)(packed_batch())
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"input_ids": None}, "wants a tensor 'input_ids'"),
-        ({"cu_seq_lens_q": None}, "wants a tensor 'cu_seq_lens_q'"),
-        ({"input_ids": torch.zeros(2, 11, dtype=torch.long)}, r"packed tokens \[1, T\], got \(2, 11\)"),
-        ({"cu_seq_lens_q": torch.tensor([0, 22])}, "wants int32"),
+        ({"input_ids": None}, "want a tensor 'input_ids'"),
+        ({"cu_seq_lens_q": None}, "want a tensor 'cu_seq_lens_q'"),
+        (
+            {"input_ids": torch.zeros(2, 11, dtype=torch.long)},
+            r"input_ids: got \(2, 11\), want packed tokens \[1, T\]",
+        ),
+        ({"cu_seq_lens_q": torch.tensor([0, 22])}, "want int32"),
         ({"cu_seq_lens_q": torch.tensor([0, 9, 5, 22], dtype=torch.int32)}, "rise from 0 to T = 22"),
         ({"cu_seq_lens_q": torch.tensor([0, 9, 9, 22], dtype=torch.int32)}, "no sequence is empty"),
         ({"cu_seq_lens_q": torch.tensor([0, 21], dtype=torch.int32)}, "rise from 0 to T = 22"),
-        ({"position_ids": torch.zeros(1, 3, dtype=torch.long)}, "position_ids: wants the shape of input_ids"),
-        ({"token_type_ids": torch.zeros(22, dtype=torch.long)}, "token_type_ids: wants the shape"),
-        ({"max_length_q": 65}, "has 64 positions, got 65"),
+        (
+            {"position_ids": torch.zeros(1, 3, dtype=torch.long)},
+            r"position_ids: got \(1, 3\), want one value",
+        ),
+        (
+            {"token_type_ids": torch.zeros(22, dtype=torch.long)},
+            r"token_type_ids: got \(22,\), want one value",
+        ),
+        ({"input_ids": torch.full((1, 22), 50)}, r"input_ids: got 50, want ids 0..49"),
+        ({"token_type_ids": torch.full((1, 22), 2)}, r"token_type_ids: got 2, want ids 0..1"),
+        ({"max_length_q": 65}, "got 65 tokens, want at most the 64 positions"),
     ],
 )
 def test_bad_batches(change, message):
@@ -360,8 +365,8 @@ def test_bad_batches(change, message):
 @pytest.mark.parametrize(
     ("tap", "message"),
     [
-        (Tap(print, attention=frozenset({2})), r"attention: BertModel has indices 0..1, got \[2\]"),
-        (Tap(print, hidden=frozenset({-1, 3})), r"hidden: BertModel has indices 0..2, got \[-1, 3\]"),
+        (Tap(print, attention=frozenset({2})), r"attention: got \[2\], want indices 0..1 of BertModel"),
+        (Tap(print, hidden=frozenset({-1, 3})), r"hidden: got \[-1, 3\], want indices 0..2 of BertModel"),
         (Tap(print, logits=True), "has no head this package knows"),
     ],
 )

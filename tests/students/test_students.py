@@ -65,7 +65,9 @@ def test_the_default_copies_the_last_layer_of_every_block(family):
 def test_uniform_layers():
     assert uniform_layers(12, 4) == [2, 5, 8, 11]
     assert uniform_layers(6, 6) == list(range(6))
-    with pytest.raises(ValueError, match=r"num_hidden_layers=4 does not divide the teacher's 6.*layers="):
+    with pytest.raises(
+        ValueError, match=r"num_hidden_layers: got 4 of the student and 6 of the teacher.*layers="
+    ):
         uniform_layers(6, 4)
 
 
@@ -119,19 +121,25 @@ def test_a_saved_student_loads_with_auto_classes(tmp_path):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"hidden_size": 12}, r"hidden_size=12 \(teacher: 16\).*init='random'"),
-        ({"intermediate_size": 20}, r"intermediate_size=20 \(teacher: 24\)"),
+        (
+            {"hidden_size": 12},
+            r"widths: got hidden_size=12, want the teacher's hidden_size=16, or init='random'",
+        ),
+        ({"intermediate_size": 20}, r"got intermediate_size=20, want the teacher's intermediate_size=24"),
         # The shapes agree, but the columns of a head would be dealt to other heads.
-        ({"num_attention_heads": 2}, r"num_attention_heads=2 \(teacher: 4\)"),
-        ({"hidden_size": 14, "init": "random"}, "hidden_size=14 must be a multiple of num_attention_heads=4"),
-        ({"hidden_size": 0, "init": "random"}, "hidden_size must be >= 1"),
-        ({"num_hidden_layers": 3}, "num_hidden_layers=3 does not divide the teacher's 4"),
-        ({"num_hidden_layers": 5}, "num_hidden_layers must be from 1 to the teacher's 4, got 5"),
-        ({"num_hidden_layers": 0}, "from 1 to the teacher's 4, got 0"),
-        ({"layers": [1]}, r"layers must be num_hidden_layers=2 numbers from 0 to 3, got \[1\]"),
+        ({"num_attention_heads": 2}, r"got num_attention_heads=2, want the teacher's num_attention_heads=4"),
+        (
+            {"hidden_size": 14, "init": "random"},
+            "hidden_size: got 14, want a multiple of num_attention_heads=4",
+        ),
+        ({"hidden_size": 0, "init": "random"}, "hidden_size: got 0, want 1 or more"),
+        ({"num_hidden_layers": 3}, "num_hidden_layers: got 3 of the student and 4 of the teacher"),
+        ({"num_hidden_layers": 5}, "num_hidden_layers: got 5, want 1 to the teacher's 4"),
+        ({"num_hidden_layers": 0}, "got 0, want 1 to the teacher's 4"),
+        ({"layers": [1]}, r"layers: got \[1\], want num_hidden_layers=2 numbers from 0 to 3"),
         ({"layers": [1, 4]}, "numbers from 0 to 3"),
-        ({"layers": [0, 1], "init": "random"}, "init='random' copies none"),
-        ({"init": "teacherr"}, "init must be 'teacher' or 'random', got 'teacherr'"),
+        ({"layers": [0, 1], "init": "random"}, "init='random' copies no layers"),
+        ({"init": "teacherr"}, "init: got 'teacherr', want 'teacher' or 'random'"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(options, named):
@@ -150,7 +158,7 @@ def test_sizes_equal_to_the_teachers_are_no_mismatch():
 
 
 def test_a_teacher_must_be_a_transformers_model():
-    with pytest.raises(TypeError, match="teacher must be a transformers model, got Linear"):
+    with pytest.raises(TypeError, match="teacher: got Linear, want a transformers model"):
         smaller(torch.nn.Linear(2, 2), num_hidden_layers=1)
 
 
@@ -167,14 +175,14 @@ SPECIAL = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_to
 def test_layers_of_different_make_are_copied_to_their_like_or_refused():
     """ModernBERT's first layer has no norm before attention, and every third layer looks at all tokens."""
     teacher = ModernBertModel(ModernBertConfig(**SIZES, **SPECIAL))
-    with pytest.raises(ValueError, match=r"attn_norm.*choose other layers"):
+    with pytest.raises(ValueError, match=r"want others or init='random'.*attn_norm"):
         smaller(teacher, num_hidden_layers=2)
     student = smaller(teacher, num_hidden_layers=2, layers=[0, 3])
     assert student.config.layer_types == [teacher.config.layer_types[0], teacher.config.layer_types[3]]
 
 
 def test_a_shared_layer_is_refused():
-    with pytest.raises(ValueError, match="AlbertModel has 0 lists of 4 modules"):
+    with pytest.raises(ValueError, match="got AlbertModel with 0 lists of 4 layers"):
         smaller(AlbertModel(AlbertConfig(**SIZES, embedding_size=8)), num_hidden_layers=2)
 
 

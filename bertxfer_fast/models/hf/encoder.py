@@ -1,48 +1,57 @@
 """Runs a transformers encoder on packed tokens and lets a listener see each layer's tensors as they appear.
 
-Queries, keys and values come from the attention function that `attention` registers, hidden states from hooks that
-live only as long as the call. No layer is named by model type: the layers are the list that is as long as the
-model is deep, and one small table says which heads read the first token.
+Queries, keys and values come from the attention function that `attention` registers, hidden states from hooks. Both are
+there for the length of one call: before and after it the model is an ordinary model.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...ops import pool_features
-from ..activations import LayerActivations, ModelFacts, PackedOutput, Tap
-from .attention import ATTENTION, PackedCall, Stop, register_attention
+from ..activations import PackedOutput, Tap
+from ..spec import EncoderSpec
+from .attention import PackedAttention, PackedCall, Stop
+from .structure import find_layers, find_stack, spec_of
 
-# The records are here too: whoever runs a model needs them.
-__all__ = ["LayerActivations", "ModelFacts", "PackedModel", "PackedOutput", "Tap"]
+__all__ = ["PackedModel"]
 
-# What a head reads, by the end of its class name. "sequence": one row per sequence; "token": every token.
-# Heads that are not here (two outputs, several choices per row) are left out: the encoder below them runs.
-HEADS: dict[str, Literal["sequence", "token"]] = {
-    "ForSequenceClassification": "sequence",
-    "ForNextSentencePrediction": "sequence",
-    "ForTokenClassification": "token",
-    "ForMaskedLM": "token",
+# Arguments of a transformers forward that are not further inputs: made here, not of an encoder, or about the output.
+_NOT_INPUTS = {
+    "self",
+    "input_ids",
+    "inputs_embeds",
+    "attention_mask",
+    "token_type_ids",
+    "position_ids",
+    "head_mask",
+    "labels",
+    "next_sentence_label",
+    "encoder_hidden_states",
+    "encoder_attention_mask",
+    "past_key_values",
+    "cache_position",
+    "use_cache",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "kwargs",
 }
-
-# Configuration switches of models that mix neighbouring tokens outside of attention (MobileBERT's embeddings,
-# ESM's rescaling by the share of masked tokens): in a pack they would mix neighbouring sequences.
-MIXES_TOKENS = ("trigram_input", "token_dropout")
 
 
 class PackedModel:
-    """A transformers encoder, bare or with a head, prepared to run on packed batches.
+    """A transformers encoder, bare or with a head, as an `Encoder`: it runs on packed batches.
 
-    Not an ``nn.Module``: it holds the model, sets its attention to "bertxfer" and knows where its layers are.
-    The model itself is otherwise unchanged: it still takes padded batches, and ``save_pretrained`` writes
-    nothing of the preparation.
+    Not an ``nn.Module``: it holds the model and knows where its layers are. The model stays an ordinary one: outside of
+    a call nothing about it is changed, so it takes padded batches with the attention it had, is copied, pickled and
+    saved as it was. Several threads may run it at once.
 
     Args:
         model: a ``PreTrainedModel`` whose attention goes through transformers' ``AttentionInterface``.
@@ -50,8 +59,10 @@ class PackedModel:
             class name for transformers' own heads, None (no logits) for others.
 
     Attributes:
-        model, base: the model, and the encoder inside it (the same object for a bare model).
-        facts: `ModelFacts`.
+        model: the model.
+        base: the encoder inside it (the same object for a bare model).
+        spec: `EncoderSpec`.
+        inputs: names of further inputs of the model (LayoutLM's ``bbox``), which a batch may have.
 
     Raises:
         TypeError: ``model`` is not a PreTrainedModel.
@@ -60,47 +71,25 @@ class PackedModel:
     """
 
     def __init__(self, model: PreTrainedModel, *, head: str | None = None) -> None:
-        if not isinstance(model, PreTrainedModel):
-            raise TypeError(f"model: wants a transformers PreTrainedModel, got {type(model).__name__}")
-        if head not in (None, "sequence", "token"):
-            raise ValueError(f"head: wants 'sequence', 'token' or None, got {head!r}")
-        name = type(model).__name__
-        if getattr(model.config, "is_decoder", False) or getattr(model.config, "is_encoder_decoder", False):
-            raise ValueError(f"model: {name} is a decoder; wants an encoder")
-        mixing = [switch for switch in MIXES_TOKENS if getattr(model.config, switch, False)]
-        if mixing:
-            raise ValueError(
-                f"model: {name} mixes tokens outside of attention (config.{mixing[0]}), wants it off"
-            )
+        self.spec: EncoderSpec = spec_of(model, head)
         self.model = model
         self.base = cast(PreTrainedModel, model.base_model)
-        self.layers = _find_layers(self.base)
-        self._stack = _find_stack(self.base, self.layers[0])
-        self._position_offset, max_positions = _positions(self.base)
+        self.layers = find_layers(self.base)
+        self.stack = find_stack(self.base, self.layers[0])
+        arguments = inspect.signature(model.forward).parameters.keys()
+        self.inputs = frozenset(
+            arguments & inspect.signature(self.base.forward).parameters.keys() - _NOT_INPUTS
+        )
         self._takes_token_types = "token_type_ids" in inspect.signature(self.base.forward).parameters
-        if head is None and self.base is not model:
-            head = next((kind for suffix, kind in HEADS.items() if name.endswith(suffix)), None)
-        self.facts = _facts(model, self.layers[0], head, max_positions)
-        self._prepare()
+        self._attention = PackedAttention(model)
 
-    def _prepare(self) -> None:
-        register_attention()
-        if self.model.config._attn_implementation != ATTENTION:
-            self.model.set_attn_implementation(ATTENTION)
-        # transformers only warns when a model does not follow the interface; it would then mix sequences.
-        if self.base.config._attn_implementation != ATTENTION:
-            raise ValueError(
-                f"model: {type(self.model).__name__} does not use transformers' AttentionInterface, so its "
-                "attention cannot run packed; wants one that does (BERT, RoBERTa, DistilBERT, ELECTRA, ...)"
-            )
-
-    def __call__(self, batch: Mapping[str, Any], tap: Tap | None = None) -> PackedOutput:
+    def run(self, batch: Mapping[str, Any], tap: Tap | None = None) -> PackedOutput:
         """Run the model on a packed batch.
 
         Args:
             batch: ``input_ids [1, T]``, ``cu_seq_lens_q`` int32 ``[N + 1]``; optional ``position_ids [1, T]``
-                (from 0 in each sequence), ``token_type_ids [1, T]``, ``max_length_q`` int. Other keys, such as
-                labels, are not looked at.
+                (from 0 in each sequence), ``token_type_ids [1, T]``, ``max_length_q`` int and the model's further
+                ``inputs`` ``[1, T, ...]``. Other keys, such as labels, are not looked at.
             tap: who listens, and to what.
 
         Raises:
@@ -108,16 +97,15 @@ class PackedModel:
         """
         inputs = self._inputs(batch)
         if tap is not None:
-            self.check_wanted(tap.attention, tap.hidden, tap.logits)
-        if self.base.config._attn_implementation != ATTENTION:  # someone set it back
-            self._prepare()
+            self.spec.check_wanted(tap.attention, tap.hidden, tap.logits)
         call = PackedCall(tap, inputs["cu_seq_lens_q"], inputs["max_length_q"])
         if tap is not None and tap.stop and call.remaining == 0:
             return PackedOutput()
-        with_head = self.facts.head is not None and not (tap is not None and tap.stop and not tap.logits)
-        catch = _CatchOutput(self, call.cu_seqlens) if with_head and self.facts.head == "sequence" else None
+        with_head = self.spec.head is not None and not (tap is not None and tap.stop and not tap.logits)
+        catch = _CatchOutput(self, call) if with_head and self.spec.head == "sequence" else None
         try:
             with ExitStack() as stack:
+                stack.enter_context(self._attention.on())
                 stack.enter_context(call.running())
                 stack.enter_context(self._listen(call))
                 if catch is not None:
@@ -126,13 +114,22 @@ class PackedModel:
         except Stop:
             return PackedOutput()
 
+    def __call__(self, batch: Mapping[str, Any], tap: Tap | None = None) -> PackedOutput:
+        """The same as `run`."""
+        return self.run(batch, tap)
+
     def _run(
         self, inputs: dict[str, Any], call: PackedCall, with_head: bool, catch: _CatchOutput | None
     ) -> PackedOutput:
         if not with_head:
             return PackedOutput(self.base(**inputs, return_dict=True)[0].squeeze(0))
         captured: list[Tensor] = []
-        hook = self.base.register_forward_hook(lambda _m, _a, out: captured.append(out[0]))
+
+        def capture(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+            if call.is_running:
+                captured.append(output[0])
+
+        hook = self.base.register_forward_hook(capture)
         try:
             output = self.model(**inputs, return_dict=True)
         finally:
@@ -149,17 +146,22 @@ class PackedModel:
 
     @contextmanager
     def _listen(self, call: PackedCall) -> Iterator[None]:
-        """Hooks on the layers for the length of one call: the model is left as it was found."""
+        """Hooks on the layers for the length of one call. Other threads' calls run into them and are not heard."""
 
         def before(index: int) -> Callable[..., None]:
-            def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                call.enter_layer(index, args[0] if args else kwargs["hidden_states"])
+            # Without keyword arguments where another thread removed the hook just now.
+            def hook(
+                _module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
+            ) -> None:
+                if call.is_running:
+                    call.enter_layer(index, args[0] if args else (kwargs or {})["hidden_states"])
 
             return hook
 
         def after(index: int) -> Callable[..., None]:
             def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-                call.leave_layer(index, output[0] if isinstance(output, tuple) else output)
+                if call.is_running:
+                    call.leave_layer(index, output[0] if isinstance(output, tuple) else output)
 
             return hook
 
@@ -177,22 +179,22 @@ class PackedModel:
         """The keyword arguments of one packed call, checked."""
         for name in ("input_ids", "cu_seq_lens_q"):
             if not isinstance(batch.get(name), Tensor):
-                raise ValueError(f"batch: wants a tensor {name!r}, got {sorted(batch)}")
+                raise ValueError(f"batch: got {sorted(batch)}, want a tensor {name!r}")
         ids, cu_seqlens = batch["input_ids"], batch["cu_seq_lens_q"]
         if ids.ndim != 2 or ids.shape[0] != 1:
-            raise ValueError(f"input_ids: wants packed tokens [1, T], got {tuple(ids.shape)}")
+            raise ValueError(f"input_ids: got {tuple(ids.shape)}, want packed tokens [1, T]")
         if cu_seqlens.ndim != 1 or cu_seqlens.dtype != torch.int32 or len(cu_seqlens) < 2:
             raise ValueError(
-                f"cu_seq_lens_q: wants int32 [N + 1] with N >= 1, got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}"
+                f"cu_seq_lens_q: got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}, want int32 [N + 1] with N >= 1"
             )
         if cu_seqlens.device.type == "cpu":  # elsewhere looking costs a host sync
             _check_lengths(cu_seqlens, ids.shape[1])
         max_seqlen = batch.get("max_length_q")
         max_seqlen = int(cu_seqlens.diff().max() if max_seqlen is None else max_seqlen)
-        limit = self.facts.max_positions
+        limit = self.spec.max_positions
         if limit is not None and max_seqlen > limit:
             raise ValueError(
-                f"max_length_q: {self.facts.name} has {limit} positions, got {max_seqlen} tokens"
+                f"max_length_q: got {max_seqlen} tokens, want at most the {limit} positions of {self.spec.name}"
             )
         positions = batch.get("position_ids")
         if positions is None:
@@ -200,39 +202,34 @@ class PackedModel:
                 cu_seqlens[:-1].long().repeat_interleave(cu_seqlens.diff().long(), output_size=ids.shape[1])
             )
             positions = (torch.arange(ids.shape[1], device=ids.device) - starts).unsqueeze(0)
+        offset = self.spec.position_offset
+        per_token: dict[str, Any] = {"input_ids": ids, "position_ids": positions}
+        if self._takes_token_types:
+            per_token["token_type_ids"] = batch.get("token_type_ids")
+        per_token.update({name: batch.get(name) for name in self.inputs})
+        per_token = {name: value for name, value in per_token.items() if value is not None}
+        for name, value in per_token.items():
+            if not isinstance(value, Tensor) or value.shape[:2] != ids.shape:
+                shown = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(
+                    f"{name}: got {shown}, want one value per token, {tuple(ids.shape)} as input_ids"
+                )
+        _check_ids("input_ids", ids, self.spec.vocab_size)
+        if "token_type_ids" in per_token:
+            _check_ids("token_type_ids", per_token["token_type_ids"], self.spec.type_vocab_size)
         inputs: dict[str, Any] = {
-            "input_ids": ids,
-            "position_ids": positions + self._position_offset if self._position_offset else positions,
+            **per_token,
+            "position_ids": positions + offset if offset else positions,
             "cu_seq_lens_q": cu_seqlens,
             "cu_seq_lens_k": cu_seqlens,
             "max_length_q": max_seqlen,
             "max_length_k": max_seqlen,
         }
-        if self._takes_token_types and batch.get("token_type_ids") is not None:
-            inputs["token_type_ids"] = batch["token_type_ids"]
-        for name in ("position_ids", "token_type_ids"):
-            if name in inputs and inputs[name].shape != ids.shape:
-                raise ValueError(
-                    f"{name}: wants the shape of input_ids {tuple(ids.shape)}, got {tuple(inputs[name].shape)}"
-                )
         # A configuration that asks for them would keep every layer's states alive.
         for flag in ("output_attentions", "output_hidden_states"):
             if getattr(self.base.config, flag, False):
                 inputs[flag] = False
         return inputs
-
-    def check_wanted(self, attention: Set[int], hidden: Set[int], logits: bool) -> None:
-        """Raise ValueError for a layer this model does not have, or for logits where it has no known head."""
-        count = self.facts.num_layers
-        for kind, wanted, top in (("attention", attention, count - 1), ("hidden", hidden, count)):
-            bad = sorted(i for i in wanted if not 0 <= i <= top)
-            if bad:
-                raise ValueError(f"{kind}: {self.facts.name} has indices 0..{top}, got {bad}")
-        if logits and self.facts.head is None:
-            raise ValueError(
-                f"logits: {self.facts.name} has no head this package knows; "
-                "wants one of " + ", ".join(HEADS) + ", or PackedModel(model, head='sequence' | 'token')"
-            )
 
 
 class _CatchOutput:
@@ -243,20 +240,22 @@ class _CatchOutput:
     whatever it is, runs on that.
     """
 
-    def __init__(self, owner: PackedModel, cu_seqlens: Tensor) -> None:
-        self.owner, self.cu_seqlens = owner, cu_seqlens
+    def __init__(self, owner: PackedModel, call: PackedCall) -> None:
+        self.owner, self.call, self.cu_seqlens = owner, call, call.cu_seqlens
         self.hidden: Tensor | None = None
         self.rows: Tensor | None = None
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        handle = self.owner._stack.register_forward_hook(self._hook)
+        handle = self.owner.stack.register_forward_hook(self._hook)
         try:
             yield
         finally:
             handle.remove()
 
     def _hook(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        if not self.call.is_running:
+            return output
         self.hidden = output[0]
         self.rows = self._pool(self.hidden.squeeze(0)).unsqueeze(1)
         if isinstance(output, tuple):
@@ -271,11 +270,11 @@ class _CatchOutput:
         return hidden.index_select(0, self.cu_seqlens[:-1])
 
     def check_logits(self, logits: Tensor) -> Tensor:
-        wanted = (len(self.cu_seqlens) - 1, self.owner.facts.num_labels)
+        wanted = (len(self.cu_seqlens) - 1, self.owner.spec.num_labels)
         if tuple(logits.shape) != wanted:
             raise ValueError(
-                f"model: the head of {self.owner.facts.name} gave logits {tuple(logits.shape)} for a pack of "
-                f"{wanted[0]} sequences, wants {wanted}; it reads something other than the first token"
+                f"model: got logits {tuple(logits.shape)} from the head of {self.owner.spec.name} for a pack of "
+                f"{wanted[0]} sequences, want {wanted}; it reads something other than the first token"
             )
         return logits
 
@@ -283,60 +282,13 @@ class _CatchOutput:
 def _check_lengths(cu_seqlens: Tensor, tokens: int) -> None:
     if cu_seqlens[0] != 0 or cu_seqlens[-1] != tokens or (cu_seqlens.diff() <= 0).any():
         raise ValueError(
-            f"cu_seq_lens_q: wants to rise from 0 to T = {tokens} (no sequence is empty), got {cu_seqlens.tolist()}"
+            f"cu_seq_lens_q: got {cu_seqlens.tolist()}, want it to rise from 0 to T = {tokens} (no sequence is empty)"
         )
 
 
-def _find_layers(base: PreTrainedModel) -> list[nn.Module]:
-    """The outermost module list with one entry per hidden layer."""
-    count = base.config.num_hidden_layers
-    for module in base.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count and len(set(module)) == count > 0:
-            return list(module)
-    raise ValueError(
-        f"model: {type(base).__name__} has no list of {count} layers of their own (does it share weights between "
-        "layers, as ALBERT does?); wants one module per hidden layer"
-    )
-
-
-def _find_stack(base: PreTrainedModel, first_layer: nn.Module) -> nn.Module:
-    """The part of the encoder whose output is the last layer's: a child of it, or the encoder itself."""
-    for child in base.children():
-        if not isinstance(child, nn.ModuleList) and any(module is first_layer for module in child.modules()):
-            return child
-    return base
-
-
-def _positions(base: PreTrainedModel) -> tuple[int, int | None]:
-    """Where positions start (RoBERTa's after the padding index) and how many there are (None: no table)."""
-    for name, module in base.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            offset = 0 if module.padding_idx is None else module.padding_idx + 1
-            return offset, module.num_embeddings - offset
-    return 0, None
-
-
-def _facts(
-    model: PreTrainedModel, layer: nn.Module, head: str | None, max_positions: int | None
-) -> ModelFacts:
-    config = model.config
-    heads = config.num_attention_heads
-    of_module = (
-        getattr(module, name, None)
-        for module in layer.modules()
-        for name in ("attention_head_size", "head_dim")
-    )
-    head_dim = next((size for size in of_module if isinstance(size, int)), config.hidden_size // heads)
-    labels = config.vocab_size if type(model).__name__.endswith("ForMaskedLM") else config.num_labels
-    return ModelFacts(
-        name=type(model).__name__,
-        num_layers=config.num_hidden_layers,
-        hidden_size=config.hidden_size,
-        num_heads=heads,
-        head_dim=head_dim,
-        vocab_size=config.vocab_size,
-        num_labels=0 if head is None else int(labels or 0),
-        head=head,
-        problem_type=getattr(config, "problem_type", None),
-        max_positions=max_positions,
-    )
+def _check_ids(name: str, ids: Tensor, count: int | None) -> None:
+    if count is None or ids.device.type != "cpu":  # elsewhere looking costs a host sync
+        return
+    lowest, highest = (int(x) for x in ids.aminmax())
+    if lowest < 0 or highest >= count:
+        raise ValueError(f"{name}: got {lowest if lowest < 0 else highest}, want ids 0..{count - 1}")

@@ -1,0 +1,243 @@
+"""What every objective is: it declares which spots of student and teacher it matches, and turns them into a loss.
+
+An objective knows tensors, never models: it is bound once to the facts of a student and a teacher, which resolves its
+layer map and checks everything that can be checked before work starts, and is then called once per match. The value of
+an objective is the *sum* over its matches; `Distiller` adds up ``weight * value``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor, nn
+
+from ...models.activations import LayerActivations, Place, Spot
+from ...models.layers import uniform_layers
+from ...models.spec import EncoderSpec
+from ..registry import Registry, check_choice
+
+__all__ = [
+    "SCHEDULES",
+    "Layers",
+    "Match",
+    "Objective",
+    "get",
+    "names",
+    "queries_and_keys",
+    "register",
+    "same_heads",
+    "with_head",
+]
+
+Layers = str | Sequence[Sequence[int]]
+
+# What a weight is multiplied by at training progress p in [0, 1].
+SCHEDULES = {
+    "constant": lambda p: 1.0,
+    "linear_decay": lambda p: 1.0 - p,
+    "linear_growth": lambda p: p,
+}
+
+
+@dataclass(frozen=True)
+class Match:
+    """One comparison that an objective makes: what its ``forward`` is called with, in this order.
+
+    Attributes:
+        student: the student's spot.
+        teacher: the teacher's spot, None for none.
+        labels: whether the batch's labels come as well.
+    """
+
+    student: Spot
+    teacher: Spot | None = None
+    labels: bool = False
+
+
+class Objective(nn.Module):
+    """Base of all objectives.
+
+    A new one declares ``place`` (or, if it looks at different places, ``matches``) and what else it ``needs_...``, and
+    defines ``forward``; `register` makes its name known.
+
+    Args:
+        layers: for objectives of layers: ``"uniform"`` (the teacher's depth is a multiple k of the student's;
+            attention i matches i*k + k-1, hidden i matches i*k), ``"last"``, or explicit (student, teacher)
+            pairs. Attention layers count from 0; hidden 0 is the embeddings output and i the output of layer i.
+        weight: a number >= 0, or the name of a schedule (then the number is 1). An objective of weight 0 is left out:
+            it is not checked, costs nothing and has no value.
+        schedule: ``"constant"``, ``"linear_decay"`` (1 to 0 over the training) or ``"linear_growth"`` (0 to 1).
+        name: under which the value is reported; unique within one `Distiller`.
+
+    Attributes:
+        place: where it looks, in student and teacher.
+        default_name: its name in the registry, and that of its value.
+        needs_teacher: whether a match takes the teacher's activations.
+        needs_labels: whether a match takes the labels.
+        reads: the tensors of the student's activations that it reads, ``("q", "k")``; None: all of them.
+        pairs: the indices of ``place`` that are matched, (student, teacher), once it is bound.
+
+    Raises:
+        ValueError: an unknown choice, or a weight that is negative or not finite.
+    """
+
+    place: ClassVar[Place]
+    default_name: ClassVar[str]
+    needs_teacher: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = False
+    reads: ClassVar[tuple[str, ...] | None] = None
+
+    def __init__(
+        self,
+        *,
+        layers: Layers | None = None,
+        weight: float | str = 1.0,
+        schedule: str = "constant",
+        name: str | None = None,
+    ) -> None:
+        super().__init__()
+        weight, schedule = (1.0, weight) if isinstance(weight, str) else (weight, schedule)
+        check_choice("schedule", schedule, tuple(SCHEDULES))
+        if not math.isfinite(weight) or weight < 0:
+            raise ValueError(f"weight: got {weight}, want a finite number >= 0 or a schedule name")
+        self.name = self.default_name if name is None else name
+        self.weight = float(weight)
+        self.schedule = schedule
+        self.layers = layers
+        self.pairs: tuple[tuple[int, int], ...] = ()
+
+    def weight_at(self, progress: float) -> float:
+        """The weight at training progress 0..1."""
+        return self.weight * SCHEDULES[self.schedule](min(max(progress, 0.0), 1.0))
+
+    def bind(self, student: EncoderSpec, teacher: EncoderSpec | None) -> None:
+        """Check that two models fit and find what is matched. Sets ``pairs``: a layer map, or the one pair of logits.
+
+        Raises:
+            ValueError: naming what does not fit.
+        """
+        if self.needs_teacher and teacher is None:
+            raise ValueError(f"{self.name}: got no teacher, want one")
+        if self.place == "logits":
+            self.pairs = ((0, 0),)
+        elif teacher is not None:
+            self.pairs = resolve_layers(self.name, self.place, self.layers, student, teacher)
+
+    @property
+    def matches(self) -> tuple[Match, ...]:
+        """What is matched, once it is bound."""
+        return tuple(
+            Match((self.place, s), (self.place, t) if self.needs_teacher else None, self.needs_labels)
+            for s, t in self.pairs
+        )
+
+    def forward(self, student: LayerActivations, *targets: Any) -> Tensor:
+        """The loss of one match, a float32 scalar, differentiable in the student's tensors.
+
+        Args:
+            student: the student's activations.
+            targets: the teacher's `LayerActivations` and the labels ``Tensor``, as far as the match has them.
+        """
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return f"name={self.name!r}, weight={self.weight}, schedule={self.schedule!r}, pairs={self.pairs}"
+
+
+_registry: Registry[type[Objective]] = Registry("objective")
+Class = TypeVar("Class", bound=type[Objective])
+
+
+def register(objective: Class) -> Class:
+    """Make a class of objectives known by its ``default_name``. A decorator.
+
+    Raises:
+        ValueError: another one has that name.
+    """
+    _registry.add(objective.default_name, objective)
+    return objective
+
+
+def get(name: str) -> type[Objective]:
+    """The class of objectives of that name.
+
+    Raises:
+        ValueError: there is none; the message names the nearest one.
+    """
+    return _registry.get(name)
+
+
+def names() -> list[str]:
+    """The names that `get` knows."""
+    return _registry.names()
+
+
+def resolve_layers(
+    name: str, place: Place, layers: Layers | None, student: EncoderSpec, teacher: EncoderSpec
+) -> tuple[tuple[int, int], ...]:
+    """A layer map as (student, teacher) pairs. ``place`` is ``"attention"`` or ``"hidden"``.
+
+    Raises:
+        ValueError: depths that do not divide, an index out of range, a pair twice, an unknown name.
+    """
+    for role, spec in (("student", student), ("teacher", teacher)):
+        if place == "attention" and spec.num_heads is None:
+            raise ValueError(f"{name}: got {spec.name} as {role}, want a model with attention")
+    depth, teacher_depth = student.num_layers, teacher.num_layers
+    tops = (depth, teacher_depth) if place == "hidden" else (depth - 1, teacher_depth - 1)
+    if layers == "last":
+        return (tops,)
+    if layers == "uniform":
+        try:
+            last = uniform_layers(teacher_depth, depth)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        if place == "hidden":
+            return ((0, 0), *((i + 1, layer + 1) for i, layer in enumerate(last)))
+        return tuple(enumerate(last))
+    if isinstance(layers, str):
+        check_choice("layers", layers, ("uniform", "last"))
+    pairs = tuple((int(s), int(t)) for s, t in _pairs(name, layers))
+    for pair in pairs:
+        for role, index, top in zip(("student", "teacher"), pair, tops, strict=True):
+            if not 0 <= index <= top:
+                raise ValueError(f"{name}: layers: got {role} {place} index {index} in {pair}, want 0..{top}")
+    if len(set(pairs)) != len(pairs) or not pairs:
+        raise ValueError(f"{name}: layers: got {list(pairs)}, want at least one pair and none twice")
+    return pairs
+
+
+def _pairs(name: str, layers: object) -> list[tuple[int, int]]:
+    if isinstance(layers, Sequence) and all(
+        isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(i, int) for i in pair)
+        for pair in layers
+    ):
+        return [(pair[0], pair[1]) for pair in layers]
+    raise ValueError(f"{name}: layers: got {layers!r}, want 'uniform', 'last' or (student, teacher) pairs")
+
+
+def queries_and_keys(activations: LayerActivations) -> tuple[Tensor, Tensor]:
+    """``q`` and ``k`` of attention activations."""
+    assert activations.q is not None and activations.k is not None
+    return activations.q, activations.k
+
+
+def same_heads(name: str, student: EncoderSpec, teacher: EncoderSpec | None) -> None:
+    """Raise ValueError unless both models have as many attention heads."""
+    assert teacher is not None
+    if student.num_heads != teacher.num_heads:
+        raise ValueError(
+            f"{name}: got {student.num_heads} heads of the student and {teacher.num_heads} of the teacher, want equal "
+            "head counts: attention is matched head by head"
+        )
+
+
+def with_head(name: str, role: str, spec: EncoderSpec) -> None:
+    """Raise ValueError unless a model has logits."""
+    if spec.head is None:
+        raise ValueError(
+            f"{name}: got {spec.name} as {role}, want a classification, token or masked-LM head on it"
+        )

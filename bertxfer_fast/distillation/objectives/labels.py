@@ -1,0 +1,65 @@
+"""The labels of the data."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...models.activations import LayerActivations
+from ...models.spec import EncoderSpec
+from .base import Objective, register, with_head
+
+__all__ = ["Labels"]
+
+
+@register
+class Labels(Objective):
+    """The task's own labels, without a teacher: what transformers' heads would compute.
+
+    Integer labels: cross-entropy, -100 ignored. Float labels: MSE with one label (or where the student's
+    ``problem_type`` is regression), else binary cross-entropy per label. Means over what is labelled.
+
+    Args:
+        weight, schedule, name: see `Objective`.
+    """
+
+    place = "logits"
+    default_name = "labels"
+    needs_teacher = False
+    needs_labels = True
+
+    def __init__(
+        self, *, weight: float | str = 1.0, schedule: str = "constant", name: str | None = None
+    ) -> None:
+        super().__init__(weight=weight, schedule=schedule, name=name)
+        self._regression = False
+
+    def bind(self, student: EncoderSpec, teacher: EncoderSpec | None) -> None:
+        super().bind(student, teacher)
+        with_head(self.name, "student", student)
+        self._regression = student.problem_type == "regression" or student.num_labels == 1
+
+    def forward(self, student: LayerActivations, labels: Tensor) -> Tensor:
+        """The loss of ``logits [R, C]`` against labels ``[R]``, ``[1, R]`` or ``[R, C]``, a float32 scalar.
+
+        Raises:
+            ValueError: labels of another shape, or outside 0..C-1.
+        """
+        assert student.logits is not None
+        logits = student.logits.float()
+        rows, classes = logits.shape
+        if self._regression or labels.is_floating_point():
+            if labels.numel() != logits.numel():
+                raise ValueError(f"labels: got {tuple(labels.shape)}, want floats {tuple(logits.shape)}")
+            loss = F.mse_loss if self._regression else F.binary_cross_entropy_with_logits
+            return loss(logits, labels.reshape(logits.shape).float())
+        if labels.numel() != rows:
+            raise ValueError(f"labels: got {tuple(labels.shape)}, want {rows} class ids")
+        labels = labels.reshape(rows).long()
+        counted = labels != -100
+        if labels.device.type == "cpu":  # elsewhere looking costs a host sync
+            bad = labels[counted & ((labels < 0) | (labels >= classes))]
+            if len(bad):
+                raise ValueError(f"labels: got {int(bad[0])}, want class ids 0..{classes - 1} (or -100)")
+        total = F.cross_entropy(logits, labels, reduction="sum", ignore_index=-100)
+        return total / counted.sum().clamp(min=1)

@@ -1,0 +1,82 @@
+"""Methods as lists of stages: which objectives, in which order, with which training defaults."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from ...errors import did_you_mean
+from ..objectives import Objective
+from ..registry import Registry
+
+__all__ = ["Recipe", "Stage", "get", "names", "options", "register"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training run of a recipe.
+
+    Attributes:
+        name: of the stage, unique in its recipe.
+        build_objectives: makes the stage's objectives, new ones at each call.
+        training: defaults of `DistillationArguments` that the method's authors used; whoever runs it may override.
+    """
+
+    name: str
+    build_objectives: Callable[[], list[Objective]]
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named sequence of stages; each starts from the student the one before it left."""
+
+    name: str
+    stages: list[Stage]
+
+
+_registry: Registry[Callable[..., Recipe]] = Registry("recipe")
+Builder = TypeVar("Builder", bound=Callable[..., Recipe])
+
+
+def register(builder: Builder) -> Builder:
+    """Make a function that builds a `Recipe` known by its own name. A decorator.
+
+    Raises:
+        ValueError: another one has that name.
+    """
+    _registry.add(builder.__name__, builder)
+    return builder
+
+
+def names() -> list[str]:
+    """The names that `get` knows."""
+    return _registry.names()
+
+
+def options(name: str) -> dict[str, Any]:
+    """The options of a recipe with their defaults.
+
+    Raises:
+        ValueError: unknown recipe.
+    """
+    parameters = inspect.signature(_registry.get(name)).parameters
+    return {option: parameter.default for option, parameter in parameters.items()}
+
+
+def get(name: str, /, **chosen: Any) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        ValueError: an unknown recipe or option (the message names the nearest known one), or a bad value.
+    """
+    known = options(name)
+    for option in chosen:
+        if option not in known:
+            raise ValueError(f"recipe {name}: got option {option!r}, want a known one{did_you_mean(option, known)}")
+    recipe = _registry.get(name)(**chosen)
+    for stage in recipe.stages:  # a bad value is an error now, not when its stage starts
+        stage.build_objectives()
+    return recipe

@@ -1,0 +1,75 @@
+"""Changes to an object that hold for the length of a block, also where several threads hold the same object.
+
+The first holder makes the change, the last one undoes it; nothing of it is left on the object, so it can be pickled,
+saved and used elsewhere as it was.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+__all__ = ["eval_mode", "lent"]
+
+Undo = Callable[[], None]
+
+
+class _Loan:
+    def __init__(self, thing: object, undo: Undo) -> None:
+        self.thing = thing  # Keeps its id from being given to another object.
+        self.undo = undo
+        self.holders = 0
+
+
+_lock = threading.Lock()
+_loans: dict[tuple[int, str], _Loan] = {}
+
+
+@contextmanager
+def lent(thing: object, what: str, change: Callable[[], Undo]) -> Iterator[None]:
+    """Inside, ``thing`` is changed.
+
+    Args:
+        thing: the object.
+        what: names the change; changes of one object with different names are independent.
+        change: makes it and returns what undoes it.
+    """
+    key = id(thing), what
+    with _lock:
+        loan = _loans.get(key)
+        if loan is None:
+            loan = _loans[key] = _Loan(thing, change())
+        loan.holders += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            loan.holders -= 1
+            if not loan.holders:
+                del _loans[key]
+                loan.undo()
+
+
+@contextmanager
+def eval_mode(module: nn.Module | None) -> Iterator[None]:
+    """Inside, every submodule is in eval mode; afterwards each is in the mode it was in."""
+    if module is None:
+        yield
+        return
+
+    def change() -> Undo:
+        training = [part for part in module.modules() if part.training]
+        _set_training(training, False)
+        return lambda: _set_training(training, True)
+
+    with lent(module, "eval mode", change):
+        yield
+
+
+def _set_training(modules: list[Any], mode: bool) -> None:
+    for module in modules:
+        module.training = mode

@@ -1,0 +1,104 @@
+"""Parameters that no objective reaches: out of training while a Distiller is bound, and back as they were."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bertxfer_fast.distillation.distiller import Distiller
+from bertxfer_fast.distillation.objectives import AttentionMaps, AttentionScores, HiddenStates, Labels, Logits
+from tests.tiny import packed_batch, tiny_bert, tiny_pair
+
+
+def held(model: nn.Module) -> set[str]:
+    return {name for name, p in model.named_parameters() if not p.requires_grad}
+
+
+@pytest.mark.parametrize(
+    "objectives",
+    [
+        lambda: [AttentionScores()],
+        lambda: [AttentionMaps("last"), HiddenStates([(0, 0)])],
+        lambda: [HiddenStates([(1, 2)])],
+        lambda: [HiddenStates()],
+        lambda: [Logits()],
+        lambda: [HiddenStates([(0, 0)]), Labels()],
+    ],
+)
+@pytest.mark.parametrize("family", ["Bert", "DistilBert", "Electra"])
+def test_exactly_those_without_a_gradient_are_held(objectives, family):
+    """Then DistributedDataParallel finds no unused parameter, and every gradient is where it was."""
+    teacher = tiny_bert(4, 16, 4, head="ForSequenceClassification", family=family, seed=1)
+    student = tiny_bert(2, 12, 4, head="ForSequenceClassification", family=family, seed=2)
+    distiller = Distiller(teacher, student, objectives())
+    before = held(student)
+    distiller(**packed_batch(labels="class", token_types=family != "DistilBert")).loss.backward()
+    assert {name for name, p in student.named_parameters() if p.grad is None} == before == held(student)
+
+
+def test_a_bare_models_pooler_is_held_and_the_last_layers_rest_too():
+    teacher, student = tiny_bert(4), tiny_bert(2)
+    distiller = Distiller(teacher, student, [AttentionScores()])
+    names = held(student)
+    assert {"pooler.dense.weight", "encoder.layer.1.attention.self.value.weight"} < names
+    assert "encoder.layer.1.attention.self.key.weight" not in names
+    distiller.release()
+    assert not held(student)
+
+
+def test_requires_grad_comes_back_with_the_end_of_the_distiller():
+    teacher, student = tiny_pair()
+    student.bert.embeddings.word_embeddings.weight.requires_grad_(False)  # the user's own choice
+    own = held(student)
+    distiller = Distiller(teacher, student, [HiddenStates()])
+    assert held(student) > own
+    del distiller
+    gc.collect()
+    assert held(student) == own
+
+
+def test_stages_share_a_student():
+    """The second stage looks at the head that the first one held; the first one may go on after it."""
+    teacher, student = tiny_pair()
+    first = Distiller(teacher, student, [HiddenStates()])
+    names = held(student)
+    second = Distiller(teacher, student, [Logits()])
+    assert "classifier.weight" in names and not held(student)
+    first(**packed_batch())
+    assert held(student) == names
+    second(**packed_batch()).loss.backward()
+    assert student.classifier.weight.grad is not None
+    twin = copy.deepcopy(first)
+    twin(**packed_batch())
+    assert held(twin.student) == names and not held(student)
+
+
+def test_looking_for_them_is_not_felt_by_the_student():
+    teacher, student = tiny_pair(dropout=0.5)
+    student.train()
+    calls: list[Any] = []
+    for module in student.modules():
+        module.register_forward_hook(lambda *_: calls.append(1))
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    Distiller(teacher, student, [AttentionScores()])
+    assert not calls and torch.equal(torch.rand(3), expected)
+    assert all(module.training for module in student.modules())
+
+
+def test_parts_that_other_inputs_would_ask_for_stay_in_training():
+    """RoCBert's embeddings of shapes, which come as an input of their own."""
+    teacher, student = (tiny_bert(2, 16, 4, family="RoCBert", seed=seed) for seed in (1, 2))
+    distiller = Distiller(teacher, student, [HiddenStates("last", projection="none")])
+    names = held(student)
+    assert any("pooler" in name for name in names) and not any("embed" in name for name in names)
+    batch = packed_batch()
+    shapes = {name: batch["input_ids"] for name in ("input_shape_ids", "input_pronunciation_ids")}
+    distiller(**batch, **shapes).loss.backward()
+    assert student.embeddings.shape_embed.weight.grad.any()
