@@ -19,7 +19,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from bertxfer_fast.cli import command as cli
+from bertxfer_fast import cli
 from bertxfer_fast.distillation import recipes
 from bertxfer_fast.distillation.objectives import HiddenStates, Labels, Logits
 from bertxfer_fast.features.extractor import FeatureExtractor
@@ -255,9 +255,9 @@ def test_extract(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"--output": "x.txt"}, "wants a name ending in"),
+        ({"--output": "x.txt"}, "want a name ending in"),
         ({"--output": "nowhere/x.npy"}, "no such directory"),
-        ({"--layers": "last"}, "--layers: wants whole numbers"),
+        ({"--layers": "last"}, "--layers: got 'last', want whole numbers"),
         ({"--layers": "9"}, "hidden states 0..4, got 9"),
         ({"--mode": "median"}, "mode: wants one of"),
         ({"--text": "sentense"}, "did you mean 'sentence'"),

@@ -8,7 +8,9 @@ import matplotlib.image
 import pytest
 import yaml
 
-from bertxfer_fast.evaluation.report import ModelCard, loss_curves, short_name, table
+from bertxfer_fast.evaluation.card import ModelCard, short_name
+from bertxfer_fast.evaluation.curves import loss_curves
+from bertxfer_fast.evaluation.tables import table
 
 
 def history(names: tuple[str, ...], start: float = 4.0) -> list[dict[str, float]]:
