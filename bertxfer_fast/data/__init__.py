@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 #: Public name -> module of this package that holds it.
 _LAZY = {
+    "NO_LIMIT": "encoding",
     "encode": "encoding",
     "label_map": "labels",
     "load": "tables",
@@ -18,10 +19,10 @@ _LAZY = {
     "sequence_lengths": "loaders",
 }
 
-__all__ = ["encode", "label_map", "load", "load_label_map", "save_label_map", "sequence_lengths"]
+__all__ = ["NO_LIMIT", "encode", "label_map", "load", "load_label_map", "save_label_map", "sequence_lengths"]
 
 if TYPE_CHECKING:
-    from .encoding import encode
+    from .encoding import NO_LIMIT, encode
     from .labels import label_map, load_label_map, save_label_map
     from .loaders import sequence_lengths
     from .tables import load

@@ -21,7 +21,6 @@ from datasets import Dataset, List
 from transformers import PreTrainedTokenizerBase
 
 from .. import tasks
-from ..tasks import Task
 from .labels import at_first_tokens, label_encoder
 from .tables import Source, check_columns, column_values, element_feature, is_empty, load, scratch
 
@@ -39,7 +38,7 @@ def encode(
     text: str = "text",
     text_pair: str | None = None,
     label: str | None = None,
-    task: str | Task = "sequence-classification",
+    task: str | tasks.Task = "sequence-classification",
     label2id: Mapping[str, int] | None = None,
     max_length: int | None = None,
     skip_missing: bool = False,

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from .. import __version__, build_info, explain
+from .. import __version__
+from ..ops import build_info, explain
 
 __all__ = ["environment"]
 

@@ -15,7 +15,6 @@ from .. import tasks
 from ..data.collators import Features, collator_for
 from ..data.loaders import device_of, inference, packed_batches
 from ..models.hf.encoder import PackedModel
-from ..tasks import Task
 from .metrics import metrics_of, task_of_model
 from .speed import parameter_count, size_mb, throughput
 
@@ -28,7 +27,7 @@ def evaluate(
     model: PreTrainedModel,
     dataset: Features,
     *,
-    task: str | Task | None = None,
+    task: str | tasks.Task | None = None,
     tokens_per_batch: int = 8192,
     bf16: bool = False,
 ) -> dict[str, float]:
@@ -67,7 +66,7 @@ def summary(
     model: PreTrainedModel,
     dataset: Features | None,
     *,
-    task: str | Task | None = None,
+    task: str | tasks.Task | None = None,
     tokens_per_batch: int = 8192,
     bf16: bool = False,
     repeats: int = 5,

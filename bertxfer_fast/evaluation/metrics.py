@@ -9,17 +9,16 @@ from numpy.typing import NDArray
 
 from .. import tasks
 from ..models.activations import ModelFacts
-from ..tasks import Task
 
 __all__ = ["metrics_of", "task_of_model"]
 
 
-def task_of_model(facts: ModelFacts) -> Task:
+def task_of_model(facts: ModelFacts) -> tasks.Task:
     """The task that a model's head is for, see `tasks.task_of`."""
     return tasks.task_of(facts.name, facts.num_labels, facts.problem_type, facts.head)
 
 
-def metrics_of(logits: NDArray[Any], labels: NDArray[Any], task: str | Task) -> dict[str, float]:
+def metrics_of(logits: NDArray[Any], labels: NDArray[Any], task: str | tasks.Task) -> dict[str, float]:
     """The metrics of a task.
 
     Args:

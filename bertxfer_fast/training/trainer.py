@@ -31,7 +31,6 @@ from ..evaluation.card import ModelCard
 from ..evaluation.metrics import metrics_of, task_of_model
 from ..evaluation.speed import student_facts
 from ..models.hf.encoder import PackedModel
-from ..tasks import Task, auto_class
 from .arguments import DistillationArguments
 from .checkpoints import (
     TRAINER_STATE,
@@ -82,7 +81,7 @@ class DistillationTrainer(Trainer):
         eval_dataset: Any = None,
         processing_class: Any = None,
         *,
-        task: str | Task | None = None,
+        task: str | tasks.Task | None = None,
         model_card: ModelCard | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         **kwargs: Any,
@@ -361,11 +360,11 @@ class DistillationTrainer(Trainer):
             teacher=card.teacher or (teacher.config.name_or_path if teacher is not None else "") or "",
             student=card.student or student_facts(self.student),
             data=card.data or sizes,
-            auto_class=auto_class(type(self.student).__name__),
+            auto_class=tasks.auto_class(type(self.student).__name__),
         )
 
 
-def _default_metrics(task: Task) -> Callable[[EvalPrediction], dict[str, float]]:
+def _default_metrics(task: tasks.Task) -> Callable[[EvalPrediction], dict[str, float]]:
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         return metrics_of(np.asarray(prediction.predictions), np.asarray(prediction.label_ids), task)
 

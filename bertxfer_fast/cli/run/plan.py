@@ -11,16 +11,13 @@ from typing import Any
 from transformers import AutoConfig, set_seed
 
 from ... import data, students, tasks
-from ...data.encoding import NO_LIMIT
 from ...distillation import recipes
 from ...distillation.distiller import Distiller, check_tokenizers
-from ...distillation.recipes import Recipe, Stage
 from ...errors import InputError, user_input
 from ...evaluation.card import ModelCard
 from ...evaluation.evaluate import has_labels
 from ...models.hf.encoder import PackedModel
 from ...models.hf.loading import has_tokenizer, load_model, load_tokenizer, model_folder
-from ...tasks import Task
 from ...training.arguments import DistillationArguments
 from ..config.schema import DistillConfig, check_stages
 from .resume import check_output
@@ -41,10 +38,10 @@ class Plan:
     """
 
     config: DistillConfig
-    recipe: Recipe
+    recipe: recipes.Recipe
     arguments: dict[str, DistillationArguments]
     tokenizer: Any
-    task: Task
+    task: tasks.Task
     teacher: Any
     student: Any
     data: dict[str, Any] = field(default_factory=dict)
@@ -70,7 +67,7 @@ class Plan:
             task="" if self.task.head is None else self.task.name,
         )
 
-    def distiller(self, stage: Stage) -> Distiller:
+    def distiller(self, stage: recipes.Stage) -> Distiller:
         return Distiller(self.teacher, self.student, stage.build_objectives())
 
 
@@ -102,7 +99,7 @@ def make_plan(config: DistillConfig) -> Plan:
 # ---- settings -----------------------------------------------------------------------------------------------
 
 
-def _recipe(config: DistillConfig) -> Recipe:
+def _recipe(config: DistillConfig) -> recipes.Recipe:
     with user_input(config.where("recipe")):
         recipes.options(config.recipe)  # an unknown recipe is a mistake in this key, whatever the options are
     with user_input(config.where("options")):
@@ -111,7 +108,7 @@ def _recipe(config: DistillConfig) -> Recipe:
     return recipe
 
 
-def _arguments(config: DistillConfig, stage: Stage) -> DistillationArguments:
+def _arguments(config: DistillConfig, stage: recipes.Stage) -> DistillationArguments:
     """The stage's training arguments: the command's defaults, the recipe's, the user's."""
     has_dev = config.data.eval is not None
     chosen = {
@@ -167,7 +164,7 @@ def _tokenizer(config: DistillConfig) -> Any:
     return tokenizer
 
 
-def _teacher(config: DistillConfig) -> tuple[Any, Task]:
+def _teacher(config: DistillConfig) -> tuple[Any, tasks.Task]:
     """The teacher with the head the task needs, and the task (the teacher's own where none was given)."""
     where = config.where("teacher")
     with user_input(where):
@@ -188,7 +185,7 @@ def _teacher(config: DistillConfig) -> tuple[Any, Task]:
     return teacher, task
 
 
-def _own_task(config: Any) -> Task:
+def _own_task(config: Any) -> tasks.Task:
     """The task of the head that a model was saved with."""
     saved_class = (config.architectures or [""])[0]
     return tasks.task_of(saved_class, config.num_labels, config.problem_type)
@@ -203,7 +200,7 @@ def _check_vocabulary(config: DistillConfig, teacher: Any, tokenizer: Any) -> No
         )
 
 
-def _student(config: DistillConfig, teacher: Any, task: Task) -> Any:
+def _student(config: DistillConfig, teacher: Any, task: tasks.Task) -> Any:
     set_seed(config.seed)  # new weights depend on the seed alone
     wanted = config.student
     if wanted.path is not None:
@@ -277,7 +274,7 @@ def _label_map(plan: Plan, label: str) -> Mapping[str, int]:
 def _longest(plan: Plan) -> int | None:
     """Tokens that tokenizer, teacher and student can all take; None if none of them knows a limit."""
     limit = min([*plan.positions.values(), plan.tokenizer.model_max_length])
-    return limit if limit <= NO_LIMIT else None
+    return limit if limit <= data.NO_LIMIT else None
 
 
 def _check_lengths(plan: Plan) -> None:
@@ -299,7 +296,7 @@ def _check_lengths(plan: Plan) -> None:
             )
 
 
-def _check_best_metric(plan: Plan, stage: Stage) -> None:
+def _check_best_metric(plan: Plan, stage: recipes.Stage) -> None:
     """A metric that will never be measured is an error now, not after the first epoch."""
     wanted = plan.arguments[stage.name].metric_for_best_model
     if wanted is None or "eval" not in plan.data:
