@@ -84,6 +84,16 @@ def token_classifier(**row: Any) -> Callable[[Path], None]:
     return build
 
 
+def multi_label(place: Path) -> None:
+    settings = {"problem_type": "multi_label_classification"}
+    tiny_bert(4, 16, 4, head="ForSequenceClassification", **settings).save_pretrained(place / "teacher")
+    change(place, task="sequence-classification")
+
+
+def masked_lm(place: Path) -> None:
+    tiny_bert(4, 16, 4, head="ForMaskedLM").save_pretrained(place / "teacher")
+
+
 BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "unknown key": (lambda p: change(p, techer="x"), "unknown key 'techer'; did you mean 'teacher'"),
     "unknown recipe": (
@@ -160,6 +170,11 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda p: change(p, task="none"),
         "logits: wants a student with a classification",
     ),
+    "another task of the same class": (
+        multi_label,
+        "task: got 'sequence-classification', want 'multi-label-classification': the teacher's head does that",
+    ),
+    "a column for masked words": (masked_lm, "label: got 'label' for task 'masked-lm', want it left out"),
     "text instead of words": (
         token_classifier(words="good film", tags=["A", "B", "C"]),
         r"train\.jsonl: text: got .* labels for every token want a column of lists of words",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import itertools
 import json
 import logging
 import os
@@ -11,7 +9,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import datasets
 import pytest
@@ -383,61 +380,3 @@ def test_sequence_lengths(tokenizer):
     assert data.sequence_lengths(features).tolist() == [5, 3, 4]
     assert data.sequence_lengths(features.select([2, 0])).tolist() == [4, 5]
     assert data.sequence_lengths([{"input_ids": [1, 2]}]).tolist() == [2]
-
-
-# The example's fetch script, without its downloads
-
-
-@pytest.fixture(scope="module")
-def fetch() -> ModuleType:
-    path = Path(__file__).parents[2] / "examples" / "sentiment" / "fetch.py"
-    spec = importlib.util.spec_from_file_location("fetch", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_fetch_parses_ratings(fetch):
-    raw = "1\t2.5\tLovely &amp; amazing\xa0 film \r\n2\t-0.5\tEh.\r\n3\t0.4\tQuite\r\n\r\n"
-    rows = fetch.parse(raw)
-    assert rows == [(2.5, "Lovely & amazing film"), (-0.5, "Eh."), (0.4, "Quite")]
-    assert fetch.label(rows) == [("Lovely & amazing film", "positive"), ("Eh.", "negative")]
-    with pytest.raises(fetch.FetchError, match="line 1 has 2 fields"):
-        fetch.parse("1\ttext")
-
-
-def test_fetch_splits_by_text_alone_and_by_label(fetch):
-    examples = [(f"text {i}", fetch.LABELS[i % 5 == 0]) for i in range(1000)]
-    parts = fetch.split(examples)
-    assert {part: len(chosen) for part, chosen in parts.items()} == {"train": 800, "dev": 100, "test": 100}
-    assert sorted(example for chosen in parts.values() for example in chosen) == sorted(examples)
-    for chosen in parts.values():
-        assert sum(name == "positive" for _, name in chosen) == len(chosen) / 5
-        turns = sum(a[1] != b[1] for a, b in itertools.pairwise(chosen))
-        assert turns > len(chosen) / 10, "labels are in blocks"
-    assert fetch.split(examples[::-1]) == parts
-    assert fetch.split(examples)["test"] != sorted(parts["test"])
-
-
-def test_fetch_keeps_held_out_text_from_the_unlabelled(fetch):
-    raw = ["1\t0\tone\n2\t0\ttwo\n", "1\t0\ttwo\n2\t0\tthree\n"]
-    assert fetch.unlabelled(raw, ["three"]) == ["one", "two"]
-
-
-def test_fetch_writes_only_what_it_should_be_and_sees_what_is_there(fetch, tmp_path):
-    digest = fetch.sha256(b"right")
-    with pytest.raises(fetch.FetchError, match="expected " + digest):
-        fetch.write(tmp_path / "a" / "file", b"wrong", digest)
-    assert not fetch.in_place(tmp_path / "a", {"file": digest})
-    fetch.write(tmp_path / "a" / "file", b"right", digest)
-    assert fetch.in_place(tmp_path / "a", {"file": digest})
-    write(tmp_path / "a" / "file", "wrong")
-    assert not fetch.in_place(tmp_path / "a", {"file": digest})
-
-
-def test_fetch_says_what_to_do_when_pip_cannot(fetch, tmp_path, monkeypatch):
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
-    with pytest.raises(fetch.FetchError, match=r"pip could not fetch no-such==1(.|\n)*-m pip download"):
-        fetch.download("no-such==1", tmp_path)
