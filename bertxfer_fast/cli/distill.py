@@ -14,8 +14,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "distill",
         help="run a distillation recipe",
         description="Run the stages of a recipe. Running the same command again goes on where it stopped.",
-        epilog=f"keys of the recipe, each also a flag (flags win):\n{describe()}\n"
-        "  --training.FIELD, --stages.STAGE.FIELD, --options.NAME",
+        epilog=f"keys of the recipe, each also a flag (flags win):\n{describe()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="bertxfer distill RECIPE.yaml [--debug] [--key value ...]",
         allow_abbrev=False,

@@ -156,7 +156,7 @@ def describe() -> str:
     """All keys with a line of help each, and the tasks there are, for `bertxfer distill --help`."""
     keys = [f"  --{key:<30} {item.metadata['help']}" for key, (_, item) in _schema().items()]
     known = [f"  {name:<32} {tasks.get(name).description}" for name in tasks.names()]
-    return "\n".join([*keys, "tasks:", *known])
+    return "\n".join([*keys, "  --training.FIELD, --stages.STAGE.FIELD, --options.NAME", "tasks:", *known])
 
 
 # ---- from settings to a configuration -----------------------------------------------------------------------
