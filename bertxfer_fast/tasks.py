@@ -24,12 +24,10 @@ from .errors import did_you_mean
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Head", "LabelKind", "Metric", "Task", "auto_class", "get", "names", "register", "task_of"]
+__all__ = ["Head", "Metric", "Task", "auto_class", "get", "names", "register", "task_of"]
 
 #: What the logits of a model are rows of.
 Head = Literal["sequence", "token"]
-#: What a label is: a class id, a 0/1 float for every class, or a float.
-LabelKind = Literal["class", "multi-hot", "float"]
 #: (logits or predicted ids, labels), only rows that count -> a number; NaN where it is undefined.
 Metric = Callable[["NDArray[Any]", "NDArray[Any]"], float]
 
@@ -43,7 +41,8 @@ class Task:
         description: what its labels say, in a few words, for help.
         auto_class: the transformers class that loads a model with its head.
         head: what the logits are rows of; None: the model has no logits.
-        labels: what a label is. With a ``"token"`` head there is one for every token.
+        labels: what a label is: a class id, a 0/1 float for every class, or a float. With a ``"token"`` head there is
+            one for every token.
         metrics: name -> function. Classes are measured on logits ``[N, C]``, or on predicted ids ``[T]`` where every
             token has a label; floats and multi-hot rows on logits of the labels' shape.
         problem_type: transformers' word for it, which tells apart tasks that share `auto_class`.
@@ -57,7 +56,7 @@ class Task:
     description: str
     auto_class: str
     head: Head | None
-    labels: LabelKind | None
+    labels: Literal["class", "multi-hot", "float"] | None
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     problem_type: str | None = None
     label_column: bool = True
