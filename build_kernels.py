@@ -20,7 +20,10 @@ import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-VERSION = "0.1.0"
+#: The package's own, read without importing it (which needs torch); pyproject.toml takes it from there, too.
+VERSION = re.findall(
+    r'^__version__ = "(.+)"', (ROOT / "bertxfer_fast" / "__init__.py").read_text("utf-8"), re.M
+)[0]
 #: Compute capabilities compiled for; the last one also as PTX, for whatever comes after it.
 ARCHITECTURES = "80;90;100"
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, BertConfig, BertModel
 from transformers.masking_utils import eager_mask
 
-from bertxfer_fast.data.packing import PackingCollator
+from bertxfer_fast.packing import PackingCollator
 
 from .harness import full_or_quick
 from .inputs import ragged_lengths

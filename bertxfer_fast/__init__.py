@@ -30,7 +30,6 @@ _LAZY = {
 #: Public modules that stand in a room.
 _ROOM_OF = {
     "objectives": "distillation.objectives",
-    "packing": "data.packing",
     "recipes": "distillation.recipes",
 }
 
@@ -52,8 +51,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from . import ops, students
-    from .data import packing
+    from . import ops, packing, students
     from .distillation import objectives, recipes
     from .distillation.distiller import Distiller
     from .features import FeatureExtractor

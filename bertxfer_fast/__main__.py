@@ -1,6 +1,6 @@
 """`python -m bertxfer_fast` is the `bertxfer` command."""
 
-from .cli.command import main
+from .cli import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

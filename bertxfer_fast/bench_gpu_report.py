@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .bench_report import Record, Results, floor_of, named, ragged_rows, value_of
-from .evaluation.report import table
+from .evaluation.tables import table
 
 #: Around the GPU's part of the README and of the page on performance.
 MARKS = "<!-- bench:gpu:begin -->", "<!-- bench:gpu:end -->"

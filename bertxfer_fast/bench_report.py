@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
-from .evaluation.report import table
+from .evaluation.tables import table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from transformers import BertTokenizerFast
 
-from bertxfer_fast.cli import command as cli
+from bertxfer_fast import cli
 
 from .tiny import VOCAB, tiny_bert
 

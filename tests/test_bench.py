@@ -15,8 +15,7 @@ import torch
 
 from benchmarks import harness, machine, memory
 from benchmarks.inputs import Ragged
-from bertxfer_fast import bench
-from bertxfer_fast.cli import command as cli
+from bertxfer_fast import bench, cli
 from bertxfer_fast.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent

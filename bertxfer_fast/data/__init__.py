@@ -1,22 +1,34 @@
-"""Text in, packed batches out: reading tables, encoding, labels, packing, samplers, collators.
+"""Text in, packed batches out: reading tables, encoding, labels, packing, samplers, collators, loaders.
 
 What reads and encodes text is imported on first use, so that packing needs torch and numpy alone.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["encode", "label_map", "load", "load_label_map", "save_label_map", "sequence_lengths"]
+#: Public name -> module of this package that holds it.
+_LAZY = {
+    "NO_LIMIT": "encoding",
+    "encode": "encoding",
+    "label_map": "labels",
+    "load": "tables",
+    "load_label_map": "labels",
+    "save_label_map": "labels",
+    "sequence_lengths": "loaders",
+}
+
+__all__ = ["NO_LIMIT", "encode", "label_map", "load", "load_label_map", "save_label_map", "sequence_lengths"]
 
 if TYPE_CHECKING:
-    from .encoding import encode, label_map, load_label_map, save_label_map, sequence_lengths
+    from .encoding import NO_LIMIT, encode
+    from .labels import label_map, load_label_map, save_label_map
+    from .loaders import sequence_lengths
     from .tables import load
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _LAZY:
         raise AttributeError(f"module 'bertxfer_fast.data' has no attribute {name!r}")
-    from . import encoding, tables
-
-    return getattr(tables if name == "load" else encoding, name)
+    return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)

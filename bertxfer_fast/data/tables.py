@@ -12,6 +12,7 @@ import atexit
 import csv
 import functools
 import glob
+import math
 import os
 import shutil
 import tempfile
@@ -21,7 +22,7 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 import pyarrow as pa
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, List, Value
 
 from ..errors import did_you_mean
 
@@ -34,26 +35,30 @@ _CHUNK = 10_000  # rows looked at together
 def load(source: Source) -> Dataset:
     """The rows of a file, a `datasets.Dataset` or a list of dicts, as a Dataset with at least one row.
 
-    .csv, .tsv      a header line, then rows; every column is read as text, an empty field as missing. A tsv has
-                    no quoting (a quote is a character), a csv has the usual one. UTF-8.
-    .json, .jsonl   a list of objects, or an object a line
-    .parquet        as it is
-    .txt            one column, `text`; blank lines are left out. UTF-8.
+    Only local files are read: a name that is no file is an error, never looked up elsewhere. By its ending a file is
 
-    Only local files are read: a name that is no file is an error, never looked up elsewhere. Raises
-    FileNotFoundError, TypeError for another kind of source, ValueError for an unreadable or empty one.
+    - .csv, .tsv: a header line, then rows; every column is read as text, an empty field as missing. A tsv has no
+      quoting (a quote is a character), a csv has the usual one. UTF-8.
+    - .json, .jsonl: a list of objects, or an object a line.
+    - .parquet: as it is.
+    - .txt: one column, ``text``; blank lines are left out. UTF-8.
+
+    Raises:
+        FileNotFoundError: no such file.
+        TypeError: another kind of source.
+        ValueError: an unreadable or empty one.
     """
     if isinstance(source, Dataset):
         rows = source.with_format(None)
     elif isinstance(source, (str, os.PathLike)):
         rows = _load_file(Path(source))
     elif isinstance(source, Mapping):
-        raise TypeError(f"source is a dict of splits {sorted(source)}: pass one of them")
+        raise TypeError(f"source: got a dict of splits {sorted(source)}, want one of them")
     elif isinstance(source, (list, tuple)) and all(isinstance(row, Mapping) for row in source):
         rows = _from_dicts(source)
     else:
         raise TypeError(
-            f"source must be a path, a datasets.Dataset or a list of dicts, got {type(source).__name__}"
+            f"source: got {type(source).__name__}, want a path, a datasets.Dataset or a list of dicts"
         )
     if len(rows) == 0:
         raise ValueError(f"{_called(source)} has no rows")
@@ -65,7 +70,7 @@ def _load_file(path: Path) -> Dataset:
         hint = did_you_mean(path.name, os.listdir(path.parent) if path.parent.is_dir() else (), listing=False)
         raise FileNotFoundError(f"no file {str(path)!r} (data is read from local files only){hint}")
     if path.suffix.lower() not in _SUFFIXES:
-        raise ValueError(f"{str(path)!r} must end in one of {', '.join(_SUFFIXES)}")
+        raise ValueError(f"source: got {str(path)!r}, want a name that ends in one of {', '.join(_SUFFIXES)}")
     if path.stat().st_size == 0:
         raise ValueError(f"{str(path)!r} is an empty file")
     try:
@@ -112,7 +117,7 @@ def _from_dicts(source: Sequence[Mapping[str, Any]]) -> Dataset:
     try:
         return Dataset.from_dict({key: [row.get(key) for row in source] for key in columns})
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise ValueError(f"source has a column of mixed types: {error}") from error
+        raise ValueError(f"source: got a column of mixed types, want one type a column: {error}") from error
 
 
 @functools.cache
@@ -130,11 +135,29 @@ def column_values(rows: Dataset, column: str) -> Iterator[Any]:
 
 
 def check_columns(rows: Dataset, wanted: Iterable[str]) -> None:
-    """Raise ValueError naming the first column that is not there."""
+    """Check that the columns are there.
+
+    Raises:
+        ValueError: naming the first that is not.
+    """
     present = rows.column_names
     for column in wanted:
         if column not in present:
             raise ValueError(f"no column {column!r}{did_you_mean(column, present)}")
+
+
+def element_feature(feature: Any) -> Any:
+    """What a column of lists holds lists of; another column's feature as it is."""
+    return feature.feature if isinstance(feature, List) else feature
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a cell holds nothing that can be used: no value, NaN, blank text, or a list with a gap."""
+    if isinstance(value, str):
+        return not value.strip()
+    if isinstance(value, list):
+        return None in value
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _called(source: Source) -> str:

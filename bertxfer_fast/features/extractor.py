@@ -17,9 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
-from ..data.batches import device_of, packed_batches
-from ..data.encoding import sequence_lengths
-from ..data.packing import PackingCollator
+from ..data.collators import INPUTS, collate_inputs
+from ..data.loaders import device_of, packed_batches, sequence_lengths
 from ..models.activations import LayerActivations
 from ..models.hf.loading import load_tokenizer, model_folder
 from ..models.spec import EncoderSpec
@@ -28,8 +27,6 @@ from ..ops import pool_features
 from ..ops.pool_features import MODES
 
 OUTPUT_SUFFIXES = (".npy", ".safetensors", ".csv")
-
-_INPUTS = ("input_ids", "token_type_ids")
 
 # A tokenizer sets its truncation for each call and refuses while another thread reads it.
 _tokenizing = threading.Lock()
@@ -127,7 +124,7 @@ class FeatureExtractor:
                 padding=False,
                 return_attention_mask=False,
             )
-        names = [name for name in _INPUTS if name in encoded]
+        names = [name for name in INPUTS if name in encoded]
         return self.extract_ids([{name: encoded[name][i] for name in names} for i in range(len(texts))])
 
     def extract_ids(self, features: Sequence[Mapping[str, Any]]) -> Tensor:
@@ -142,7 +139,7 @@ class FeatureExtractor:
         order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
         budget, device = self.tokens_per_batch, device_of(self.model)
         with torch.no_grad():
-            for indices, batch in packed_batches(features, budget, device, _collate, order):
+            for indices, batch in packed_batches(features, budget, device, collate_inputs, order):
                 rows[indices] = self._pool(batch).float().cpu()
         return rows
 
@@ -177,11 +174,6 @@ def _resolve_layers(layers: Sequence[int], num_layers: int) -> tuple[int, ...]:
     if len(set(resolved)) != len(resolved):
         raise ValueError(f"layers: got {list(layers)}, want each layer once")
     return tuple(resolved)
-
-
-def _collate(features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A packed batch of what the encoder reads; labels stay behind."""
-    return PackingCollator()([{name: row[name] for name in _INPUTS if name in row} for row in features])
 
 
 def save_features(features: Tensor, path: str | Path) -> Path:

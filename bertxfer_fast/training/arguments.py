@@ -54,14 +54,15 @@ class DistillationArguments(TrainingArguments):
         for name in ("tokens_per_batch", "eval_tokens_per_batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name}: wants 1 or more, got {value}")
+                raise ValueError(f"{name}: got {value}, want 1 or more")
         for name, instead in _UNSUPPORTED.items():
             if getattr(self, name, None):
-                raise ValueError(f"{name}: not available for distillation; {instead}")
+                raise ValueError(
+                    f"{name}: got {getattr(self, name)!r}, want it left out of a distillation; {instead}"
+                )
         if self.train_sampling_strategy not in _SAMPLING:
             raise ValueError(
-                f"train_sampling_strategy: wants one of {', '.join(_SAMPLING)}, "
-                f"got {self.train_sampling_strategy!r}"
+                f"train_sampling_strategy: got {self.train_sampling_strategy!r}, want one of {', '.join(_SAMPLING)}"
             )
         if not torch.accelerator.is_available():
             self.use_cpu = True  # which bf16 and unpinned memory depend on

@@ -49,11 +49,11 @@ def load_projections(objectives: nn.Module, folder: Path) -> None:
         return
     file = folder / PROJECTIONS
     if not file.is_file():
-        raise ValueError(f"{folder} has no {PROJECTIONS}, which these objectives need")
+        raise ValueError(f"folder: got {folder} without {PROJECTIONS}, want it: these objectives need it")
     try:
         objectives.load_state_dict(load_file(file))
     except RuntimeError as error:
-        raise ValueError(f"{file} belongs to other objectives: {error}") from error
+        raise ValueError(f"folder: got {file} of other objectives, want that of these: {error}") from error
 
 
 def load_student(student: PreTrainedModel, folder: Path) -> None:
@@ -67,4 +67,6 @@ def load_student(student: PreTrainedModel, folder: Path) -> None:
     try:
         student.load_state_dict(saved.state_dict())
     except RuntimeError as error:
-        raise ValueError(f"{folder} holds a student of another shape: {error}") from error
+        raise ValueError(
+            f"folder: got {folder} with a student of another shape, want this one's: {error}"
+        ) from error

@@ -21,16 +21,16 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import EvalPrediction, PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from ..data.batches import WholeRounds
-from ..data.encoding import sequence_lengths
-from ..data.packing import TokenBudgetBatchSampler
+from .. import tasks
+from ..data.collators import collator_for
+from ..data.loaders import sequence_lengths
+from ..data.samplers import EvenBatchSampler, TokenBudgetBatchSampler
 from ..distillation.distiller import Distiller, DistillerOutput
 from ..errors import NonFiniteLossError
-from ..evaluation.evaluate import TOKEN, collator_for, metric_kind, metrics_of, student_facts
-from ..evaluation.report import ModelCard
-from ..models.activations import ModelFacts
+from ..evaluation.card import ModelCard
+from ..evaluation.metrics import metrics_of, task_of_model
+from ..evaluation.speed import student_facts
 from ..models.hf.encoder import PackedModel
-from ..models.hf.loading import auto_class
 from .arguments import DistillationArguments
 from .checkpoints import (
     TRAINER_STATE,
@@ -39,6 +39,7 @@ from .checkpoints import (
     load_student,
     save_projections,
 )
+from .datasets import check_dataset, eval_sampler, named_datasets, train_sampler
 from .monitor import FiniteGuard, RunningMeans
 
 
@@ -51,11 +52,13 @@ class DistillationTrainer(Trainer):
         train_dataset, eval_dataset: features (`input_ids`, optional `token_type_ids`, `labels`), as a
             `datasets.Dataset` or a list. `eval_dataset` may be a dict of them.
         processing_class: the tokenizer, saved beside the student.
+        task: what the student learns (a `Task` or its name), which decides collator and metrics; by default the
+            task that its head is for.
         model_card: facts and measured numbers for the README.md of the final save; what is left empty and is
             known here (teacher, sizes, data) is filled in, numbers are only ever the ones given.
-        data_collator: makes packed batches; by default a `PackingCollator` that fits the student's head.
-        compute_metrics: as in Trainer; by default accuracy, token accuracy, or MSE and Pearson correlation,
-            whichever fits the student's head. For token heads predictions are then ids `[T]`, not logits.
+        data_collator: makes packed batches; by default a `PackingCollator` that fits the task.
+        compute_metrics: as in Trainer; by default the task's. Where every token has a label predictions are then
+            ids ``[T]``, not logits.
         kwargs: passed to Trainer.
 
     Logged are `loss` and `loss/<objective>`, evaluated `eval_loss`, `eval_loss/<objective>` and the metrics.
@@ -78,29 +81,30 @@ class DistillationTrainer(Trainer):
         eval_dataset: Any = None,
         processing_class: Any = None,
         *,
+        task: str | tasks.Task | None = None,
         model_card: ModelCard | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
         if not isinstance(args, DistillationArguments):
-            raise TypeError(f"args: wants DistillationArguments, got {type(args).__name__}")
-        _check_dataset("train_dataset", train_dataset)
-        for name, dataset in _named_datasets(eval_dataset):
-            _check_dataset(name, dataset)
+            raise TypeError(f"args: got {type(args).__name__}, want DistillationArguments")
+        check_dataset("train_dataset", train_dataset)
+        for name, dataset in named_datasets(eval_dataset):
+            check_dataset(name, dataset)
         if args.n_gpu > 1:
             args._n_gpu = 1  # DataParallel would cut a pack in pieces; use a launcher such as torchrun
         self.distiller = model  # itself, whatever accelerate wraps around it
-        self.facts: ModelFacts = PackedModel(model.student).facts
+        facts = PackedModel(model.student).facts
+        self.task = task_of_model(facts) if task is None else tasks.get(task)
         _offer_checkpointing(model)
-        kind = metric_kind(self.facts)
-        if compute_metrics is None and kind is not None:
-            compute_metrics = _default_metrics(kind)
-            if kind == TOKEN:
+        if compute_metrics is None and self.task.labels is not None:
+            compute_metrics = _default_metrics(self.task)
+            if self.task.predicts_ids:
                 kwargs.setdefault("preprocess_logits_for_metrics", _predicted_ids)
         super().__init__(
             model,
             args,
-            data_collator or collator_for(self.facts),
+            data_collator or collator_for(self.task),
             train_dataset,
             eval_dataset,
             processing_class,
@@ -131,24 +135,9 @@ class DistillationTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """Packed training batches; the order depends on seed and epoch alone."""
         if self.train_dataset is None:
-            raise ValueError("train_dataset: training needs one")
-        args = self.args
-        tokens = args.tokens_per_batch
-        lengths = self._lengths_of(self.train_dataset)
-        if tokens is not None and int(lengths.max()) > tokens:
-            raise ValueError(
-                f"tokens_per_batch: {tokens} is less than the longest training sequence, {int(lengths.max())} tokens"
-            )
-        sampler = TokenBudgetBatchSampler(
-            lengths,
-            tokens if tokens is not None else int(lengths.sum()),
-            shuffle=args.train_sampling_strategy != "sequential",
-            seed=args.data_seed if args.data_seed is not None else args.seed,
-            max_sequences=self._train_batch_size if tokens is None else None,
-            drop_last=args.dataloader_drop_last,
-            # Lengths mixed at random unless asked otherwise: packs then hold about equally many sequences.
-            bucket=None if args.train_sampling_strategy == "group_by_length" else 1,
-        )
+            raise ValueError("train_dataset: got None, want one to train on")
+        args, lengths = self.args, self._lengths_of(self.train_dataset)
+        sampler = train_sampler(args, lengths, self._train_batch_size)
         return self._packed_loader(self.train_dataset, sampler, persistent=args.dataloader_persistent_workers)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
@@ -158,17 +147,9 @@ class DistillationTrainer(Trainer):
         if isinstance(dataset, str):
             dataset = known[dataset]
         if dataset is None:
-            raise ValueError("eval_dataset: evaluation needs one")
-        _check_dataset("eval_dataset", dataset)
-        tokens = self.args.eval_tokens_per_batch or self.args.tokens_per_batch
-        lengths = self._lengths_of(dataset)
-        sampler = TokenBudgetBatchSampler(
-            lengths,
-            max(tokens, int(lengths.max())) if tokens is not None else int(lengths.sum()),
-            shuffle=False,
-            max_sequences=self.args.eval_batch_size if tokens is None else None,
-        )
-        return self._packed_loader(dataset, sampler)
+            raise ValueError("eval_dataset: got None, want one to evaluate on")
+        check_dataset("eval_dataset", dataset)
+        return self._packed_loader(dataset, eval_sampler(self.args, self._lengths_of(dataset)))
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """As `get_eval_dataloader`."""
@@ -180,7 +161,7 @@ class DistillationTrainer(Trainer):
         args = self.args
         batches: Sampler[list[int]] = sampler
         if args.world_size > 1:
-            batches = WholeRounds(sampler, args.world_size)
+            batches = EvenBatchSampler(sampler, args.world_size)
         loader = DataLoader(
             dataset,
             batch_sampler=batches,
@@ -219,7 +200,9 @@ class DistillationTrainer(Trainer):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self.last_checkpoint()
             if resume_from_checkpoint is None:
-                raise ValueError(f"resume_from_checkpoint: no complete checkpoint in {self.args.output_dir}")
+                raise ValueError(
+                    f"resume_from_checkpoint: got True, want a complete checkpoint in {self.args.output_dir}"
+                )
         self._guard.forget()
         self._train_means.clear()
         result = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
@@ -281,7 +264,7 @@ class DistillationTrainer(Trainer):
         if prediction_loss_only:
             return loss, None, None
         logits, labels = outputs.logits, inputs.get("labels")
-        if labels is not None and self.facts.head == "token":
+        if labels is not None and self.task.head == "token":
             labels = labels.reshape(-1)
         return loss, self._gatherable(logits), self._gatherable(labels)
 
@@ -369,7 +352,7 @@ class DistillationTrainer(Trainer):
     def _filled_card(self) -> ModelCard:
         """The model card, with the facts that are known here where it leaves them open."""
         card = self.model_card
-        datasets = [("train_dataset", self.train_dataset), *_named_datasets(self.eval_dataset)]
+        datasets = [("train_dataset", self.train_dataset), *named_datasets(self.eval_dataset)]
         sizes = {name.removesuffix("_dataset"): len(rows) for name, rows in datasets if rows is not None}
         teacher = self.distiller.teacher
         return replace(
@@ -377,31 +360,13 @@ class DistillationTrainer(Trainer):
             teacher=card.teacher or (teacher.config.name_or_path if teacher is not None else "") or "",
             student=card.student or student_facts(self.student),
             data=card.data or sizes,
-            auto_class=auto_class(self.student),
+            auto_class=tasks.auto_class(type(self.student).__name__),
         )
 
 
-def _named_datasets(eval_dataset: Any) -> list[tuple[str, Any]]:
-    if isinstance(eval_dataset, dict):
-        return [(f"eval_dataset[{name!r}]", dataset) for name, dataset in eval_dataset.items()]
-    return [] if eval_dataset is None else [("eval_dataset", eval_dataset)]
-
-
-def _check_dataset(name: str, dataset: Any) -> None:
-    """Fail at construction, not in the first batch."""
-    if dataset is None:
-        return
-    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        raise TypeError(f"{name}: wants a data set with a length and items, got {type(dataset).__name__}")
-    if not len(dataset):
-        raise ValueError(f"{name}: it is empty")
-    if "input_ids" not in dataset[0]:
-        raise ValueError(f"{name}: features want input_ids, got {sorted(dataset[0])}")
-
-
-def _default_metrics(kind: str) -> Callable[[EvalPrediction], dict[str, float]]:
+def _default_metrics(task: tasks.Task) -> Callable[[EvalPrediction], dict[str, float]]:
     def compute(prediction: EvalPrediction) -> dict[str, float]:
-        return metrics_of(np.asarray(prediction.predictions), np.asarray(prediction.label_ids), kind)
+        return metrics_of(np.asarray(prediction.predictions), np.asarray(prediction.label_ids), task)
 
     return compute
 

@@ -1,4 +1,4 @@
-"""A real distillation, from nothing to a table: `make demo`, or `python demo.py --output DIR --seeds 1 2 3`.
+"""A real distillation, from nothing to a table: `make demo`, or `python demo.py --output DIR --seeds 1 2 3 --full`.
 
 1. Fetch a real 6-layer encoder and 10 072 labelled movie-review snippets (fetch.py).
 2. Fine-tune the encoder on them: that is the teacher.
@@ -7,7 +7,8 @@
 5. Train the same start on the labels, without a teacher, for as many passes over the text.
 6. Measure the three on the test split; write a table and a plot of the loss curves.
 
-Finished steps are kept under DIR, so that a second call goes on where the first one stopped.
+By default all of that is done on 4 000 of the snippets in minutes; `--full` takes all 8 056 that are for training, more
+often. Finished steps are kept under DIR, so that a second call goes on where the first one stopped.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +36,61 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from bertxfer_fast import DistillationArguments, DistillationTrainer, Distiller, students
-from bertxfer_fast.cli import command as cli
-from bertxfer_fast.data import encoding as data
+from bertxfer_fast import DistillationArguments, DistillationTrainer, Distiller, cli, data, students
 from bertxfer_fast.distillation.objectives import Labels
+from bertxfer_fast.evaluation.curves import loss_curves
 from bertxfer_fast.evaluation.evaluate import summary
-from bertxfer_fast.evaluation.report import loss_curves, table
+from bertxfer_fast.evaluation.tables import table
 
 RECIPE = Path(__file__).resolve().parent / "recipe.yaml"
 SETTINGS = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
 LABEL2ID = {"negative": 0, "positive": 1}
-TEACHER = {"num_train_epochs": 2, "learning_rate": 1e-4}
-# The student without a teacher sees the text as often as the distilled one does in both stages together.
-BASELINE = {
-    "num_train_epochs": sum(stage["num_train_epochs"] for stage in SETTINGS["stages"].values()),
-    "learning_rate": 1e-4,
-}
+LEARNING_RATE = 1e-4  # of what is trained on the labels alone
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is learned from, and how often.
+
+    Attributes:
+        name: the run's folders are called by it.
+        rows: training snippets, None for all of them.
+        teacher_epochs: passes over the text that fine-tune the teacher.
+        stage_epochs: by stage of the recipe.
+        timed_passes: over the test split, for the speeds in the table.
+    """
+
+    name: str
+    rows: int | None
+    teacher_epochs: int
+    stage_epochs: dict[str, int]
+    timed_passes: int
+
+    @property
+    def alone_epochs(self) -> int:
+        """The student without a teacher sees the text as often as the distilled one does in all stages together."""
+        return sum(self.stage_epochs.values())
+
+    def train_file(self, texts: Path) -> Path:
+        """The training file; its first rows, in the shuffled order that it has, where not all are taken."""
+        path = texts / "train.tsv"
+        if self.rows is None:
+            return path
+        lines = path.read_text(encoding="utf-8").split("\n")
+        chosen = texts / f"train-{self.rows}.tsv"
+        chosen.write_text("\n".join(lines[: 1 + self.rows]) + "\n", encoding="utf-8")
+        return chosen
+
+
+STAGES = {name: stage["num_train_epochs"] for name, stage in SETTINGS["stages"].items()}
+SHORT = Size("seed", rows=4000, teacher_epochs=1, stage_epochs=STAGES, timed_passes=1)
+FULL = Size(
+    "full-seed",
+    rows=None,
+    teacher_epochs=2,
+    stage_epochs={"intermediate": 3, "prediction": 2},
+    timed_passes=5,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,7 +99,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[1], help="one whole run for each (default: 1)"
     )
+    parser.add_argument(
+        "--full", action="store_true", help="all of the text, more often; several times as long"
+    )
     args = parser.parse_args(argv)
+    size = FULL if args.full else SHORT
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     disable_progress_bars()
@@ -66,8 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with step("teacher and text"):
         if fetch.main([str(args.output / "data")]):
             return 1
-    runs = [run(args.output.resolve(), seed) for seed in args.seeds]
-    report(args.output, args.seeds, runs)
+    runs = [run(args.output.resolve(), size, seed) for seed in args.seeds]
+    report(args.output, size, args.seeds, runs)
     print(f"\n{time.perf_counter() - started:.0f} s in all. Table, plot and models are in {args.output}/")
     return 0
 
@@ -80,44 +125,49 @@ def step(name: str) -> Iterator[None]:
     print(f"   {time.perf_counter() - started:.0f} s", flush=True)
 
 
-def run(output: Path, seed: int) -> dict[str, dict[str, Any]]:
+def run(output: Path, size: Size, seed: int) -> dict[str, dict[str, Any]]:
     """Teacher, distilled student and student without a teacher, of one seed; returns what was measured of each."""
-    folder = output / f"seed-{seed}"
+    folder = output / f"{size.name}-{seed}"
     done = folder / "measured.json"
     if done.is_file():
         return json.loads(done.read_text(encoding="utf-8"))
     texts = output / "data"
+    files = {"train": size.train_file(texts), "test": texts / "test.tsv"}
     tokenizer = AutoTokenizer.from_pretrained(texts / "teacher")
     splits = {
         name: data.encode(
-            texts / f"{name}.tsv",
+            path,
             tokenizer,
             label="label",
             label2id=LABEL2ID,
             max_length=SETTINGS["data"]["max_length"],
         )
-        for name in ("train", "test")
+        for name, path in files.items()
     }
     with step(f"seed {seed}: fine-tune the teacher"):
-        fine_tune(
-            encoder(texts / "teacher", seed), folder / "teacher", TEACHER, seed, splits["train"], tokenizer
-        )
+        teacher = encoder(texts / "teacher", seed)
+        fine_tune(teacher, folder / "teacher", size.teacher_epochs, seed, splits["train"], tokenizer)
     start = folder / "start"
     if not start.is_dir():
         layers = encoder(texts / "teacher", seed).config.num_hidden_layers // 2
         students.smaller(encoder(texts / "teacher", seed), num_hidden_layers=layers).save_pretrained(start)
     with step(f"seed {seed}: distil"):
         paths = {"teacher": folder / "teacher", "student": start, "output_dir": folder / "student"}
-        paths |= {f"data.{name}": texts / f"{name}.tsv" for name in splits}
-        flags = [word for key, value in {**paths, "seed": seed}.items() for word in (f"--{key}", str(value))]
+        paths |= {f"data.{name}": path for name, path in files.items()}
+        epochs = {f"stages.{name}.num_train_epochs": count for name, count in size.stage_epochs.items()}
+        flags = [f"--{key}={value}" for key, value in {**paths, **epochs, "seed": seed}.items()]
         if code := cli.main(["distill", str(RECIPE), *flags]):
             raise SystemExit(code)
     with step(f"seed {seed}: the same student without a teacher"):
         alone = AutoModelForSequenceClassification.from_pretrained(start)
-        fine_tune(alone, folder / "alone", BASELINE, seed, splits["train"], tokenizer)
+        fine_tune(alone, folder / "alone", size.alone_epochs, seed, splits["train"], tokenizer)
     names = {"teacher": "teacher", "student": "student", "student without teacher": "alone"}
     measured = {
-        name: summary(AutoModelForSequenceClassification.from_pretrained(folder / path), splits["test"])
+        name: summary(
+            AutoModelForSequenceClassification.from_pretrained(folder / path),
+            splits["test"],
+            repeats=size.timed_passes,
+        )
         for name, path in names.items()
     }
     done.write_text(json.dumps(measured, indent=1), encoding="utf-8")
@@ -132,7 +182,7 @@ def encoder(path: Path, seed: int) -> PreTrainedModel:
 
 
 def fine_tune(
-    model: PreTrainedModel, folder: Path, training: dict[str, Any], seed: int, features: Any, tokenizer: Any
+    model: PreTrainedModel, folder: Path, epochs: int, seed: int, features: Any, tokenizer: Any
 ) -> None:
     """Trains on the labels alone: a Distiller without a teacher."""
     history = folder / "history.json"
@@ -141,10 +191,11 @@ def fine_tune(
     arguments = DistillationArguments(
         output_dir=str(folder),
         seed=seed,
+        num_train_epochs=epochs,
+        learning_rate=LEARNING_RATE,
         save_strategy="no",
         disable_tqdm=not sys.stderr.isatty(),
         **SETTINGS["training"],
-        **training,
     )
     set_seed(seed)
     trainer = DistillationTrainer(
@@ -156,7 +207,7 @@ def fine_tune(
     history.write_text(json.dumps(trainer.state.log_history), encoding="utf-8")
 
 
-def report(output: Path, seeds: Sequence[int], runs: Sequence[dict[str, dict[str, Any]]]) -> None:
+def report(output: Path, size: Size, seeds: Sequence[int], runs: Sequence[dict[str, dict[str, Any]]]) -> None:
     """The table of means over seeds, and the first seed's loss curves."""
     rows = []
     for name in runs[0]:
@@ -166,7 +217,7 @@ def report(output: Path, seeds: Sequence[int], runs: Sequence[dict[str, dict[str
         rows.append({"model": name, "accuracy": mean.pop("accuracy"), "of the teacher's": share, **mean})
     text = table(rows)
     (output / "table.md").write_text(text + "\n", encoding="utf-8")
-    folder = output / f"seed-{seeds[0]}"
+    folder = output / f"{size.name}-{seeds[0]}"
     histories = {"teacher": history(folder / "teacher" / "history.json")}
     for stage in SETTINGS["stages"]:
         histories[stage] = history(folder / "student" / stage / "stage.json")

@@ -14,12 +14,13 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import (
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
 )
 
-from bertxfer_fast.cli import command as cli
+from bertxfer_fast import cli
 from bertxfer_fast.distillation import recipes
 from bertxfer_fast.distillation.objectives import HiddenStates, Labels, Logits
 from bertxfer_fast.features.extractor import FeatureExtractor
@@ -222,6 +223,35 @@ def test_token_classification(place: Path, named: bool) -> None:
     assert "token_accuracy" in (place / "out" / "README.md").read_text()
 
 
+def test_multi_label_classification(place: Path) -> None:
+    """The task is the teacher's own; a list of labels a text, none of them, or all."""
+    teacher = tiny_bert(
+        4, 16, 4, head="ForSequenceClassification", seed=1, problem_type="multi_label_classification"
+    )
+    teacher.save_pretrained(place / "teacher")
+    for name in ("train", "test"):
+        rows = [
+            {"sentence": text, "label": ["neg", "neutral", "pos"][: len(text) % 4]}
+            for text, _ in sentences(12, 0)
+        ]
+        (place / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    data = {"train": "train.jsonl", "test": "test.jsonl", "text": "sentence", "label": "label"}
+    change(place, data=data, training={"max_steps": 1}, stages={})
+    assert distill(place) == 0
+    card = (place / "out" / "README.md").read_text()
+    assert "Task: multi-label-classification." in card and "| model   | accuracy |" in card
+
+
+def test_masked_lm(place: Path) -> None:
+    """The task is the teacher's own: its logits of every token are distilled, and no column holds labels."""
+    tiny_bert(4, 16, 4, head="ForMaskedLM", seed=1).save_pretrained(place / "teacher")
+    change(place, data={"train": "train.tsv", "text": "sentence"}, training={"max_steps": 1}, stages={})
+    assert distill(place) == 0
+    loaded, notes = AutoModelForMaskedLM.from_pretrained(place / "out", output_loading_info=True)
+    assert not notes["missing_keys"] and loaded.config.num_hidden_layers == 2
+    assert "AutoModelForMaskedLM.from_pretrained" in (place / "out" / "README.md").read_text()
+
+
 def test_nan_stops_with_one_line_and_keeps_the_checkpoint(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,9 +285,9 @@ def test_extract(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"--output": "x.txt"}, "wants a name ending in"),
+        ({"--output": "x.txt"}, "want a name ending in"),
         ({"--output": "nowhere/x.npy"}, "no such directory"),
-        ({"--layers": "last"}, "--layers: wants whole numbers"),
+        ({"--layers": "last"}, "--layers: got 'last', want whole numbers"),
         ({"--layers": "9"}, "hidden states 0..4, got 9"),
         ({"--mode": "median"}, "mode: wants one of"),
         ({"--text": "sentense"}, "did you mean 'sentence'"),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bertxfer_fast.cli import command as cli
+from bertxfer_fast import cli
 
 from ..folders import WORDS, change, contents, distill, make_place, one_logit, tiny_tokenizer, write_tsv
 from ..tiny import tiny_bert
@@ -84,6 +84,16 @@ def token_classifier(**row: Any) -> Callable[[Path], None]:
     return build
 
 
+def multi_label(place: Path) -> None:
+    settings = {"problem_type": "multi_label_classification"}
+    tiny_bert(4, 16, 4, head="ForSequenceClassification", **settings).save_pretrained(place / "teacher")
+    change(place, task="sequence-classification")
+
+
+def masked_lm(place: Path) -> None:
+    tiny_bert(4, 16, 4, head="ForMaskedLM").save_pretrained(place / "teacher")
+
+
 BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "unknown key": (lambda p: change(p, techer="x"), "unknown key 'techer'; did you mean 'teacher'"),
     "unknown recipe": (
@@ -103,11 +113,11 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "no dev set": (
         lambda p: change(p, data__eval=None, training__eval_strategy="epoch"),
-        "stage intermediate: eval_strategy is 'epoch' but data.eval is missing",
+        "stage intermediate: eval_strategy: got 'epoch' without data.eval",
     ),
     "unmeasured metric": (
         lambda p: change(p, training__load_best_model_at_end=True, training__metric_for_best_model="f1"),
-        "metric_for_best_model: 'f1' is not measured here; known: loss, loss/attention_scores",
+        "metric_for_best_model: got 'f1', want one that is measured here: loss, loss/attention_scores",
     ),
     "no teacher": (lambda p: change(p, teacher="techer"), r"line 2: teacher: no such directory"),
     "not a model": (lambda p: change(p, teacher="."), "not a transformers model"),
@@ -150,7 +160,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "no head": (teacher_without_head, "no trained weights for task 'sequence-classification'"),
     "wrong task": (
         lambda p: change(p, task="regression"),
-        "the teacher's head does 'sequence-classification'",
+        "task: got 'regression', want 'sequence-classification': the teacher's head does that",
     ),
     "bare encoder": (
         lambda p: change(p, task="none", data__label=None),
@@ -160,9 +170,14 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda p: change(p, task="none"),
         "logits: wants a student with a classification",
     ),
+    "another task of the same class": (
+        multi_label,
+        "task: got 'sequence-classification', want 'multi-label-classification': the teacher's head does that",
+    ),
+    "a column for masked words": (masked_lm, "label: got 'label' for task 'masked-lm', want it left out"),
     "text instead of words": (
         token_classifier(words="good film", tags=["A", "B", "C"]),
-        r"train\.jsonl: labels for every token need a column of lists of words",
+        r"train\.jsonl: text: got .* labels for every token want a column of lists of words",
     ),
     "a tag instead of tags": (
         token_classifier(words=["good", "film"], tags="A"),
@@ -172,10 +187,13 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
         token_classifier(words=["good", "film"], tags=["A", "B", "C"]),
         r"train\.jsonl: column 'tags', row 1: 3 labels for 2 words",
     ),
-    "too long": (lambda p: change(p, data__max_length=500), "max_length=500 is beyond the tokenizer's"),
+    "too long": (
+        lambda p: change(p, data__max_length=500),
+        "max_length: got 500, want at most the tokenizer's",
+    ),
     "small packs": (
         lambda p: change(p, training__tokens_per_batch=5),
-        "tokens_per_batch is 5, train has a sequence",
+        "tokens_per_batch: got 5, want at least the .* tokens of a sequence in train",
     ),
     "output is a file": (lambda p: change(p, output_dir="train.tsv"), r"train\.tsv is a file"),
     "output is taken": (other_model_there, r"holds config\.json of something else"),

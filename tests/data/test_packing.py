@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithFlattening
 
-from bertxfer_fast.data.packing import PackingCollator, TokenBudgetBatchSampler, cu_seqlens_of, pack, unpack
+from bertxfer_fast.packing import PackingCollator, TokenBudgetBatchSampler, cu_seqlens_of, pack, unpack
 
 quick = settings(deadline=None, max_examples=60)
 
@@ -69,9 +69,19 @@ def test_pack_takes_strided_input_and_keeps_dtype():
 @pytest.mark.parametrize(
     ("padded", "mask", "error", "named"),
     [
-        (torch.zeros(2, 3), torch.zeros(2, 3), TypeError, "attention_mask must be bool or integer"),
+        (
+            torch.zeros(2, 3),
+            torch.zeros(2, 3),
+            TypeError,
+            "attention_mask: got torch.float32, want bool or integer",
+        ),
         (torch.zeros(2, 3), torch.ones(2, 4, dtype=torch.bool), ValueError, r"\[2, 4\].*\[2, 3\]"),
-        (torch.zeros(6), torch.ones(6, dtype=torch.bool), ValueError, r"attention_mask must be \[B, L\]"),
+        (
+            torch.zeros(6),
+            torch.ones(6, dtype=torch.bool),
+            ValueError,
+            r"attention_mask: got \[6\], want \[B, L\]",
+        ),
         (torch.zeros(2, 3, device="meta"), torch.ones(2, 3, dtype=torch.bool), ValueError, "cpu.*meta"),
     ],
 )
@@ -83,12 +93,12 @@ def test_pack_names_what_is_wrong(padded, mask, error, named):
 @pytest.mark.parametrize(
     ("cu_seqlens", "max_seqlen", "error", "named"),
     [
-        ([0, 2, 5], None, ValueError, "from 0 to T = 4, got 0 to 5"),
+        ([0, 2, 5], None, ValueError, "got 0 to 5, want 0 to T = 4"),
         ([1, 2, 4], None, ValueError, "got 1 to 4"),
-        ([0, 3, 2, 4], None, ValueError, "must not descend"),
-        ([0, 1, 4], 2, ValueError, "max_seqlen must be at least the longest sequence, 3, got 2"),
-        ([], None, ValueError, r"cu_seqlens must be \[N\+1\]"),
-        ([0.0, 4.0], None, TypeError, "cu_seqlens must be int32 or int64"),
+        ([0, 3, 2, 4], None, ValueError, "got a step of -1, want numbers that never descend"),
+        ([0, 1, 4], 2, ValueError, "max_seqlen: got 2, want at least the longest sequence, 3"),
+        ([], None, ValueError, r"cu_seqlens: got shape \[0\], want \[N\+1\]"),
+        ([0.0, 4.0], None, TypeError, "cu_seqlens: got torch.float32, want int32 or int64"),
     ],
 )
 def test_unpack_refuses_boundaries_that_do_not_fit(cu_seqlens, max_seqlen, error, named):
@@ -101,13 +111,13 @@ def test_cu_seqlens_of():
     assert cu_seqlens_of([3, 0, 2]).tolist() == [0, 3, 3, 5]
     assert cu_seqlens_of([]).tolist() == [0]
     assert cu_seqlens_of(torch.tensor([1, 2], dtype=torch.uint8)).dtype == torch.int32
-    with pytest.raises(ValueError, match="lengths must be >= 0, got -1"):
+    with pytest.raises(ValueError, match="lengths: got -1, want numbers >= 0"):
         cu_seqlens_of([2, -1])
-    with pytest.raises(TypeError, match="lengths must be integers"):
+    with pytest.raises(TypeError, match=r"lengths: got torch.float32, want integers"):
         cu_seqlens_of([1.5])
-    with pytest.raises(ValueError, match="more than int32"):
+    with pytest.raises(ValueError, match="want at most 2147483647"):
         cu_seqlens_of([2**30, 2**30])
-    with pytest.raises(ValueError, match=r"lengths must be \[N\]"):
+    with pytest.raises(ValueError, match=r"lengths: got shape .*, want \[N\]"):
         cu_seqlens_of(torch.ones(2, 2, dtype=torch.int64))
 
 
@@ -209,14 +219,14 @@ def test_sorting_in_buckets_makes_packs_even_and_no_pack_order_by_length():
 @pytest.mark.parametrize(
     ("lengths", "options", "error", "named"),
     [
-        ([3, 9, 4], {}, ValueError, r"lengths\[1\] is 9 tokens and max_tokens is 8"),
-        ([], {}, ValueError, "lengths is empty"),
-        ([1.5], {}, TypeError, "lengths must be integers"),
+        ([3, 9, 4], {}, ValueError, "got 9 tokens at index 1, want at most max_tokens, 8"),
+        ([], {}, ValueError, "lengths: got none"),
+        ([1.5], {}, TypeError, "lengths: got float64, want integers"),
         ([3, -1], {}, ValueError, "got -1 at index 1"),
-        ([[1]], {}, ValueError, r"lengths must be \[N\]"),
-        ([1], {"max_sequences": 0}, ValueError, "max_sequences must be >= 1"),
-        ([1], {"bucket": 0}, ValueError, "bucket must be >= 1"),
-        ([1], {"seed": -1}, ValueError, "seed must be >= 0"),
+        ([[1]], {}, ValueError, r"lengths: got shape \[1, 1\], want \[N\]"),
+        ([1], {"max_sequences": 0}, ValueError, "max_sequences: got 0, want 1 or more"),
+        ([1], {"bucket": 0}, ValueError, "bucket: got 0, want 1 or more"),
+        ([1], {"seed": -1}, ValueError, "seed: got -1, want 0 or more"),
     ],
 )
 def test_sampler_names_what_is_wrong_at_construction(lengths, options, error, named):
@@ -329,13 +339,21 @@ def test_labels_of_every_kind(labels, options, dtype, expected, key):
 @pytest.mark.parametrize(
     ("features", "options", "named"),
     [
-        ([], {}, "features is empty"),
-        ([{"labels": 1}], {}, "features have no input_ids"),
-        ([{"input_ids": [1]}, {"input_ids": []}], {}, r"features\[1\] has no input_ids"),
-        ([{"input_ids": [1, 0], "attention_mask": [1, 0]}], {}, r"features\[0\] is padded"),
-        ([{"input_ids": [1], "labels": 1}, {"input_ids": [1]}], {}, r"features\[1\] has no labels"),
-        ([{"input_ids": [1], "token_type_ids": [0, 0]}], {}, "1 input_ids but token_type_ids of shape"),
-        ([{"input_ids": [1], "labels": [1, 2]}], {"token_labels": True}, "1 input_ids but labels of shape"),
+        ([], {}, "features: got none"),
+        ([{"labels": 1}], {}, r"features: got the keys \[\'labels\'\], want input_ids"),
+        ([{"input_ids": [1]}, {"input_ids": []}], {}, r"features\[1\]: got no input_ids"),
+        ([{"input_ids": [1, 0], "attention_mask": [1, 0]}], {}, r"features\[0\]: got padding"),
+        ([{"input_ids": [1], "labels": 1}, {"input_ids": [1]}], {}, r"features\[1\]: got no labels"),
+        (
+            [{"input_ids": [1], "token_type_ids": [0, 0]}],
+            {},
+            r"got token_type_ids of shape \[2\], want one for each of 1 input_ids",
+        ),
+        (
+            [{"input_ids": [1], "labels": [1, 2]}],
+            {"token_labels": True},
+            r"got labels of shape \[2\], want one for each of 1 input_ids",
+        ),
         ([{"input_ids": [1], "labels": [1]}, {"input_ids": [1], "labels": [1, 0]}], {}, "token_labels=True"),
     ],
 )

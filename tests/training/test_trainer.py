@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from bertxfer_fast.data.packing import PackingCollator
 from bertxfer_fast.distillation.distiller import Distiller
 from bertxfer_fast.distillation.objectives import AttentionScores, HiddenStates, Labels, Logits, Objective
 from bertxfer_fast.errors import NonFiniteLossError
-from bertxfer_fast.evaluation.report import ModelCard
+from bertxfer_fast.evaluation.card import ModelCard
+from bertxfer_fast.packing import PackingCollator
 from bertxfer_fast.training.arguments import DistillationArguments
 from bertxfer_fast.training.checkpoints import PROJECTIONS, last_complete_checkpoint
 from bertxfer_fast.training.trainer import DistillationTrainer
@@ -168,7 +168,7 @@ def test_resume_true_takes_the_last_complete_checkpoint(tmp_path: Path) -> None:
     again.train(resume_from_checkpoint=True)
     assert_same(weights(trainer), weights(again))
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
-    with pytest.raises(ValueError, match="no complete checkpoint"):
+    with pytest.raises(ValueError, match="want a complete checkpoint"):
         trainer_of(tmp_path / "empty").train(resume_from_checkpoint=True)
 
 
@@ -529,15 +529,15 @@ def test_activation_checkpointing_changes_nothing_but_memory(tmp_path: Path) -> 
 
 
 def test_bad_settings_are_said_before_work_starts(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="train_dataset: it is empty"):
+    with pytest.raises(ValueError, match="train_dataset: got no rows"):
         trainer_of(tmp_path / "a", train=[])
-    with pytest.raises(ValueError, match=r"eval_dataset.*input_ids, got"):
+    with pytest.raises(ValueError, match=r"eval_dataset: got features with .*, want input_ids"):
         trainer_of(tmp_path / "a", eval_dataset=[{"text": "x"}])
     with pytest.raises(TypeError, match="train_dataset"):
         trainer_of(tmp_path / "a", train=iter([]))
-    with pytest.raises(ValueError, match="tokens_per_batch: 5 is less than the longest"):
+    with pytest.raises(ValueError, match="tokens_per_batch: got 5, want at least the longest"):
         trainer_of(tmp_path / "b", tokens_per_batch=5).train()
-    with pytest.raises(ValueError, match="tokens_per_batch: wants 1 or more, got 0"):
+    with pytest.raises(ValueError, match="tokens_per_batch: got 0, want 1 or more"):
         arguments(tmp_path, tokens_per_batch=0)
     with pytest.raises(ValueError, match="label_smoothing_factor"):
         arguments(tmp_path, label_smoothing_factor=0.1)

@@ -16,10 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ... import tasks
 from ...errors import InputError, did_you_mean
 from .settings import Setting, read_file, read_flags
-
-Task = Literal["sequence-classification", "regression", "token-classification", "none"]
 
 # Training arguments a recipe may not set, and what to do instead.
 _RESERVED_TRAINING = {
@@ -84,8 +83,9 @@ class DistillConfig:
     tokenizer: str | None = field(
         default=None, metadata={"path": True, "help": "directory of the tokenizer (default: the teacher's)"}
     )
-    task: Task | None = field(
-        default=None, metadata={"help": "what the head does (default: the teacher's own head)"}
+    task: str | None = field(
+        default=None,
+        metadata={"help": "what the head does (default: the teacher's own head)", "choices": tasks.names},
     )
     seed: int = field(default=42, metadata={"help": "seed of weights, order and dropout"})
     training: dict[str, Any] = field(
@@ -153,8 +153,10 @@ def check_stages(config: DistillConfig, names: Iterable[str]) -> None:
 
 
 def describe() -> str:
-    """All keys with a line of help each, for `bertxfer distill --help`."""
-    return "\n".join(f"  --{key:<30} {item.metadata['help']}" for key, (_, item) in _schema().items())
+    """All keys with a line of help each, and the tasks there are, for `bertxfer distill --help`."""
+    keys = [f"  --{key:<30} {item.metadata['help']}" for key, (_, item) in _schema().items()]
+    known = [f"  {name:<32} {tasks.get(name).description}" for name in tasks.names()]
+    return "\n".join([*keys, "  --training.FIELD, --stages.STAGE.FIELD, --options.NAME", "tasks:", *known])
 
 
 # ---- from settings to a configuration -----------------------------------------------------------------------
@@ -185,7 +187,12 @@ def _schema() -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
         for item in dataclasses.fields(cls):
             if item.name == "sources":
                 continue
-            rows[prefix + item.name] = (hints[item.name], item)
+            hint = hints[item.name]
+            if choices := item.metadata.get(
+                "choices"
+            ):  # from a registry: what is registered later counts, too
+                hint = Literal[tuple(choices())] | None
+            rows[prefix + item.name] = (hint, item)
             if dataclasses.is_dataclass(hints[item.name]):
                 add(hints[item.name], f"{item.name}.")
 
@@ -214,7 +221,7 @@ def _build(settings: Mapping[str, Setting], training_fields: Mapping[str, Any]) 
                 sections["student"]["path"] = setting.path(key)
             case ["student" | "data" | "training" | "stages" | "options"] | ["stages", _]:
                 if not setting.is_section:
-                    raise InputError(f"{setting.where}: {key} is a section of keys, got {setting.value!r}")
+                    raise InputError(f"{setting.where}: {key}: got {setting.value!r}, want a section of keys")
             case [*section, name] if key in schema:
                 kind, item = schema[key]
                 into = sections[section[0]] if section else top
@@ -261,10 +268,10 @@ def _suggest(key: str, schema: Iterable[str], training_fields: Iterable[str]) ->
 def _check_values(config: DistillConfig, file_name: str) -> None:
     """What types cannot say."""
     student, data = config.student, config.data
-    missing = [key for key in _REQUIRED if getattr(config, key) is None]
-    missing += ["data.train"] if data.train is None else []
-    if missing:
-        raise InputError(f"{file_name}: required key {missing[0]!r} is missing")
+    left_out = [key for key in _REQUIRED if getattr(config, key) is None]
+    left_out += ["data.train"] if data.train is None else []
+    if left_out:
+        raise InputError(f"{file_name}: required key {left_out[0]!r} is missing")
     if student.path is None and student.num_hidden_layers is None:
         raise InputError(
             f"{file_name}: 'student' is missing: give a directory, or a section with num_hidden_layers"
@@ -276,5 +283,5 @@ def _check_values(config: DistillConfig, file_name: str) -> None:
         )
     if data.max_length is not None and data.max_length < 1:
         raise InputError(
-            f"{config.where('data.max_length')}: max_length wants 1 or more, got {data.max_length}"
+            f"{config.where('data.max_length')}: max_length: got {data.max_length}, want 1 or more"
         )

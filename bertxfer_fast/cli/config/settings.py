@@ -70,10 +70,9 @@ class Setting:
             return _convert(self.value, hint, self.flag)
         choices = _choices(hint)
         if choices and isinstance(self.value, str):
-            raise InputError(
-                f"{self.where}: {name} does not know {self.value!r}{did_you_mean(self.value, choices)}"
-            )
-        raise InputError(f"{self.where}: {name} wants {_wanted(hint)}, got {_given(self.value)}")
+            hint_of_name = did_you_mean(self.value, choices, listing=False)
+            raise InputError(f"{self.where}: {name}: got {self.value!r}, want {_wanted(hint)}{hint_of_name}")
+        raise InputError(f"{self.where}: {name}: got {_given(self.value)}, want {_wanted(hint)}")
 
     def path(self, name: str) -> str | None:
         """The value as a path that does not depend on the current directory.
@@ -85,7 +84,7 @@ class Setting:
         if value is None:
             return None
         if not value:
-            raise InputError(f"{self.where}: a path cannot be empty")
+            raise InputError(f"{self.where}: {name}: got an empty text, want a path")
         return os.path.normpath(self.base / Path(value).expanduser())
 
 
@@ -115,7 +114,7 @@ def read_file(path: Path, is_value: Callable[[str], bool]) -> dict[str, Setting]
             _flatten(loader, root, "", path, is_value, settings)
         elif root is not None:
             kind = "list" if isinstance(root, yaml.SequenceNode) else "single value"
-            raise InputError(f"{path.name}: a recipe is a mapping of keys to values, this is a {kind}")
+            raise InputError(f"{path.name}: got a {kind}, want a mapping of keys to values")
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
@@ -140,7 +139,7 @@ def _flatten(
         where = f"{path.name}, line {line}" + (f" (section {section})" if section else "")
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str):
-            raise InputError(f"{where}: keys are text, got {key!r}")
+            raise InputError(f"{where}: key: got {key!r}, want text")
         if key in seen:
             raise InputError(f"{where}: key {key!r} is written twice, first on line {seen[key]}")
         seen[key] = line
@@ -163,7 +162,7 @@ def read_flags(flags: Sequence[str]) -> dict[str, Setting]:
     while words:
         word = words.pop(0)
         if not word.startswith("--") or len(word) == 2:
-            raise InputError(f"expected a flag such as --data.train FILE, got {word!r}")
+            raise InputError(f"flags: got {word!r}, want a flag such as --data.train FILE")
         key, equals, value = word[2:].partition("=")
         key = key.replace("-", "_")
         if not equals:

@@ -1,4 +1,4 @@
-"""Model directories: what is in one, and which transformers class loads it. Nothing here reaches for a hub."""
+"""Model directories: what is in one, and loading it. Nothing here reaches for a hub."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -18,12 +18,6 @@ _TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "spiece.model",
 )
-_CLASS_OF_TASK = {
-    "sequence-classification": "AutoModelForSequenceClassification",
-    "regression": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "none": "AutoModel",
-}
 
 
 def model_folder(path: str | Path, name: str) -> Path:
@@ -40,18 +34,18 @@ def model_folder(path: str | Path, name: str) -> Path:
     return folder
 
 
-def load_model(folder: str | Path, task: str) -> tuple[Any, list[str]]:
-    """A model with the head of a task, in float32, and the names of its weights that the folder does not have.
+def load_model(folder: str | Path, auto_class: str) -> tuple[Any, list[str]]:
+    """A model in float32, and the names of its weights that the folder does not have.
 
     Args:
         folder: a model directory.
-        task: `"sequence-classification"`, `"regression"`, `"token-classification"` or `"none"` (no head).
+        auto_class: the transformers class that loads it, which decides the head: `tasks.Task.auto_class`.
 
     Raises:
         ValueError: weights that cannot be read or do not fit config.json.
     """
     try:
-        model, notes = getattr(transformers, _CLASS_OF_TASK[task]).from_pretrained(
+        model, notes = getattr(transformers, auto_class).from_pretrained(
             folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
     except (SafetensorError, RuntimeError) as error:
@@ -60,27 +54,8 @@ def load_model(folder: str | Path, task: str) -> tuple[Any, list[str]]:
         raise ValueError(
             f"{folder}: weights and config.json disagree on {sorted(notes['mismatched_keys'])[0]}"
         )
-    # A bare encoder's pooler is not part of what a task without head distils.
-    return model, [] if task == "none" else sorted(notes["missing_keys"])
-
-
-def own_task(config: Any) -> str:
-    """The task of the head that a model was saved with, by its transformers configuration."""
-    name = (getattr(config, "architectures", None) or [""])[0]
-    if name.endswith("ForTokenClassification"):
-        return "token-classification"
-    if name.endswith("ForSequenceClassification"):
-        regression = config.problem_type == "regression" or config.num_labels == 1
-        return "regression" if regression else "sequence-classification"
-    return "none"
-
-
-def auto_class(model: PreTrainedModel) -> str:
-    """Name of the transformers class that loads such a model without knowing its family."""
-    for head in ("ForSequenceClassification", "ForTokenClassification", "ForMaskedLM"):
-        if type(model).__name__.endswith(head):
-            return f"AutoModel{head}"
-    return "AutoModel"
+    # A bare encoder's pooler is not part of what is distilled without a head.
+    return model, [] if auto_class == "AutoModel" else sorted(notes["missing_keys"])
 
 
 def has_tokenizer(folder: str | Path) -> bool:

@@ -10,44 +10,38 @@ from typing import Any
 
 from transformers import AutoConfig, set_seed
 
-from ... import students
-from ...data import encoding as data
+from ... import data, students, tasks
 from ...distillation import recipes
 from ...distillation.distiller import Distiller, check_tokenizers
-from ...distillation.recipes import Recipe, Stage
 from ...errors import InputError, user_input
-from ...evaluation.evaluate import (
-    CLASSIFICATION,
-    METRICS,
-    MULTI_LABEL,
-    REGRESSION,
-    TOKEN,
-    labelled,
-    metric_kind,
-)
+from ...evaluation.card import ModelCard
+from ...evaluation.evaluate import has_labels
 from ...models.hf.encoder import PackedModel
-from ...models.hf.loading import has_tokenizer, load_model, load_tokenizer, model_folder, own_task
+from ...models.hf.loading import has_tokenizer, load_model, load_tokenizer, model_folder
 from ...training.arguments import DistillationArguments
 from ..config.schema import DistillConfig, check_stages
 from .resume import check_output
 
-_LABEL_KINDS: dict[str, data.LabelKind] = {
-    CLASSIFICATION: "class",
-    MULTI_LABEL: "multi",
-    REGRESSION: "float",
-    TOKEN: "token",
-}
-
 
 @dataclass
-class Run:
-    """A distillation with everything at hand. `data` holds the token features of each split by name."""
+class Plan:
+    """A distillation with everything at hand.
+
+    Attributes:
+        config: what the user wrote.
+        recipe: its stages.
+        arguments: training arguments by stage.
+        tokenizer: of teacher and student.
+        task: what the teacher's head does, which the student learns.
+        teacher, student: the models.
+        data: token features by split.
+    """
 
     config: DistillConfig
-    recipe: Recipe
-    arguments: dict[str, DistillationArguments]  # by stage
+    recipe: recipes.Recipe
+    arguments: dict[str, DistillationArguments]
     tokenizer: Any
-    task: str
+    task: tasks.Task
     teacher: Any
     student: Any
     data: dict[str, Any] = field(default_factory=dict)
@@ -57,22 +51,27 @@ class Run:
         return Path(self.config.output_dir)
 
     @property
-    def kind(self) -> str | None:
-        """Which metrics fit, see `evaluate.metric_kind`."""
-        return metric_kind(PackedModel(self.student).facts)
-
-    @property
     def positions(self) -> dict[str, int]:
         """The longest sequence each model can take, where it has a limit."""
         models = {"teacher": self.teacher, "student": self.student}
         limits = {name: PackedModel(model).facts.max_positions for name, model in models.items()}
         return {name: limit for name, limit in limits.items() if limit is not None}
 
-    def distiller(self, stage: Stage) -> Distiller:
+    @property
+    def card(self) -> ModelCard:
+        """The student's card as far as it is known before any work."""
+        return ModelCard(
+            recipe=self.recipe.name,
+            teacher=self.config.teacher,
+            data={split: len(rows) for split, rows in self.data.items()},
+            task="" if self.task.head is None else self.task.name,
+        )
+
+    def distiller(self, stage: recipes.Stage) -> Distiller:
         return Distiller(self.teacher, self.student, stage.build_objectives())
 
 
-def prepare(config: DistillConfig) -> Run:
+def make_plan(config: DistillConfig) -> Plan:
     """Load and check everything that a run needs, cheap things first.
 
     Raises:
@@ -86,21 +85,21 @@ def prepare(config: DistillConfig) -> Run:
     teacher, task = _teacher(config)
     _check_vocabulary(config, teacher, tokenizer)
     student = _student(config, teacher, task)
-    run = Run(config, recipe, arguments, tokenizer, task, teacher, student)
+    plan = Plan(config, recipe, arguments, tokenizer, task, teacher, student)
     for stage in recipe.stages:
         with user_input(f"stage {stage.name}"):
-            run.distiller(stage)
-    run.data = _data(run)
-    _check_lengths(run)
+            plan.distiller(stage)
+    plan.data = _data(plan)
+    _check_lengths(plan)
     for stage in recipe.stages:
-        _check_best_metric(run, stage)
-    return run
+        _check_best_metric(plan, stage)
+    return plan
 
 
 # ---- settings -----------------------------------------------------------------------------------------------
 
 
-def _recipe(config: DistillConfig) -> Recipe:
+def _recipe(config: DistillConfig) -> recipes.Recipe:
     with user_input(config.where("recipe")):
         recipes.options(config.recipe)  # an unknown recipe is a mistake in this key, whatever the options are
     with user_input(config.where("options")):
@@ -109,7 +108,7 @@ def _recipe(config: DistillConfig) -> Recipe:
     return recipe
 
 
-def _arguments(config: DistillConfig, stage: Stage) -> DistillationArguments:
+def _arguments(config: DistillConfig, stage: recipes.Stage) -> DistillationArguments:
     """The stage's training arguments: the command's defaults, the recipe's, the user's."""
     has_dev = config.data.eval is not None
     chosen = {
@@ -126,7 +125,9 @@ def _arguments(config: DistillConfig, stage: Stage) -> DistillationArguments:
             output_dir=str(Path(config.output_dir) / stage.name), seed=config.seed, **chosen
         )
         if arguments.eval_strategy != "no" and not has_dev:
-            raise ValueError(f"eval_strategy is {chosen['eval_strategy']!r} but data.eval is missing")
+            raise ValueError(
+                f"eval_strategy: got {chosen['eval_strategy']!r} without data.eval, want a dev file or 'no'"
+            )
     return arguments
 
 
@@ -163,23 +164,31 @@ def _tokenizer(config: DistillConfig) -> Any:
     return tokenizer
 
 
-def _teacher(config: DistillConfig) -> tuple[Any, str]:
+def _teacher(config: DistillConfig) -> tuple[Any, tasks.Task]:
     """The teacher with the head the task needs, and the task (the teacher's own where none was given)."""
     where = config.where("teacher")
     with user_input(where):
-        own = own_task(AutoConfig.from_pretrained(config.teacher, local_files_only=True))
-        task = config.task or own
-        # Both have one head; its weights would load and mean something else.
-        if "regression" in (task, own) and task != own != "none":
-            raise InputError(f"{config.where('task')}: task is {task!r}, the teacher's head does {own!r}")
-        teacher, missing = load_model(config.teacher, task)
-    head = [name for name in missing if "position_ids" not in name]
+        own = _own_task(AutoConfig.from_pretrained(config.teacher, local_files_only=True))
+        task = own if config.task is None else tasks.get(config.task)
+        # One class can serve several tasks: its weights would load and mean something else.
+        if task.auto_class == own.auto_class and task.labels != own.labels:
+            raise InputError(
+                f"{config.where('task')}: task: got {task.name!r}, want {own.name!r}: the teacher's head does that"
+            )
+        teacher, untrained = load_model(config.teacher, task.auto_class)
+    head = [name for name in untrained if "position_ids" not in name]
     if head:
         raise InputError(
-            f"{where}: the teacher has no trained weights for task {task!r} ({', '.join(head[:3])} missing); "
+            f"{where}: the teacher has no trained weights for task {task.name!r} ({', '.join(head[:3])} missing); "
             "fine-tune it first, or set task: none"
         )
     return teacher, task
+
+
+def _own_task(config: Any) -> tasks.Task:
+    """The task of the head that a model was saved with."""
+    saved_class = (config.architectures or [""])[0]
+    return tasks.task_of(saved_class, config.num_labels, config.problem_type)
 
 
 def _check_vocabulary(config: DistillConfig, teacher: Any, tokenizer: Any) -> None:
@@ -191,12 +200,12 @@ def _check_vocabulary(config: DistillConfig, teacher: Any, tokenizer: Any) -> No
         )
 
 
-def _student(config: DistillConfig, teacher: Any, task: str) -> Any:
+def _student(config: DistillConfig, teacher: Any, task: tasks.Task) -> Any:
     set_seed(config.seed)  # new weights depend on the seed alone
     wanted = config.student
     if wanted.path is not None:
         with user_input(config.where("student.path")):
-            return load_model(wanted.path, task)[0]
+            return load_model(wanted.path, task.auto_class)[0]
     assert wanted.num_hidden_layers is not None
     with user_input(config.where("student")):
         return students.smaller(
@@ -213,89 +222,90 @@ def _student(config: DistillConfig, teacher: Any, task: str) -> Any:
 # ---- data ---------------------------------------------------------------------------------------------------
 
 
-def _data(run: Run) -> dict[str, Any]:
+def _data(plan: Plan) -> dict[str, Any]:
     """Token features of every split, with labels where the recipe file names their column."""
-    config = run.config
-    label, kind = config.data.label, run.kind
-    if label is not None and kind is None:
+    config, task, label = plan.config, plan.task, plan.config.data.label
+    if label is not None and not task.label_column:
         raise InputError(
-            f"{config.where('data.label')}: task is {run.task!r}, the models have no head that labels are for; "
-            "leave it out"
+            f"{config.where('data.label')}: label: got {label!r} for task {task.name!r}, want it left out: its labels "
+            "come from no column"
         )
     label2id = None
-    if label is not None and kind != REGRESSION:
+    if label is not None and task.labels != "float":
         with user_input(config.where("data.label")):
-            label2id = _label_map(run, label)
+            label2id = _label_map(plan, label)
     features = {}
     for split, path in _splits(config).items():
         with user_input(f"{config.where(f'data.{split}')}: {Path(path).name}"):
             features[split] = data.encode(
                 path,
-                run.tokenizer,
+                plan.tokenizer,
                 text=config.data.text,
                 text_pair=config.data.text_pair,
                 label=label,
-                label_kind=_LABEL_KINDS[kind] if kind is not None else "class",
+                task=task,
                 label2id=label2id,
-                max_length=config.data.max_length or _longest(run),
+                max_length=config.data.max_length or _longest(plan),
             )
     return features
 
 
-def _label_map(run: Run, label: str) -> Mapping[str, int]:
+def _label_map(plan: Plan, label: str) -> Mapping[str, int]:
     """Names of the classes -> ids: the teacher's own where it has names, else from the training file.
 
     The student keeps it in its configuration, so that whoever loads it knows the names too.
     """
-    assert run.config.data.train is not None
-    teacher, student = run.teacher.config, run.student.config
+    assert plan.config.data.train is not None
+    teacher, student = plan.teacher.config, plan.student.config
     if student.num_labels != teacher.num_labels:
         raise InputError(f"the teacher has {teacher.num_labels} classes, the student {student.num_labels}")
-    names = {str(name): int(i) for name, i in (teacher.label2id or {}).items()}
-    if all(name.startswith("LABEL_") for name in names):
-        names = data.label_map(run.config.data.train, label)
-        if len(names) != teacher.num_labels:
-            shown = ", ".join(list(names)[:5])
+    label2id = {str(name): int(i) for name, i in (teacher.label2id or {}).items()}
+    if all(name.startswith("LABEL_") for name in label2id):
+        label2id = data.label_map(plan.config.data.train, label)
+        if len(label2id) != teacher.num_labels:
+            shown = ", ".join(list(label2id)[:5])
             raise InputError(
-                f"column {label!r} has {len(names)} classes ({shown}), the teacher {teacher.num_labels}"
+                f"column {label!r} has {len(label2id)} classes ({shown}), the teacher {teacher.num_labels}"
             )
-    student.label2id, student.id2label = names, {i: name for name, i in names.items()}
-    return names
+    student.label2id, student.id2label = label2id, {i: name for name, i in label2id.items()}
+    return label2id
 
 
-def _longest(run: Run) -> int | None:
+def _longest(plan: Plan) -> int | None:
     """Tokens that tokenizer, teacher and student can all take; None if none of them knows a limit."""
-    limit = min([*run.positions.values(), run.tokenizer.model_max_length])
+    limit = min([*plan.positions.values(), plan.tokenizer.model_max_length])
     return limit if limit <= data.NO_LIMIT else None
 
 
-def _check_lengths(run: Run) -> None:
+def _check_lengths(plan: Plan) -> None:
     """No sequence is longer than a model has positions or a batch has room."""
-    longest = {split: int(data.sequence_lengths(rows).max()) for split, rows in run.data.items()}
+    longest = {split: int(data.sequence_lengths(rows).max()) for split, rows in plan.data.items()}
     for split, tokens in longest.items():
-        for name, positions in run.positions.items():
+        for name, positions in plan.positions.items():
             if tokens > positions:
                 raise InputError(
-                    f"{run.config.where('data.max_length')}: {split} has a sequence of {tokens} tokens, the {name} "
+                    f"{plan.config.where('data.max_length')}: {split} has a sequence of {tokens} tokens, the {name} "
                     f"{positions} positions; set data.max_length to {positions} or less"
                 )
-    for stage, arguments in run.arguments.items():
+    for stage, arguments in plan.arguments.items():
         budget = arguments.tokens_per_batch
         if budget is not None and longest["train"] > budget:
             raise InputError(
-                f"stage {stage}: tokens_per_batch is {budget}, train has a sequence of {longest['train']} tokens"
+                f"stage {stage}: tokens_per_batch: got {budget}, want at least the {longest['train']} tokens of a "
+                "sequence in train"
             )
 
 
-def _check_best_metric(run: Run, stage: Stage) -> None:
+def _check_best_metric(plan: Plan, stage: recipes.Stage) -> None:
     """A metric that will never be measured is an error now, not after the first epoch."""
-    wanted = run.arguments[stage.name].metric_for_best_model
-    if wanted is None or "eval" not in run.data:
+    wanted = plan.arguments[stage.name].metric_for_best_model
+    if wanted is None or "eval" not in plan.data:
         return
     known = ["loss", *(f"loss/{objective.name}" for objective in stage.build_objectives())]
-    if run.kind is not None and labelled(run.data["eval"]):
-        known += METRICS[run.kind]
+    if has_labels(plan.data["eval"]):
+        known += plan.task.metrics
     if wanted.removeprefix("eval_") not in known:
         raise InputError(
-            f"stage {stage.name}: metric_for_best_model: {wanted!r} is not measured here; known: {', '.join(known)}"
+            f"stage {stage.name}: metric_for_best_model: got {wanted!r}, want one that is measured here: "
+            f"{', '.join(known)}"
         )

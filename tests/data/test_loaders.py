@@ -8,8 +8,9 @@ import pytest
 import torch
 from datasets import Dataset
 
-from bertxfer_fast.data.batches import WholeRounds, inference, packed_batches
-from bertxfer_fast.data.packing import PackingCollator, TokenBudgetBatchSampler
+from bertxfer_fast.data.loaders import inference, packed_batches
+from bertxfer_fast.data.samplers import EvenBatchSampler
+from bertxfer_fast.packing import PackingCollator, TokenBudgetBatchSampler
 
 from ..tiny import tiny_bert
 
@@ -33,23 +34,25 @@ def test_no_rows_are_no_batches() -> None:
 
 def test_inference_leaves_the_model_as_it_was() -> None:
     model = tiny_bert().train()
+    frozen = model.encoder.layer[0].eval()  # as whoever keeps dropout out of some layers leaves it
     with pytest.raises(KeyError), inference(model, bf16=True):
         assert not model.training and not torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
         raise KeyError
     assert model.training and torch.is_grad_enabled()
+    assert model.encoder.layer[1].training and not any(module.training for module in frozen.modules())
     with torch.autocast("cpu", torch.bfloat16), inference(model):
         assert torch.is_autocast_enabled("cpu")  # someone else's autocast is theirs
 
 
-def test_whole_rounds_gives_every_process_as_many_packs() -> None:
+def test_every_process_gets_as_many_packs() -> None:
     sampler = TokenBudgetBatchSampler([5] * 19, 20, seed=3)
     assert len(sampler) == 5
-    rounds = WholeRounds(sampler, 4)
+    rounds = EvenBatchSampler(sampler, 4)
     for epoch in (0, 1):
         rounds.set_epoch(epoch)
         batches = list(rounds)
         assert len(batches) == len(rounds) == 8
         assert sorted(i for batch in batches for i in batch) == list(range(19))
         assert all(batches)
-    with pytest.raises(ValueError, match="fewer sequences than processes"):
-        list(WholeRounds(TokenBudgetBatchSampler([5, 5], 20), 4))
+    with pytest.raises(ValueError, match="got 2 sequences, want at least one for each of 4 processes"):
+        list(EvenBatchSampler(TokenBudgetBatchSampler([5, 5], 20), 4))

@@ -1,0 +1,45 @@
+"""`bertxfer distill`: run the stages of a recipe."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from .config.schema import describe, load
+from .console import quiet
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "distill",
+        help="run a distillation recipe",
+        description="Run the stages of a recipe. Running the same command again goes on where it stopped.",
+        epilog=f"keys of the recipe, each also a flag (flags win):\n{describe()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="bertxfer distill RECIPE.yaml [--debug] [--key value ...]",
+        allow_abbrev=False,
+    )
+    parser.add_argument("recipe", metavar="RECIPE.yaml")
+    parser.add_argument("flags", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    parser.set_defaults(run=run, parser=parser, resumable=True)
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Plan, run, report: each reads what the one before it made.
+
+    Raises:
+        InputError: something given cannot be used; nothing was written.
+        NonFiniteLossError: see `DistillationTrainer.train`.
+    """
+    flags = [word for word in args.flags if word != "--debug"]
+    if "--help" in flags or "-h" in flags:
+        args.parser.parse_args(["--help"])
+    config = load(args.recipe, flags)
+    quiet()
+    from .run.plan import make_plan
+    from .run.report import report
+    from .run.stages import run_stages
+
+    plan = make_plan(config)
+    report(plan, run_stages(plan))

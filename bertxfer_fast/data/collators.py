@@ -1,0 +1,128 @@
+"""Features of N sequences -> one packed batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..tasks import Task
+from .packing import cu_seqlens_of, positions_of
+
+__all__ = ["INPUTS", "Features", "PackingCollator", "collate_inputs", "collator_for"]
+
+INPUTS = ("input_ids", "token_type_ids")
+
+Features: TypeAlias = Sequence[Mapping[str, Any]]
+
+
+@dataclass
+class PackingCollator:
+    """Features of N sequences -> one packed batch, for ``DataLoader(collate_fn=...)``.
+
+    A feature has ``input_ids`` (a list, array or tensor of n integers), and may have ``token_type_ids`` (n) and
+    ``labels`` (or ``label``); other keys are left out. Sequences keep the order of the features. The batch:
+
+    - ``input_ids``, ``position_ids``, ``token_type_ids``: int64 ``[1, T]``; positions restart at 0 for every sequence.
+    - ``cu_seq_lens_q``, ``cu_seq_lens_k``: int32 ``[N+1]``; ``max_length_q``, ``max_length_k``: python ints.
+    - ``labels``: integers (class ids) -> int64 ``[N]``; floats (regression) -> float32 ``[N]``; a vector each
+      (multi-label) -> float32 ``[N, C]``; with `token_labels`, one integer a token -> int64 ``[1, T]``.
+
+    Args:
+        label_dtype: overrides the dtype of the labels (say, torch.float32 for whole-number regression targets).
+        token_labels: whether every token has a label.
+
+    Raises:
+        ValueError: when called, for no features, an empty or a padded sequence, keys that only some features have, and
+            token labels or type ids of another length than the tokens.
+    """
+
+    label_dtype: torch.dtype | None = None
+    token_labels: bool = False
+
+    def __call__(self, features: Features) -> dict[str, Any]:
+        if not features:
+            raise ValueError("features: got none, want at least one to pack")
+        for i, feature in enumerate(features):
+            if not np.all(np.asarray(feature.get("attention_mask", 1)) != 0):
+                raise ValueError(
+                    f"features[{i}]: got padding (zeros in attention_mask), want none: tokenise with padding=False"
+                )
+        ids = _column(features, "input_ids", torch.int64)
+        lengths = torch.tensor([len(x) for x in ids])
+        if not bool(lengths.all()):
+            # A head that reads the first token of every sequence would read its neighbour's.
+            raise ValueError(
+                f"features[{int(lengths.argmin())}]: got no input_ids, want one or more: drop empty sequences"
+            )
+        cu_seqlens = cu_seqlens_of(lengths)
+        position_ids = positions_of(cu_seqlens, torch.repeat_interleave(lengths))
+        longest = int(lengths.max())
+        batch = {
+            "input_ids": torch.cat(ids)[None],
+            "position_ids": position_ids[None],
+            "cu_seq_lens_q": cu_seqlens,
+            "cu_seq_lens_k": cu_seqlens,
+            "max_length_q": longest,
+            "max_length_k": longest,
+        }
+        if _present(features, "token_type_ids"):
+            batch["token_type_ids"] = _per_token(features, "token_type_ids", lengths, torch.int64)
+        for key in ("labels", "label"):
+            if _present(features, key):
+                batch["labels"] = self._labels(features, key, lengths)
+                break
+        return batch
+
+    def _labels(self, features: Features, key: str, lengths: Tensor) -> Tensor:
+        if self.token_labels:
+            return _per_token(features, key, lengths, self.label_dtype or torch.int64)
+        values = _column(features, key)
+        if len({v.shape for v in values}) > 1 or values[0].ndim > 1:
+            raise ValueError(
+                f"{key}: got shapes {sorted({tuple(v.shape) for v in values})}, want one number or one vector of the "
+                "same length a feature; labels for every token need token_labels=True"
+            )
+        labels = torch.stack(values)
+        whole = labels.ndim == 1 and not labels.is_floating_point()
+        return labels.to(self.label_dtype or (torch.int64 if whole else torch.float32))
+
+
+def collator_for(task: Task) -> PackingCollator:
+    """The collator whose labels the heads of a task understand."""
+    floats = task.labels in ("float", "multi-hot")
+    return PackingCollator(label_dtype=torch.float32 if floats else None, token_labels=task.head == "token")
+
+
+def collate_inputs(features: Features) -> dict[str, Any]:
+    """A packed batch of what an encoder reads; labels stay behind."""
+    return PackingCollator()([{name: row[name] for name in INPUTS if name in row} for row in features])
+
+
+def _present(features: Features, key: str) -> bool:
+    """Whether the features have `key`; an error when only some do."""
+    without = [i for i, feature in enumerate(features) if feature.get(key) is None]
+    if without and len(without) < len(features):
+        raise ValueError(f"features[{without[0]}]: got no {key}, want one as in other features of the batch")
+    return not without
+
+
+def _column(features: Features, key: str, dtype: torch.dtype | None = None) -> list[Tensor]:
+    if not _present(features, key):
+        raise ValueError(f"features: got the keys {sorted(features[0])}, want {key}")
+    return [torch.as_tensor(feature[key], dtype=dtype) for feature in features]
+
+
+def _per_token(features: Features, key: str, lengths: Tensor, dtype: torch.dtype) -> Tensor:
+    """`key` of all features as ``[1, T]``, after checking that it has one value a token."""
+    values = _column(features, key, dtype)
+    for i, (value, length) in enumerate(zip(values, lengths.tolist(), strict=True)):
+        if value.shape != (length,):
+            raise ValueError(
+                f"features[{i}]: got {key} of shape {list(value.shape)}, want one for each of {length} input_ids"
+            )
+    return torch.cat(values)[None]

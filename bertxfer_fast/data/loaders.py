@@ -1,0 +1,78 @@
+"""Packed batches of a data set, for running a model over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .collators import Features
+from .samplers import TokenBudgetBatchSampler
+
+__all__ = ["device_of", "inference", "packed_batches", "sequence_lengths"]
+
+
+def sequence_lengths(features: Dataset | Sequence[Mapping[str, Any]]) -> NDArray[np.int64]:
+    """Tokens of every sequence, int64 ``[N]``, as `TokenBudgetBatchSampler` wants them."""
+    if isinstance(features, Dataset):
+        table = features.select_columns("input_ids").with_format("arrow")[:]
+        return pc.list_value_length(table["input_ids"]).to_numpy().astype(np.int64)
+    return np.array([len(feature["input_ids"]) for feature in features], dtype=np.int64)
+
+
+def packed_batches(
+    dataset: Features,
+    tokens_per_batch: int,
+    device: torch.device,
+    collate: Callable[[Features], dict[str, Any]],
+    order: Sequence[int] | NDArray[np.int64] | None = None,
+) -> Iterator[tuple[list[int], dict[str, Any]]]:
+    """(indices, packed batch on `device`) over a data set.
+
+    Args:
+        dataset: token features.
+        tokens_per_batch: tokens of a batch at most, or as many as the longest sequence where that is more.
+        device: where the batches go.
+        collate: makes a batch of features.
+        order: the rows to take, in order; by default all of them.
+    """
+    lengths = sequence_lengths(dataset)
+    rows = np.arange(len(lengths)) if order is None else np.asarray(order)
+    if not len(rows):
+        return
+    budget = max(tokens_per_batch, int(lengths.max()))
+    # A datasets.Dataset reads a list of rows much faster than one after the other.
+    read_rows = getattr(dataset, "__getitems__", None)
+    for picked in TokenBudgetBatchSampler(lengths[rows], budget, shuffle=False):
+        indices = rows[picked].tolist()
+        batch = collate(read_rows(indices) if read_rows is not None else [dataset[i] for i in indices])
+        yield (
+            indices,
+            {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()},
+        )
+
+
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Where a model's parameters are."""
+    return next(model.parameters()).device
+
+
+@contextmanager
+def inference(model: torch.nn.Module, bf16: bool = False) -> Iterator[None]:
+    """Eval mode without gradients (and in bf16 autocast if asked), then every submodule in its mode as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    autocast = torch.autocast(device_of(model).type, torch.bfloat16) if bf16 else nullcontext()
+    model.eval()
+    try:
+        with torch.no_grad(), autocast:
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,73 @@
+"""How large and how fast a model is."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ..data.collators import Features, collate_inputs
+from ..data.loaders import device_of, inference, packed_batches
+from ..models.hf.encoder import PackedModel
+
+__all__ = ["parameter_count", "size_mb", "student_facts", "throughput"]
+
+
+def throughput(
+    model: PreTrainedModel,
+    dataset: Features,
+    *,
+    tokens_per_batch: int = 8192,
+    bf16: bool = False,
+    repeats: int = 5,
+    warmup: int = 1,
+) -> float:
+    """Sentences per second of packed inference: the median of `repeats` timed passes over `dataset`.
+
+    Packing is not timed (every batch is made and moved before the clock starts), `warmup` passes are not counted,
+    and on CUDA each pass ends with a synchronisation.
+
+    Raises:
+        ValueError: an empty data set, or `repeats` below 1.
+    """
+    if not len(dataset):
+        raise ValueError("dataset: got no rows, want at least one")
+    if repeats < 1:
+        raise ValueError(f"repeats: got {repeats}, want 1 or more")
+    packed, device = PackedModel(model), device_of(model)
+    batches = [batch for _, batch in packed_batches(dataset, tokens_per_batch, device, collate_inputs)]
+    seconds = []
+    with inference(model, bf16):
+        for turn in range(warmup + repeats):
+            start = time.perf_counter()
+            for batch in batches:
+                packed(batch)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if turn >= warmup:
+                seconds.append(time.perf_counter() - start)
+    return len(dataset) / statistics.median(seconds)
+
+
+def parameter_count(model: torch.nn.Module) -> int:
+    """Number of parameters; tied ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def size_mb(model: torch.nn.Module) -> float:
+    """Megabytes (1e6 bytes) of the parameters in their present dtype; tied ones count once."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 1e6
+
+
+def student_facts(student: PreTrainedModel) -> dict[str, Any]:
+    """A student's sizes, for its model card."""
+    config = student.config
+    return {
+        "layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "attention_heads": config.num_attention_heads,
+        "parameters": parameter_count(student),
+    }

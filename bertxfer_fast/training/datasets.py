@@ -1,0 +1,72 @@
+"""The data sets of a training: checked before work starts, and cut into packs as the arguments say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.samplers import TokenBudgetBatchSampler
+from .arguments import DistillationArguments
+
+
+def check_dataset(name: str, dataset: Any) -> None:
+    """Fail at construction, not in the first batch.
+
+    Raises:
+        TypeError: no data set with a length and items.
+        ValueError: it is empty, or its features have no input_ids.
+    """
+    if dataset is None:
+        return
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise TypeError(f"{name}: got {type(dataset).__name__}, want a data set with a length and items")
+    if not len(dataset):
+        raise ValueError(f"{name}: got no rows, want at least one")
+    if "input_ids" not in dataset[0]:
+        raise ValueError(f"{name}: got features with {sorted(dataset[0])}, want input_ids")
+
+
+def named_datasets(eval_dataset: Any) -> list[tuple[str, Any]]:
+    """The evaluation data sets, each under the name that messages call it by."""
+    if isinstance(eval_dataset, Mapping):
+        return [(f"eval_dataset[{name!r}]", dataset) for name, dataset in eval_dataset.items()]
+    return [] if eval_dataset is None else [("eval_dataset", eval_dataset)]
+
+
+def train_sampler(
+    args: DistillationArguments, lengths: NDArray[np.int64], batch_size: int
+) -> TokenBudgetBatchSampler:
+    """Packs of the training set: of a token budget, or of `batch_size` sequences where there is none.
+
+    Raises:
+        ValueError: a sequence is longer than the budget.
+    """
+    tokens = args.tokens_per_batch
+    if tokens is not None and int(lengths.max()) > tokens:
+        raise ValueError(
+            f"tokens_per_batch: got {tokens}, want at least the longest training sequence, {int(lengths.max())} tokens"
+        )
+    return TokenBudgetBatchSampler(
+        lengths,
+        tokens if tokens is not None else int(lengths.sum()),
+        shuffle=args.train_sampling_strategy != "sequential",
+        seed=args.data_seed if args.data_seed is not None else args.seed,
+        max_sequences=batch_size if tokens is None else None,
+        drop_last=args.dataloader_drop_last,
+        # Lengths mixed at random unless asked otherwise: packs then hold about equally many sequences.
+        bucket=None if args.train_sampling_strategy == "group_by_length" else 1,
+    )
+
+
+def eval_sampler(args: DistillationArguments, lengths: NDArray[np.int64]) -> TokenBudgetBatchSampler:
+    """Packs of an evaluation set in its own order; a sequence over the budget is a pack of its own."""
+    tokens = args.eval_tokens_per_batch or args.tokens_per_batch
+    return TokenBudgetBatchSampler(
+        lengths,
+        max(tokens, int(lengths.max())) if tokens is not None else int(lengths.sum()),
+        shuffle=False,
+        max_sequences=args.eval_batch_size if tokens is None else None,
+    )

@@ -1,0 +1,83 @@
+"""The example's scripts without their downloads and trainings."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "examples" / "sentiment"
+
+
+@pytest.fixture
+def demo(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    monkeypatch.syspath_prepend(FOLDER)
+    yield importlib.import_module("demo")
+
+
+@pytest.fixture
+def fetch(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    monkeypatch.syspath_prepend(FOLDER)
+    yield importlib.import_module("fetch")
+
+
+def test_the_short_demo_learns_from_the_first_rows(demo: ModuleType, tmp_path: Path) -> None:
+    rows = [f"film {i}\tpositive" for i in range(demo.SHORT.rows + 9)]
+    path = tmp_path / "train.tsv"
+    path.write_text("\n".join(["text\tlabel", *rows]) + "\n")
+    assert demo.FULL.train_file(tmp_path) == path
+    chosen = demo.SHORT.train_file(tmp_path)
+    assert chosen.read_text().splitlines() == ["text\tlabel", *rows[: demo.SHORT.rows]]
+    # What the recipe file says is what `make demo` does.
+    assert demo.SETTINGS["data"]["train"].endswith(f"/{chosen.name}")
+    assert demo.FULL.stage_epochs.keys() == demo.SHORT.stage_epochs.keys()
+    assert (demo.SHORT.alone_epochs, demo.FULL.alone_epochs) == (3, 5)
+
+
+def test_fetch_parses_ratings(fetch):
+    raw = "1\t2.5\tLovely &amp; amazing\xa0 film \r\n2\t-0.5\tEh.\r\n3\t0.4\tQuite\r\n\r\n"
+    rows = fetch.parse(raw)
+    assert rows == [(2.5, "Lovely & amazing film"), (-0.5, "Eh."), (0.4, "Quite")]
+    assert fetch.label(rows) == [("Lovely & amazing film", "positive"), ("Eh.", "negative")]
+    with pytest.raises(fetch.FetchError, match="line 1 has 2 fields"):
+        fetch.parse("1\ttext")
+
+
+def test_fetch_splits_by_text_alone_and_by_label(fetch):
+    examples = [(f"text {i}", fetch.LABELS[i % 5 == 0]) for i in range(1000)]
+    parts = fetch.split(examples)
+    assert {part: len(chosen) for part, chosen in parts.items()} == {"train": 800, "dev": 100, "test": 100}
+    assert sorted(example for chosen in parts.values() for example in chosen) == sorted(examples)
+    for chosen in parts.values():
+        assert sum(name == "positive" for _, name in chosen) == len(chosen) / 5
+        turns = sum(a[1] != b[1] for a, b in itertools.pairwise(chosen))
+        assert turns > len(chosen) / 10, "labels are in blocks"
+    assert fetch.split(examples[::-1]) == parts
+    assert fetch.split(examples)["test"] != sorted(parts["test"])
+
+
+def test_fetch_keeps_held_out_text_from_the_unlabelled(fetch):
+    raw = ["1\t0\tone\n2\t0\ttwo\n", "1\t0\ttwo\n2\t0\tthree\n"]
+    assert fetch.unlabelled(raw, ["three"]) == ["one", "two"]
+
+
+def test_fetch_writes_only_what_it_should_be_and_sees_what_is_there(fetch, tmp_path):
+    digest = fetch.sha256(b"right")
+    with pytest.raises(fetch.FetchError, match="expected " + digest):
+        fetch.write(tmp_path / "a" / "file", b"wrong", digest)
+    assert not fetch.in_place(tmp_path / "a", {"file": digest})
+    fetch.write(tmp_path / "a" / "file", b"right", digest)
+    assert fetch.in_place(tmp_path / "a", {"file": digest})
+    (tmp_path / "a" / "file").write_text("wrong")
+    assert not fetch.in_place(tmp_path / "a", {"file": digest})
+
+
+def test_fetch_says_what_to_do_when_pip_cannot(fetch, tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    with pytest.raises(fetch.FetchError, match=r"pip could not fetch no-such==1(.|\n)*-m pip download"):
+        fetch.download("no-such==1", tmp_path)
