@@ -34,7 +34,7 @@ def markdown(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def operators() -> str:
     rows = [
-        (f"`ops.{info.function.__name__}`", info.summary)
+        (f"`ops.{info.function.__name__}`", info.summary.replace("``", "`"))
         for infos in rooms().values()
         for info in infos
         if info.function is not None
@@ -43,16 +43,14 @@ def operators() -> str:
 
 
 def kernels(root: Path = ROOT) -> str:
-    """Folder, what it registers, and the header with the math, the shapes, bytes and operations."""
+    """Folder, what it registers, and where its math, shapes, bytes and operations are explained."""
     rows = []
     for room, infos in rooms().items():
         folder = root / "csrc" / room
         registered = [f"`{info.name}.{backend}`" for info in infos for backend in info.compiled]
-        headers = [f"{room}.h", f"{room}_op.cpp"] + [f"{room}_cuda.h"]
-        links = [f"[{name}]({room}/{name})" for name in headers if (folder / name).is_file()]
-        if f"{room}.h" in str(links):  # the tensor side explains only what has no contract of its own
-            links = [link for link in links if "_op.cpp" not in link]
-        if folder.is_dir():
+        headers = [name for name in (f"{room}.h", f"{room}_cuda.h") if (folder / name).is_file()]
+        links = [f"[{name}]({room}/{name})" for name in headers or [f"{room}_op.cpp"]]
+        if registered:
             rows.append((f"`{room}/`", ", ".join(registered), ", ".join(links)))
     return markdown(("folder", "operators it registers", "contract"), rows)
 
@@ -65,7 +63,11 @@ def stub() -> str:
         for info in infos
         if info.function is not None
     }
-    names = {"explain": "_dispatch.backend", "use_backend": "_dispatch.backend", "build_info": "_dispatch.library"}
+    names = {
+        "explain": "_dispatch.backend",
+        "use_backend": "_dispatch.backend",
+        "build_info": "_dispatch.library",
+    }
     lines = [f"# Written by `{COMMAND}`."]
     lines += [f"from .{room} import {name} as {name}" for name, room in {**names, **functions}.items()]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""Cosine distance of (projected) hidden states, the projected tensor never whole in memory."""
+"""Cosine distance of hidden states through a learned projection, the projected tensor never whole in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mean squared error of (projected) hidden states, the projected tensor never whole in memory."""
+"""Mean squared error of hidden states through a learned projection, the projected tensor never whole in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pooling of packed hidden states, several layers at once."""
+"""Mean, first-token, max or sqrt-mean pooling of packed hidden states, several layers in one pass."""
 
 from __future__ import annotations
 

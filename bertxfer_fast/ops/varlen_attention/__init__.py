@@ -1,4 +1,4 @@
-"""Softmax attention over packed sequences, the map never whole in memory; what the stream's models run on."""
+"""Softmax attention over packed sequences with dropout, the map never whole in memory."""
 
 from __future__ import annotations
 
@@ -96,9 +96,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _backward(ctx: Any, grad: Tensor, needed: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v, out, lse, cu_seqlens, seed = ctx.saved_tensors
     operator = overload_for("varlen_attention_backward", grad.device.type, grad)
-    return operator(
-        grad, q, k, v, out, lse, cu_seqlens, ctx.max_seqlen, ctx.scale, ctx.dropout_p, seed
-    )
+    return operator(grad, q, k, v, out, lse, cu_seqlens, ctx.max_seqlen, ctx.scale, ctx.dropout_p, seed)
 
 
 def _example(
