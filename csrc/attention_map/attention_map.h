@@ -16,8 +16,7 @@
 // of a row, exact when it is tiny, is common/cpu/softmax_rows.h's.
 //
 // Bytes: q and k of both models once, the gradients once. Operations per head: L^2 (3 ds + dt) multiply-adds and two
-// exps a pair. The products are our own, measured faster than torch.bmm at these widths (common/cpu/gemm.h,
-// common/cpu/bf16_gemm.h).
+// exps a pair. The products are our own (common/cpu/gemm.h, common/cpu/bf16_gemm.h).
 #pragma once
 
 #include <cstdint>
@@ -36,7 +35,7 @@ struct AttentionMap {
   int64_t heads;
   float scale_student, scale_teacher;
   Kind kind;
-  float stored;  // the stored gradients are d(loss) times this
+  float stored_scale;  // the stored gradients are d(sum of losses) times this
   bool need_grad;
   void* grad_q;  // [T, H, ds] contiguous, dtype of q_student
   void* grad_k;  // [T, H, ds]; null where q_student is k_student: then grad_q receives both

@@ -29,9 +29,7 @@ void run_all(const AttentionMap& p) {
 
 void attention_map(const AttentionMap& p) {
 #if defined(BERTXFER_BF16_GEMM)
-  const bool bf16_only = p.q_student.dtype == Dtype::bf16 && p.k_student.dtype == Dtype::bf16 &&
-                         p.q_teacher.dtype == Dtype::bf16 && p.k_teacher.dtype == Dtype::bf16;
-  if (bf16_only) return run_all<Bf16Strips>(p);
+  if (all_bf16(p.q_student, p.k_student, p.q_teacher, p.k_teacher)) return run_all<Bf16Strips>(p);
 #endif
   run_all<Strips>(p);
 }

@@ -47,18 +47,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_map_loss_cpu(Tensor q_stude
     const double used = static_cast<double>(packing.used(n));
     terms += static_cast<double>(heads) * (kind == "kl" ? used : used * used);
   }
-  const double normaliser = reduction == "sum" ? 1.0 : terms > 0 ? 1.0 / terms : 0.0;
-  // Entries of maps are small: 64 keeps float16's digits.
-  problem.stored = dtype == ScalarType::Half && kind == "mse" ? 64.0f : stored_factor(dtype, normaliser, 1.0);
+  const double normaliser = normaliser_of(reduction, terms);
+  // The gradient of a map's MSE is small: 64 keeps its digits in float16.
+  problem.stored_scale = dtype == ScalarType::Half && kind == "mse" ? 64.0f : stored_scale(dtype, normaliser, 1.0);
   problem.need_grad = need_grad;
   problem.grad_q = need_grad ? grad_q.data_ptr() : nullptr;
   problem.grad_k = need_grad ? grad_k.data_ptr() : nullptr;
   problem.sums = sums.data();
   BERTXFER_DISPATCH(attention_map)(problem);
 
-  double total = 0.0;
-  for (double sum : sums) total += sum;
-  return {scalar(total * normaliser), grad_q, grad_k, missing_factor(normaliser, problem.stored)};
+  return {scalar(total_of(sums) * normaliser), grad_q, grad_k, grad_scale(normaliser, problem.stored_scale)};
 }
 
 }  // namespace

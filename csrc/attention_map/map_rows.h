@@ -9,7 +9,7 @@ namespace BERTXFER_ISA {
 namespace {
 
 // ||P - R||^2 of row i, whose weights are made, and sum_j (P_j - R_j) P_j.
-inline double squared_difference(const RowPairs& rows, const RowSums& sums, int64_t i, float& along) {
+inline double squared_difference(const RowPairs& rows, const RowSums& sums, int64_t i, float& row_dot) {
   const float *weights_s = rows.weights_s(i), *weights_t = rows.weights_t(i);
   const float inverse_s = 1.0f / sums.total_s[i], inverse_t = 1.0f / sums.total_t[i];
   Vector<float> square = {}, product = {};
@@ -18,52 +18,52 @@ inline double squared_difference(const RowPairs& rows, const RowSums& sums, int6
     square += difference * difference;
     product += difference * p;
   });
-  along = sum_of(product);
+  row_dot = sum_of(product);
   return sum_of(square);
 }
 
-// factor * P . (P - R - along) of row i, a vector at a time; zeros after the last.
+// scale * P . (P - R - row_dot) of row i, a vector at a time; zeros after the last.
 class SquaredGradient {
  public:
-  SquaredGradient(const RowPairs& rows, const RowSums& sums, int64_t i, float along, float factor)
+  SquaredGradient(const RowPairs& rows, const RowSums& sums, int64_t i, float row_dot, float scale)
       : weights_s_(rows.weights_s(i)),
         weights_t_(rows.weights_t(i)),
         inverse_s_(1.0f / sums.total_s[i]),
         inverse_t_(1.0f / sums.total_t[i]),
-        along_(along),
-        scaled_(factor * inverse_s_) {}
+        row_dot_(row_dot),
+        scaled_(scale * inverse_s_) {}
 
   BERTXFER_INLINE Vector<float> operator()(int64_t j) const {
     const Vector<float> weight = load(weights_s_ + j);
-    return scaled_ * weight * (weight * inverse_s_ - load(weights_t_ + j) * inverse_t_ - along_);
+    return scaled_ * weight * (weight * inverse_s_ - load(weights_t_ + j) * inverse_t_ - row_dot_);
   }
 
  private:
   const float *weights_s_, *weights_t_;
-  float inverse_s_, inverse_t_, along_, scaled_;
+  float inverse_s_, inverse_t_, row_dot_, scaled_;
 };
 
 // The loss of a few rows, the first of which is row `first` of the strip. Gradients are ss G (see attention_map.h)
-// times `stored`.
+// times `stored_scale`.
 template <class Gradients>
 inline double map_rows(const AttentionMap& p, const RowPairs& rows, int64_t first, const Gradients& gradients) {
   RowSums sums;
   gradients.keep_units_awake(rows.length);
   find_weights<Gradients::kDigits>(rows, sums);
   gradients.keep_units_awake(rows.length);
-  const float factor = p.stored * rows.scale_s;
+  const float scale = p.stored_scale * rows.scale_s;
   if (p.kind == AttentionMap::Kind::kl) {
     const double loss = divergences(rows, sums);
     for (int64_t i = 0; i < rows.count && p.need_grad; ++i) {
-      gradients.write(first + i, rows.length, DivergenceGradient(rows, sums, i, factor));
+      gradients.write(first + i, rows.length, DivergenceGradient(rows, sums, i, scale));
     }
     return loss;
   }
   double loss = 0.0;
-  float along[kMostRows];
-  for (int64_t i = 0; i < rows.count; ++i) loss += squared_difference(rows, sums, i, along[i]);
+  float row_dot[kMostRows];
+  for (int64_t i = 0; i < rows.count; ++i) loss += squared_difference(rows, sums, i, row_dot[i]);
   for (int64_t i = 0; i < rows.count && p.need_grad; ++i) {
-    gradients.write(first + i, rows.length, SquaredGradient(rows, sums, i, along[i], 2.0f * factor));
+    gradients.write(first + i, rows.length, SquaredGradient(rows, sums, i, row_dot[i], 2.0f * scale));
   }
   return loss;
 }

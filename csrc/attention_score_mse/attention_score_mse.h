@@ -23,9 +23,7 @@
 //
 // Bytes: q and k of both models once (tiled: once per 256 keys), the gradients once.
 // Reference shape 8/512/12/26/64 (B/L/H/ds/dt), gram: 35 MB of float32 read, 10 MB written, 0.63 G multiply-adds.
-// The matrix products are our own, measured faster than torch.bmm at these widths (common/cpu/gemm.h,
-// common/cpu/bf16_gemm.h). Of a head's 180 microseconds there in float32 products take 110, fetching and packing 57,
-// storing 6.
+// The matrix products are our own (common/cpu/gemm.h, common/cpu/bf16_gemm.h). What was measured: docs/kernels.md.
 #pragma once
 
 #include <cstdint>
@@ -44,10 +42,10 @@ struct AttentionScoreMse {
   int64_t heads;
   double scale_student, scale_teacher;
   Method method;
-  float stored;  // the stored gradients are d(sum of squares) times this
-  void* grad_q;  // [T, H, ds] contiguous, dtype of q_student; null: no gradient wanted
-  void* grad_k;  // [T, H, ds]
-  double* sums;  // [N, H], each sequence and head's sum of squares
+  float stored_scale;  // the stored gradients are d(sum of squares) times this
+  void* grad_q;        // [T, H, ds] contiguous, dtype of q_student; null: no gradient wanted
+  void* grad_k;        // [T, H, ds]
+  double* sums;        // [N, H], each sequence and head's sum of squares
 };
 
 BERTXFER_KERNEL(attention_score_mse, const AttentionScoreMse&)

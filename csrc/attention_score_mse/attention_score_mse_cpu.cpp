@@ -17,15 +17,14 @@ namespace {
 constexpr CopyPlan kCopyPlan{400 * 1024, 2, /*apart=*/false};
 
 // The length from which on Gram matrices are faster than tiles. Tiles do L^2 (D + 2 ds) multiply-adds, Gram matrices
-// 1.2 L D^2 + 2 L D ds, and a fixed share beside: 1.13 was measured at 26/64 (about 115 tokens).
+// 1.2 L D^2 + 2 L D ds, and a fixed share beside, hence the 1.13 (docs/kernels.md).
 int64_t crossover(const AttentionScoreMse& p) {
   const double ds = static_cast<double>(p.q_student.dim), depth = ds + static_cast<double>(p.q_teacher.dim);
   const double gradient = p.grad_q != nullptr ? 2.0 * ds : 0.0;
   return static_cast<int64_t>(1.13 * (1.2 * depth * depth + gradient * depth) / (depth + gradient));
 }
 
-// The same on bfloat16 units, where Gram matrices cost little but what is done once for them, D^2 (measured at 26/64:
-// 46 tokens).
+// The same on bfloat16 units, where Gram matrices cost little but what is done once for them, D^2 (docs/kernels.md).
 [[maybe_unused]] int64_t bf16_crossover(const AttentionScoreMse& p) {
   const double ds = static_cast<double>(p.q_student.dim), depth = ds + static_cast<double>(p.q_teacher.dim);
   const double gradient = p.grad_q != nullptr ? 2.0 * ds : 0.0;
@@ -77,9 +76,8 @@ void attention_score_mse(const AttentionScoreMse& p) {
     return p.method == Method::gram ? 0 : p.method == Method::tiled ? INT64_MAX : automatic;
   };
 #if defined(BERTXFER_BF16_GEMM)
-  const bool bf16_only = p.q_student.dtype == Dtype::bf16 && p.k_student.dtype == Dtype::bf16 &&
-                         p.q_teacher.dtype == Dtype::bf16 && p.k_teacher.dtype == Dtype::bf16;
-  if (bf16_only) return run_all<Bf16Gram>(p, limit(bf16_crossover(p)));
+  if (all_bf16(p.q_student, p.k_student, p.q_teacher, p.k_teacher))
+    return run_all<Bf16Gram>(p, limit(bf16_crossover(p)));
 #endif
   run_all<Gram>(p, limit(crossover(p)));
 }

@@ -53,17 +53,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_score_mse_cpu(Tensor q_stud
   problem.scale_student = scale_student;
   problem.scale_teacher = scale_teacher;
   problem.method = method_of(method);
-  const double normaliser = reduction == "sum" ? 1.0 : pairs > 0 ? 1.0 / pairs : 0.0;
+  const double normaliser = normaliser_of(reduction, pairs);
   // A mean divides by far more than the longest length, so float16 loses nothing by dividing by that already.
-  problem.stored = stored_factor(dtype, normaliser, max_seqlen > 0 ? 1.0 / static_cast<double>(max_seqlen) : 1.0);
+  problem.stored_scale = stored_scale(dtype, normaliser, max_seqlen > 0 ? 1.0 / static_cast<double>(max_seqlen) : 1.0);
   problem.grad_q = need_grad ? grad_q.data_ptr() : nullptr;
   problem.grad_k = need_grad ? grad_k.data_ptr() : nullptr;
   problem.sums = sums.data();
   BERTXFER_DISPATCH(attention_score_mse)(problem);
 
-  double total = 0.0;
-  for (double sum : sums) total += sum;
-  return {scalar(total * normaliser), grad_q, grad_k, missing_factor(normaliser, problem.stored)};
+  return {scalar(total_of(sums) * normaliser), grad_q, grad_k, grad_scale(normaliser, problem.stored_scale)};
 }
 
 }  // namespace

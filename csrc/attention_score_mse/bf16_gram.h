@@ -30,7 +30,7 @@ class Bf16Gram {
         pairs_(block_ / 2 * ld_pairs_),
         rows_t_(columns_ * ld_t_),
         narrow_(2 * columns_ * columns_),
-        mixer_pairs_(4 * columns_ / 2 * ds_columns_),
+        right_factor_pairs_(4 * columns_ / 2 * ds_columns_),
         out_(block_ * ds_columns_) {}
 
   double run(int64_t head, int64_t length) {
@@ -67,12 +67,12 @@ class Bf16Gram {
       return [this, high, low = high + size](int64_t i, int64_t j, Vector<float> x, Vector<float> y)
                  BERTXFER_INLINE { split(x, y, high + i / 2 * ds_columns_ + j, low + i / 2 * ds_columns_ + j); };
     };
-    grams_.make_mixers(write_to(mixer_pairs_), write_to(mixer_pairs_ + 2 * size));
+    grams_.make_right_factors(write_to(right_factor_pairs_), write_to(right_factor_pairs_ + 2 * size));
     for (int64_t start = 0; start < length; start += block_) {
       const int64_t count = std::min(block_, length - start);
       if (length > block_) rows_.load(head, start, count);  // else still there from the first pass
-      multiply(rows_.a, count, mixer_pairs_, p_.grad_q, head, start);
-      multiply(rows_.b, count, mixer_pairs_ + 2 * size, p_.grad_k, head, start);
+      multiply(rows_.a, count, right_factor_pairs_, p_.grad_q, head, start);
+      multiply(rows_.b, count, right_factor_pairs_ + 2 * size, p_.grad_k, head, start);
     }
   }
 
@@ -85,10 +85,12 @@ class Bf16Gram {
     _mm512_storeu_si512(low, pair_of(x - high_x, y - high_y));
   }
 
-  // `mixer`: its high part, and its low part after it.
-  void multiply(const bf16* rows, int64_t count, const uint32_t* mixer, void* grad, int64_t head, int64_t token) {
+  // `right_factor`: its high part, and its low part after it.
+  void multiply(const bf16* rows, int64_t count, const uint32_t* right_factor, void* grad, int64_t head,
+                int64_t token) {
     const int64_t tall = round_up(count, kTile);
-    bf16_gemm<2>(tall, ds_columns_, columns_, rows, columns_, mixer, ds_columns_, out_, ds_columns_, false, &ahead_);
+    bf16_gemm<2>(tall, ds_columns_, columns_, rows, columns_, right_factor, ds_columns_, out_, ds_columns_, false,
+                 &ahead_);
     store_rows(out_, ds_columns_, count, grad, p_.q_student.dtype, p_.heads, head, token, ds_);
   }
 
@@ -98,11 +100,11 @@ class Bf16Gram {
   const Bf16Units units_;
   PairRows<bf16> rows_;
   GramPair grams_;
-  Scratch<uint32_t> pairs_;        // [block / 2, ld_pairs]
-  Scratch<uint32_t> rows_t_;       // [columns, ld_t]: rows of X^T
-  Scratch<float> narrow_;          // [2, columns, columns]
-  Scratch<uint32_t> mixer_pairs_;  // [2, 2, columns / 2, ds_columns]: of q and k, high and low
-  Scratch<float> out_;             // [block, ds_columns]
+  Scratch<uint32_t> pairs_;               // [block / 2, ld_pairs]
+  Scratch<uint32_t> rows_t_;              // [columns, ld_t]: rows of X^T
+  Scratch<float> narrow_;                 // [2, columns, columns]
+  Scratch<uint32_t> right_factor_pairs_;  // [2, 2, columns / 2, ds_columns]: of q and k, high and low
+  Scratch<float> out_;                    // [block, ds_columns]
 };
 
 }  // namespace

@@ -22,7 +22,7 @@ class Gram {
         rows_(rows, Dtype::f32, ds_columns_, columns_, block_),
         grams_(p_, ds_columns_, columns_),
         narrow_(2 * columns_ * columns_),
-        mixers_(2 * columns_ * ds_columns_),
+        right_factors_(2 * columns_ * ds_columns_),
         out_(kHotTokens * ds_columns_) {}
 
   double run(int64_t head, int64_t length) {
@@ -59,27 +59,28 @@ class Gram {
   }
 
   void gradients(int64_t head, int64_t length) {
-    float* mixer_k = mixers_ + columns_ * ds_columns_;
-    const auto write_to = [this](float* mixer) {
-      return [this, mixer](int64_t i, int64_t j, Vector<float> x, Vector<float> y) BERTXFER_INLINE {
-        store(x, mixer + i * ds_columns_ + j);
-        store(y, mixer + (i + 1) * ds_columns_ + j);
+    float* right_factor_k = right_factors_ + columns_ * ds_columns_;
+    const auto write_to = [this](float* right_factor) {
+      return [this, right_factor](int64_t i, int64_t j, Vector<float> x, Vector<float> y) BERTXFER_INLINE {
+        store(x, right_factor + i * ds_columns_ + j);
+        store(y, right_factor + (i + 1) * ds_columns_ + j);
       };
     };
-    grams_.make_mixers(write_to(mixers_), write_to(mixer_k));
+    grams_.make_right_factors(write_to(right_factors_), write_to(right_factor_k));
     for (int64_t start = 0; start < length; start += block_) {
       const int64_t count = std::min(block_, length - start);
       if (length > block_) rows_.load(head, start, count);  // else still there from the first pass
       for (int64_t i = 0; i < count; i += kHotTokens) {
         const int64_t hot = std::min(kHotTokens, count - i);
-        multiply(rows_.a + i * columns_, hot, mixers_, p_.grad_q, head, start + i);
-        multiply(rows_.b + i * columns_, hot, mixer_k, p_.grad_k, head, start + i);
+        multiply(rows_.a + i * columns_, hot, right_factors_, p_.grad_q, head, start + i);
+        multiply(rows_.b + i * columns_, hot, right_factor_k, p_.grad_k, head, start + i);
       }
     }
   }
 
-  void multiply(const float* rows, int64_t count, const float* mixer, void* grad, int64_t head, int64_t token) {
-    gemm<float>(count, ds_columns_, columns_, rows, columns_, 1, mixer, ds_columns_, out_, ds_columns_, false, &ahead_);
+  void multiply(const float* rows, int64_t count, const float* right_factor, void* grad, int64_t head, int64_t token) {
+    gemm<float>(count, ds_columns_, columns_, rows, columns_, 1, right_factor, ds_columns_, out_, ds_columns_, false,
+                &ahead_);
     store_rows(out_, ds_columns_, count, grad, p_.q_student.dtype, p_.heads, head, token, ds_);
   }
 
@@ -88,9 +89,9 @@ class Gram {
   const int64_t ds_, ds_columns_, columns_, block_;
   PairRows<float> rows_;
   GramPair grams_;
-  Scratch<float> narrow_;  // [2, columns, columns]
-  Scratch<float> mixers_;  // [2, columns, ds_columns]
-  Scratch<float> out_;     // [kHotTokens, ds_columns]
+  Scratch<float> narrow_;         // [2, columns, columns]
+  Scratch<float> right_factors_;  // [2, columns, ds_columns]
+  Scratch<float> out_;            // [kHotTokens, ds_columns]
 };
 
 }  // namespace

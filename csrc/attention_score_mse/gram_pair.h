@@ -101,16 +101,16 @@ class GramPair {
     return sum < 0.0 ? 0.0 : sum;
   }
 
-  // Right factors [columns, ds] of dQs = A mixer_q and dKs = B mixer_k: 2 stored ss sigma_i G_ij, with
-  // sigma = (ss.., -st..). write(i, j, x, y) gets a vector of row i from column j on, and of row i + 1.
+  // Right factors [columns, ds] of dQs = A right_factor_q and dKs = B right_factor_k: 2 stored_scale ss sigma_i G_ij,
+  // with sigma = (ss.., -st..). write(i, j, x, y) gets a vector of row i from column j on, and of row i + 1.
   template <class Write>
-  void make_mixers(const Write& write_q, const Write& write_k) const {
+  void make_right_factors(const Write& write_q, const Write& write_k) const {
     if (narrow_a_ != nullptr) {
-      make_mixer(narrow_b_, write_q);
-      make_mixer(narrow_a_, write_k);
+      make_right_factor(narrow_b_, write_q);
+      make_right_factor(narrow_a_, write_k);
     } else {
-      make_mixer<double>(b_, write_q);
-      make_mixer<double>(a_, write_k);
+      make_right_factor<double>(b_, write_q);
+      make_right_factor<double>(a_, write_k);
     }
   }
 
@@ -179,14 +179,14 @@ class GramPair {
     for (int k = 0; k < W; ++k) square[k] = column < k ? mirrored[k] : square[k];
   }
 
-  // factor sigma_i G_ij, square by square: those right of the diagonal are there, those left of it are their mirror
+  // scale sigma_i G_ij, square by square: those right of the diagonal are there, those left of it are their mirror
   // images, and those on it are both.
   template <class T, class Write>
-  void make_mixer(const T* gram, const Write& write) const {
+  void make_right_factor(const T* gram, const Write& write) const {
     constexpr int64_t W = kLanes<float>;
-    const double factor = 2.0 * p_.stored * p_.scale_student;
+    const double scale = 2.0 * p_.stored_scale * p_.scale_student;
     for (int64_t i0 = 0; i0 < columns_; i0 += W) {
-      const T sigma = static_cast<T>(factor * (i0 < teacher_at_ ? p_.scale_student : -p_.scale_teacher));
+      const T sigma = static_cast<T>(scale * (i0 < teacher_at_ ? p_.scale_student : -p_.scale_teacher));
       for (int64_t j0 = 0; j0 < teacher_at_; j0 += W) {
         Vector<float> square[W];
         for (int64_t k = 0; k < W; ++k) {

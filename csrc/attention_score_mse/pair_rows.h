@@ -12,8 +12,7 @@ namespace BERTXFER_ISA {
 namespace {
 
 // Two tensors' rows side by side as floats, each filled up with zeros: the second starts at column `second_at`, a whole
-// number of vectors (right behind the first, stores that overlap took up to three times as long), and ends by
-// `columns`.
+// number of vectors, so that no two stores overlap, and ends by `columns`.
 inline void load_pair(const PackedView& one, const PackedView& second, int64_t head, int64_t first, int64_t count,
                       float* out, int64_t second_at, int64_t columns) {
   load_rows(one, head, first, count, out, columns, second_at);

@@ -51,13 +51,13 @@ class Tiled {
     load_transposed(p_.k_teacher, head, key, keys, static_cast<float>(-p_.scale_teacher), keys_t_ + ds_columns_ * ld_,
                     ld_, width);
 
-    const float factor = static_cast<float>(2.0 * p_.stored * p_.scale_student);
+    const float scale = static_cast<float>(2.0 * p_.stored_scale * p_.scale_student);
     double sum = 0.0;
     for (int64_t query = 0; query < length; query += kQueryTile) {
       const int64_t rows = std::min(kQueryTile, length - query);
       const float* queries = rows_.a + query * columns_;
       gemm<float>(rows, width, depth_, queries, columns_, 1, keys_t_, ld_, difference_, ld_, false, &ahead_);
-      sum += square_and_scale(rows, keys, need_grad ? factor : 0.0f);
+      sum += square_and_scale(rows, keys, need_grad ? scale : 0.0f);
       if (!need_grad) continue;
       gemm<float>(rows, ds_columns_, keys, difference_, ld_, 1, rows_.b + key * columns_, columns_,
                   grad_q_ + query * ds_columns_, ds_columns_, key > 0, &ahead_);
@@ -69,8 +69,8 @@ class Tiled {
     return sum;
   }
 
-  // Sum of squares of the tile, which is left multiplied by `factor`.
-  double square_and_scale(int64_t rows, int64_t keys, float factor) {
+  // Sum of squares of the tile, which is left multiplied by `scale`.
+  double square_and_scale(int64_t rows, int64_t keys, float scale) {
     double sum = 0.0;
     for (int64_t i = 0; i < rows; ++i) {
       float* row = difference_ + i * ld_;
@@ -78,7 +78,7 @@ class Tiled {
       for_vectors(keys, [&](int64_t j, int64_t) BERTXFER_INLINE {  // columns after the last key are zeros
         const Vector<float> x = load(row + j);
         squares += x * x;
-        store(x * factor, row + j);
+        store(x * scale, row + j);
       });
       sum += sum_of(squares);
     }

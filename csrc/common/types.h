@@ -20,6 +20,12 @@ struct PackedView {
   int64_t dim;           // D
 };
 
+// Whether all of them are bfloat16, for kernels on the processor's bfloat16 units.
+template <class... Views>
+bool all_bf16(const Views&... views) {
+  return ((views.dtype == Dtype::bf16) && ...);
+}
+
 // Which tokens belong together. seqused may be null.
 struct Packing {
   const int32_t* cu_seqlens;  // [N + 1]

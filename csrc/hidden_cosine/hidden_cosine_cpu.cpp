@@ -25,15 +25,15 @@ double run_row(float* student, float* teacher, int64_t width, float scale) {
   const bool degenerate = (norm_student < kEpsilon) | (norm_teacher < kEpsilon);
   const float inverse_s = 1.0f / (norm_student < kEpsilon ? kEpsilon : norm_student);
   const float inverse_t = 1.0f / (norm_teacher < kEpsilon ? kEpsilon : norm_teacher);
-  float square = 0.0f, along = 0.0f;
-#pragma omp simd reduction(+ : square, along)
+  float square = 0.0f, dot = 0.0f;
+#pragma omp simd reduction(+ : square, dot)
   for (int64_t d = 0; d < width; ++d) {
     student[d] *= inverse_s;
     teacher[d] = teacher[d] * inverse_t - student[d];  // v - u
     square += teacher[d] * teacher[d];
-    along += (teacher[d] + student[d]) * student[d];
+    dot += (teacher[d] + student[d]) * student[d];
   }
-  const float loss = degenerate ? 1.0f - along : 0.5f * square;
+  const float loss = degenerate ? 1.0f - dot : 0.5f * square;
 #pragma omp simd
   for (int64_t d = 0; d < width; ++d) student[d] = -scale * inverse_s * (teacher[d] + loss * student[d]);
   return loss;

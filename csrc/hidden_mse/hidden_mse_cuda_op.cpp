@@ -64,8 +64,8 @@ Result hidden_mse_cuda(Tensor student,                // [T, Ds]
   }
 
   const double terms = static_cast<double>(tokens) * static_cast<double>(width);
-  const double normaliser = reduction == "sum" ? 1.0 : terms > 0 ? 1.0 / terms : 0.0;
-  const float scale = stored_factor(dtype, 2.0 * normaliser, 1.0);
+  const double normaliser = normaliser_of(reduction, terms);
+  const float scale = stored_scale(dtype, 2.0 * normaliser, 1.0);
   const int64_t row_tiles = (tokens + cuda::kHiddenRows - 1) / cuda::kHiddenRows;
   const int64_t column_tiles = (width + cuda::kHiddenColumns - 1) / cuda::kHiddenColumns;
   const bool need_weight = need_grad && weight, need_bias = need_grad && bias;

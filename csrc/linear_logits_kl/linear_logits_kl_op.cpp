@@ -77,10 +77,8 @@ class LinearLogitsKl {
       if (need_bias)
         matmul_add(bias_row, torch::stable::narrow(const_cast<Tensor&>(ones), 1, 0, rows), direction, first > 0);
     }
-    double total = 0.0;
-    for (double sum : sums) total += sum;
-    const double normaliser = reduction == "sum" ? 1.0 : tokens_ > 0 ? 1.0 / static_cast<double>(tokens_) : 0.0;
-    return {scalar(total * temperature * temperature * normaliser), grad_student, grad_weight, grad_bias,
+    const double normaliser = normaliser_of(reduction, static_cast<double>(tokens_));
+    return {scalar(total_of(sums) * temperature * temperature * normaliser), grad_student, grad_weight, grad_bias,
             scalar(temperature * normaliser)};
   }
 

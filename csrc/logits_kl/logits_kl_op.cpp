@@ -37,10 +37,8 @@ std::tuple<Tensor, Tensor, Tensor> logits_kl_cpu(Tensor student,  // [T, V]
   problem.sums = sums.data();
   BERTXFER_DISPATCH(logits_kl)(problem);
 
-  double total = 0.0;
-  for (double sum : sums) total += sum;
-  const double normaliser = reduction == "sum" ? 1.0 : rows > 0 ? 1.0 / static_cast<double>(rows) : 0.0;
-  return {scalar(total * temperature * temperature * normaliser), grad, scalar(temperature * normaliser)};
+  const double normaliser = normaliser_of(reduction, static_cast<double>(rows));
+  return {scalar(total_of(sums) * temperature * temperature * normaliser), grad, scalar(temperature * normaliser)};
 }
 
 }  // namespace

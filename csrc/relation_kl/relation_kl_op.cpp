@@ -45,17 +45,15 @@ std::tuple<Tensor, Tensor, Tensor> relation_kl_cpu(Tensor x_student,            
   problem.kind = AttentionMap::Kind::kl;
   double rows = 0.0;
   for (int64_t n = 0; n < problem.packing.sequences; ++n) rows += static_cast<double>(heads * problem.packing.used(n));
-  const double normaliser = reduction == "sum" ? 1.0 : rows > 0 ? 1.0 / rows : 0.0;
-  problem.stored = stored_factor(dtype, normaliser, 1.0);
+  const double normaliser = normaliser_of(reduction, rows);
+  problem.stored_scale = stored_scale(dtype, normaliser, 1.0);
   problem.need_grad = need_grad;
   problem.grad_q = need_grad ? grad.data_ptr() : nullptr;
   problem.grad_k = nullptr;
   problem.sums = sums.data();
   BERTXFER_DISPATCH(attention_map)(problem);
 
-  double total = 0.0;
-  for (double sum : sums) total += sum;
-  return {scalar(total * normaliser), grad, missing_factor(normaliser, problem.stored)};
+  return {scalar(total_of(sums) * normaliser), grad, grad_scale(normaliser, problem.stored_scale)};
 }
 
 }  // namespace

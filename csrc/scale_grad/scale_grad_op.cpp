@@ -15,17 +15,17 @@ float number_of(const Tensor& tensor, const char* name) {
   return *static_cast<const float*>(tensor.data_ptr());
 }
 
-Tensor scale_grad_cpu(Tensor grad, Tensor factor, ScalarType dtype) {
+Tensor scale_grad_cpu(Tensor grad, Tensor scale, ScalarType dtype) {
   grad = torch::stable::contiguous(grad);
   Tensor out = torch::stable::empty(grad.sizes(), dtype);
   BERTXFER_DISPATCH(scale_grad)
   ({grad.data_ptr(), dtype_of(grad, "grad"), out.data_ptr(), dtype_of(out, "dtype"), grad.numel(),
-    number_of(factor, "factor")});
+    number_of(scale, "scale")});
   return out;
 }
 
-void scale_grad_in_place_cpu(std::vector<Tensor> grads, Tensor factor, Tensor upstream) {
-  const float product = number_of(factor, "factor") * number_of(upstream, "upstream");
+void scale_grad_in_place_cpu(std::vector<Tensor> grads, Tensor grad_scale, Tensor upstream) {
+  const float product = number_of(grad_scale, "grad_scale") * number_of(upstream, "upstream");
   for (const Tensor& grad : grads) {
     STD_TORCH_CHECK(grad.is_cpu() && grad.is_contiguous(), "grads: want contiguous CPU tensors");
     const Dtype dtype = dtype_of(grad, "grads");

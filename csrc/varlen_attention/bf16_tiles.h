@@ -1,8 +1,5 @@
 // varlen_attention of bfloat16 tensors on the processor's bfloat16 units. Scores, softmax and sums are float32; weights
 // and the gradient with respect to the scores are rounded to bfloat16 before they are multiplied again.
-//
-// Measured forward and backward with heads 64 wide, on AMX: 3.7 times as fast as tiles.h on the same values in float32
-// at 128 tokens, 3.9 at 512, 5.0 at 2048.
 #pragma once
 
 #include <algorithm>
@@ -25,7 +22,7 @@ class Bf16Layouts {
  public:
   static constexpr int64_t kRows = 64;  // queries of a tile
   static constexpr int64_t kKeys = GroupPlan::kKeys;
-  static constexpr int64_t kShort = 128;  // up to so many keys, keeping the units awake has gained something
+  static constexpr int64_t kShort = 128;  // the most keys at which the units are kept awake
 
   explicit Bf16Layouts(int64_t dim)
       : depth(round_up(dim, kDepthTile)), columns(round_up(dim, kTile)), block_(kDepthTile * depth) {}

@@ -3,8 +3,6 @@
 // The rows of one head lie a token apart, in pieces of two cache lines and nearly as many pages, and come from memory
 // at half the speed of a copy. Those of neighbouring heads are one piece. So the heads of a short sequence are loaded
 // together, a block of tokens at a time, into layouts that the second-level cache keeps until it is their turn.
-// Measured with two threads and 12 heads 64 wide, bfloat16, against heads loaded one by one: forward takes 21 % less
-// time at 64 tokens, 16 at 128, 9 at 256; backward 34, 10 and 1.
 #pragma once
 
 #include <algorithm>

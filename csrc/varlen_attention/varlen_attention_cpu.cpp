@@ -24,10 +24,6 @@ Extent extent_of(const VarlenAttention& p) {
   return extent;
 }
 
-[[maybe_unused]] bool bf16_only(const VarlenAttention& p) {
-  return p.q.dtype == Dtype::bf16 && p.k.dtype == Dtype::bf16 && p.v.dtype == Dtype::bf16;
-}
-
 template <class Kernel, class Problem>
 void for_each_head(const Problem& problem, const VarlenAttention& p, double operations_per_pair) {
   const Extent extent = extent_of(p);
@@ -53,7 +49,7 @@ void for_each_group(const Problem& problem, const VarlenAttention& p, double ope
 void varlen_attention(const VarlenAttention& p) {
   const double operations = 2.0 * static_cast<double>(p.q.dim);
 #if defined(BERTXFER_BF16_GEMM)
-  if (bf16_only(p)) return for_each_group<Bf16Forward>(p, p, operations);
+  if (all_bf16(p.q, p.k, p.v)) return for_each_group<Bf16Forward>(p, p, operations);
 #endif
   for_each_head<Forward>(p, p, operations);
 }
@@ -61,7 +57,7 @@ void varlen_attention(const VarlenAttention& p) {
 void varlen_attention_backward(const VarlenAttentionBackward& p) {
   const double operations = 5.0 * static_cast<double>(p.forward.q.dim);
 #if defined(BERTXFER_BF16_GEMM)
-  if (bf16_only(p.forward) && p.grad.dtype == Dtype::bf16) {
+  if (all_bf16(p.forward.q, p.forward.k, p.forward.v, p.grad)) {
     return for_each_group<Bf16Backward>(p, p.forward, operations);
   }
 #endif

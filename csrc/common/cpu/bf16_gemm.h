@@ -8,10 +8,8 @@
 // m and n are multiples of kTile, depth of 2 kTile; what fills them up is zeros. Products of bfloat16 are exact in
 // float32, and so this product is as exact as gemm.h's of the same numbers, but for subnormal ones, which count as 0.
 //
-// Measured on one core of a Xeon with both, at the shapes of attention losses: AMX 800 to 1850 GFLOP/s (torch.bmm of
-// the same bfloat16 matrices 360 to 840, gemm.h in float32 180), the dot product of pairs 118, because that processor
-// has one port for it and two for float32. Where AMX is absent it pays on processors that have more of it, which was
-// not measured.
+// Bytes: C once, its rows of A and columns of B once per block of 32 x 32 of C. Operations: m n depth multiply-adds.
+// Speeds: docs/kernels.md.
 #pragma once
 
 #include "ahead.h"
@@ -55,9 +53,9 @@ class Bf16Units {
   bool owner_ = true;
 };
 
-// Tile units that had nothing to do for about half a microsecond switch themselves off, and the next product waits 0.4
-// for them (measured on a Xeon). So what comes between two products and takes longer calls this every few hundred
-// nanoseconds; it takes 5 of them from one of the two vector ports. What it multiplies nobody reads.
+// Keeps the tile units switched on: idle for about half a microsecond they switch themselves off, and the next product
+// waits for them (docs/kernels.md). Whatever takes longer between two products calls this every few hundred
+// nanoseconds. Nobody reads the result.
 inline void keep_bf16_units_awake() {
   _tile_dpbf16ps(0, 4, 6);
 }
@@ -186,8 +184,8 @@ inline void bf16_gemm(int64_t m, int64_t n, int64_t depth, const bf16* a, int64_
 
 constexpr int64_t kTokensAhead = 16;
 
-// Rows of one head of a bfloat16 tensor, columns dim..columns zero, and zero rows after `count` up to `rows`. Asks for
-// later ones: attention over 128 tokens takes 5 % less time forward and 6 % backward.
+// Rows of one head of a bfloat16 tensor, columns dim..columns zero, and zero rows after `count` up to `rows`. Later
+// rows are prefetched.
 inline void load_bf16_rows(const PackedView& view, int64_t head, int64_t first, int64_t count, int64_t rows, bf16* out,
                            int64_t ld, int64_t columns) {
   const bf16* source = static_cast<const bf16*>(view.data) + head * view.head_stride + first * view.token_stride;

@@ -3,9 +3,7 @@
 //
 //   loss = sum_j R_j (log R_j - log P_j)    d loss / d s_j = P_j - R_j
 //
-// A few rows at a time, and one step for all of them before the next: the sums and quotients of a single row would be
-// waited for. Measured on bfloat16 attention maps: 12 % faster at 128 tokens, 5 % at 512, 3 % slower at 2048, where
-// only one row fits.
+// Each step is done for a few rows before the next step: a single row would wait for its own sums and quotients.
 //
 // Loss = sum R (t - s) + lse(s) - lse(t) loses its digits as P approaches R. With x_j = s_j - t_j less its R-weighted
 // mean, the same number is log1p(sum_j R_j (e^x_j - 1 - x_j)), whose terms are all positive; losses below
@@ -94,8 +92,8 @@ inline Vector<float> remainder_series(Vector<float> x) {
   return series * x + 0.5f;
 }
 
-// How exact weights are: as float32 can be, or hundreds of times more than a result that is rounded to bfloat16. The
-// latter's polynomial (see Exp2) takes 5 % less time for bfloat16 maps of 512 tokens, 9 % for relations of 2048.
+// How exact weights are: as float32 can be, or hundreds of times more than a result that is rounded to bfloat16, by a
+// polynomial of lower degree (see Exp2).
 enum class Digits { float32, bfloat16 };
 template <Digits DIGITS>
 constexpr int kDegree = DIGITS == Digits::float32 ? 6 : 4;
@@ -140,8 +138,7 @@ constexpr float kFarAbove = 1 << 24;
 
 // The weights of all rows and their sums. float32's bases are the highest scores. bfloat16's are those of the first few
 // columns, and nothing is lost while no score is so far above its base that its exponent, rounded, has fewer digits
-// than the polynomial; a row that has such a score starts over. Measured on bfloat16 maps: 4 % faster at 128 tokens, 6
-// at 512, 8 at 2048; relations 12.
+// than the polynomial; a row that has such a score starts over.
 template <Digits DIGITS>
 inline void find_weights(const RowPairs& rows, RowSums& sums) {
   constexpr bool kGuess = DIGITS == Digits::bfloat16;
@@ -191,14 +188,14 @@ inline double divergences(const RowPairs& rows, const RowSums& sums) {
   return loss;
 }
 
-// factor * (P - R) of row i, a vector at a time; zeros after the last.
+// scale * (P - R) of row i, a vector at a time; zeros after the last.
 class DivergenceGradient {
  public:
-  DivergenceGradient(const RowPairs& rows, const RowSums& sums, int64_t i, float factor)
+  DivergenceGradient(const RowPairs& rows, const RowSums& sums, int64_t i, float scale)
       : weights_s_(rows.weights_s(i)),
         weights_t_(rows.weights_t(i)),
-        inverse_s_(factor / sums.total_s[i]),
-        inverse_t_(factor / sums.total_t[i]) {}
+        inverse_s_(scale / sums.total_s[i]),
+        inverse_t_(scale / sums.total_t[i]) {}
 
   BERTXFER_INLINE Vector<float> operator()(int64_t j) const {
     return load(weights_s_ + j) * inverse_s_ - load(weights_t_ + j) * inverse_t_;

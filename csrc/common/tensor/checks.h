@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "../types.h"
 
@@ -56,12 +57,14 @@ inline Packing packing_of(int64_t tokens, const Tensor& cu_seqlens, const std::o
   packing.sequences = cu_seqlens.size(0) - 1;
   packing.cu_seqlens = index_data(cu_seqlens, "cu_seqlens", packing.sequences + 1);
   packing.seqused = seqused ? index_data(*seqused, "seqused", packing.sequences) : nullptr;
-  STD_TORCH_CHECK(packing.cu_seqlens[0] == 0, "cu_seqlens: want it to start at 0");
-  STD_TORCH_CHECK(packing.cu_seqlens[packing.sequences] == tokens, "cu_seqlens: want it to end at ", tokens);
+  STD_TORCH_CHECK(packing.cu_seqlens[0] == 0, "cu_seqlens: got ", packing.cu_seqlens[0], " as first entry, want 0");
+  STD_TORCH_CHECK(packing.cu_seqlens[packing.sequences] == tokens, "cu_seqlens: got ",
+                  packing.cu_seqlens[packing.sequences], " as last entry, want the number of tokens, ", tokens);
   for (int64_t n = 0; n < packing.sequences; ++n) {
-    STD_TORCH_CHECK(packing.length(n) >= 0, "cu_seqlens: descends at entry ", n + 1);
-    STD_TORCH_CHECK(packing.used(n) >= 0 && packing.used(n) <= packing.length(n), "seqused: entry ", n,
-                    " is outside its sequence");
+    STD_TORCH_CHECK(packing.length(n) >= 0, "cu_seqlens: got ", packing.cu_seqlens[n + 1], " after ",
+                    packing.cu_seqlens[n], " at entry ", n + 1, ", want entries that never descend");
+    STD_TORCH_CHECK(packing.used(n) >= 0 && packing.used(n) <= packing.length(n), "seqused: got ", packing.used(n),
+                    " at entry ", n, ", want 0 to the sequence's length, ", packing.length(n));
   }
   return packing;
 }
@@ -78,12 +81,23 @@ inline void check_attention_pair(const Tensor& q_student, const Tensor& k_studen
   STD_TORCH_CHECK(k_student.scalar_type() == q_student.scalar_type(), "want one dtype for q_student and k_student");
 }
 
-// What a kernel multiplies its gradient by before it stores it. The whole of it, `normaliser`, where the range of dtype
-// is float32's: then a backward pass with nothing in front of the loss has nothing to do. float16 gets `safe`, which
-// keeps gradients inside its range, as long as that is the larger.
-inline float stored_factor(ScalarType dtype, double normaliser, double safe) {
-  const bool whole = dtype != ScalarType::Half || normaliser >= safe;
-  return static_cast<float>(whole ? normaliser : safe);
+// What the sum of a loss's terms is multiplied by: 1, or the reciprocal of their number (0 where there is none).
+inline double normaliser_of(const std::string& reduction, double terms) {
+  return reduction == "sum" ? 1.0 : terms > 0 ? 1.0 / terms : 0.0;
+}
+
+inline double total_of(const std::vector<double>& sums) {
+  double total = 0.0;
+  for (double sum : sums) total += sum;
+  return total;
+}
+
+// What a kernel multiplies its gradient by before it stores it. The whole of it, `scale`, where the range of dtype is
+// float32's: then a backward pass with nothing in front of the loss has nothing to do. float16 gets `safe`, which keeps
+// gradients inside its range, as long as that is the larger.
+inline float stored_scale(ScalarType dtype, double scale, double safe) {
+  const bool whole = dtype != ScalarType::Half || scale >= safe;
+  return static_cast<float>(whole ? scale : safe);
 }
 
 inline Tensor empty(std::initializer_list<int64_t> size, ScalarType dtype) {
@@ -96,9 +110,9 @@ inline Tensor scalar(double value) {
   return result;
 }
 
-// The factor that a stored gradient still lacks.
-inline Tensor missing_factor(double normaliser, float stored) {
-  return scalar(static_cast<float>(normaliser) == stored ? 1.0 : normaliser / stored);
+// What is left to multiply a stored gradient by: the operator's last result.
+inline Tensor grad_scale(double scale, float stored) {
+  return scalar(static_cast<float>(scale) == stored ? 1.0 : scale / stored);
 }
 
 }  // namespace bertxfer

@@ -18,7 +18,7 @@ namespace bertxfer {
 class ProjectedLoss {
  public:
   using Pass = void (*)(const HiddenRows&);
-  using Result = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // loss, d student, d weight, d bias, factor
+  using Result = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // loss, d student, d weight, d bias, grad_scale
 
   ProjectedLoss(const Tensor& student, const Tensor& teacher, const std::optional<Tensor>& weight,
                 const std::optional<Tensor>& bias, bool need_grad, Pass pass)
@@ -47,13 +47,13 @@ class ProjectedLoss {
 
   // `terms`: what the mean is over. `slope`: the gradient of the sum is this times the pass's direction.
   Result run(const std::string& reduction, double terms, double slope) {
-    const double normaliser = reduction == "sum" ? 1.0 : terms > 0 ? 1.0 / terms : 0.0;
-    scale_ = stored_factor(student_.scalar_type(), slope * normaliser, 1.0);
+    const double normaliser = normaliser_of(reduction, terms);
+    scale_ = stored_scale(student_.scalar_type(), slope * normaliser, 1.0);
     if (tokens_ == 0) clear(grad_weight_);
     clear(grad_bias_);
     const double total = weight_ ? projected() : run_pass(student_, 0, tokens_, grad_student_);
     return {scalar(total * normaliser), grad_student_, grad_weight_, grad_bias_,
-            missing_factor(slope * normaliser, scale_)};
+            grad_scale(slope * normaliser, scale_)};
   }
 
  private:
@@ -61,8 +61,8 @@ class ProjectedLoss {
     return tensor.scalar_type() == dtype_ ? tensor : torch::stable::to(tensor, dtype_);
   }
 
-  // A chunk's rows are still in the second-level caches when the pass and the next products come to them. In bfloat16
-  // four products of 1024 rows took twice as long as one of 4096.
+  // A chunk's rows are still in the second-level caches when the pass and the next products come to them. The library's
+  // bfloat16 products want more rows at a time (docs/kernels.md).
   static constexpr int64_t kChunk = 2048, kBf16Chunk = 4096;
 
   double projected() {
@@ -115,15 +115,13 @@ class ProjectedLoss {
     p.column_sums = need_bias ? column_sums.data() : nullptr;
     pass_(p);
 
-    double total = 0.0;
-    for (double sum : sums) total += sum;
     if (need_bias) {
       float* grad_bias = static_cast<float*>(grad_bias_.data_ptr());
       for (int64_t block = 0; block < blocks; ++block) {
         for (int64_t d = 0; d < width_; ++d) grad_bias[d] += column_sums[block * width_ + d];
       }
     }
-    return total;
+    return total_of(sums);
   }
 
   const ScalarType dtype_;  // of the products
