@@ -16,6 +16,7 @@ from bertxfer_fast.distillation import recipes
 from bertxfer_fast.training import arguments
 
 from .folders import tiny_tokenizer
+from .ops import tables
 from .tiny import packed_batch, tiny_bert
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,6 +109,10 @@ def test_the_examples_recipe_is_a_recipe() -> None:
     stages = [stage.name for stage in recipes.get(loaded.recipe).stages]
     assert list(yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]) == stages
     assert set(loaded.training) <= set(arguments.training_field_types())
+
+
+def test_tables_of_operators_are_current() -> None:
+    assert tables.outdated() == [], f"run {tables.COMMAND}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

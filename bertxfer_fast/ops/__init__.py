@@ -1,30 +1,18 @@
-"""The fused operators. All work on packed, token-major tensors; see each function's docstring."""
+"""The fused operators. All work on packed, token-major tensors; see each function's docstring.
+
+The public functions are those of the rooms beside this file (``__init__.pyi`` lists them for type checkers).
+"""
 
 from __future__ import annotations
 
+from ._dispatch import registry
 from ._dispatch.backend import explain, use_backend
 from ._dispatch.library import build_info
-from .attention_map import attention_map_loss
-from .attention_score_mse import attention_score_mse
-from .hidden_cosine import hidden_cosine
-from .hidden_mse import hidden_mse
-from .linear_logits_kl import linear_logits_kl
-from .logits_kl import logits_kl
-from .pool_features import pool_features
-from .relation_kl import relation_kl
-from .varlen_attention import varlen_attention
 
-__all__ = [
-    "attention_map_loss",
-    "attention_score_mse",
-    "build_info",
-    "explain",
-    "hidden_cosine",
-    "hidden_mse",
-    "linear_logits_kl",
-    "logits_kl",
-    "pool_features",
-    "relation_kl",
-    "use_backend",
-    "varlen_attention",
-]
+registry.discover(__name__, __path__)
+_public = registry.public()
+# Importing a room has bound its name here, which for most rooms is the name of their function too: this comes after.
+globals().update(_public)
+
+__all__ = ["build_info", "explain", "use_backend"]
+__all__ += _public

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from bertxfer_fast import ops
+from bertxfer_fast.ops._dispatch.registry import OPS
 
 from . import reference
 from .cases import DTYPES, EDGES, LAYOUTS, PAIR_SHAPES, Case, Pack, lay_out
@@ -388,6 +389,11 @@ CHECKS: dict[str, Callable[[Random, torch.dtype], None]] = {
     "pool_features": pool_features,
     "varlen_attention": varlen_attention,
 }
+
+
+def test_every_operator_is_checked() -> None:
+    rooms = {info.room for info in OPS.values() if info.function is not None}
+    assert {room for room in rooms if not any(check.startswith(room) for check in CHECKS)} == set()
 
 
 def chunks() -> Iterator[Any]:

@@ -22,7 +22,7 @@ from .cases import (
     dtypes,
     packs,
     pair_options,
-    spoilt,
+    wrong,
 )
 from .reference import assert_as_accurate_as_pytorch, kl_floor, relative_error
 
@@ -40,9 +40,9 @@ class TestContract(AttentionPairContract):
 
     @pytest.fixture(
         params=[
-            *AttentionPairContract.spoilt(),
-            spoilt("kind unknown", "kind", {"kind": "js"}),
-            spoilt("kind None", "kind", {"kind": None}),
+            *AttentionPairContract.wrong_arguments(),
+            wrong("kind unknown", "kind", {"kind": "js"}),
+            wrong("kind None", "kind", {"kind": None}),
         ]
     )
     def bad_argument(self, request: pytest.FixtureRequest) -> Any:

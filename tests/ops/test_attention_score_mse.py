@@ -23,7 +23,7 @@ from .cases import (
     dtypes,
     packs,
     pair_options,
-    spoilt,
+    wrong,
 )
 from .reference import assert_as_accurate_as_pytorch, evaluate, largest, relative_error
 
@@ -43,9 +43,9 @@ class TestContract(AttentionPairContract):
 
     @pytest.fixture(
         params=[
-            *AttentionPairContract.spoilt(),
-            spoilt("method unknown", "method", {"method": "quick"}),
-            spoilt("method None", "method", {"method": None}),
+            *AttentionPairContract.wrong_arguments(),
+            wrong("method unknown", "method", {"method": "quick"}),
+            wrong("method None", "method", {"method": None}),
         ]
     )
     def bad_argument(self, request: pytest.FixtureRequest) -> Any:

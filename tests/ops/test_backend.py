@@ -13,19 +13,10 @@ import torch
 
 import bertxfer_fast
 from bertxfer_fast import ops
+from bertxfer_fast.ops._dispatch.registry import OPS
 
 from .cases import Pack, RecordedCalls, attention_pair
 
-OPS = tuple(name for name in ops.__all__ if name not in ("build_info", "explain", "use_backend"))
-#: Operators that have a kernel in C++; the others may run eagerly under any name.
-COMPILED = (
-    "attention_map_loss",
-    "attention_score_mse",
-    "hidden_mse",
-    "logits_kl",
-    "pool_features",
-    "varlen_attention",
-)
 ROOT = Path(bertxfer_fast.__file__).parents[1]
 
 BLOCK_EXTENSION = """
@@ -39,19 +30,18 @@ sys.meta_path.insert(0, Block())
 
 CALL_EVERYTHING = """
 import torch
-from bertxfer_fast import ops
-x = torch.ones(5, 2, 4, requires_grad=True)
-cu = torch.tensor([0, 2, 5], dtype=torch.int32)
+from bertxfer_fast.ops._dispatch.autograd import run
+from bertxfer_fast.ops._dispatch.registry import OPS
 def call_everything():
-    flat = x.flatten(1)
-    return {
-        "attention_score_mse": ops.attention_score_mse(x, x, x * 2, x, cu),
-        "attention_map_loss": ops.attention_map_loss(x, x, x * 2, x, cu),
-        "hidden_mse": ops.hidden_mse(flat, flat * 2),
-        "logits_kl": ops.logits_kl(flat, flat * 2),
-        "pool_features": ops.pool_features(flat, cu),
-        "varlen_attention": ops.varlen_attention(x, x, x, cu),
-    }
+    results = {}
+    for name, info in OPS.items():
+        if info.differentiable:
+            example = info.example()
+            for tensor in torch.utils._pytree.tree_leaves([example[x] for x in info.differentiable]):
+                tensor.requires_grad_()
+            example.pop("need_grad", None)
+            results[name] = run(name, "cpu", *example.values())
+    return results
 """
 
 
@@ -133,7 +123,7 @@ def test_explain_lists_every_op_and_says_why(name: str) -> None:
         pytest.skip(bertxfer_fast.build_info()["reason"])
     with bertxfer_fast.use_backend(name):
         table = bertxfer_fast.explain()
-    assert set(OPS) <= set(table)
+    assert set(OPS) == set(table)
     for op, devices in table.items():
         assert {"cpu", "cuda"} <= set(devices)
         for device, entry in devices.items():
@@ -147,8 +137,9 @@ def test_explain_lists_every_op_and_says_why(name: str) -> None:
 def test_explain_tells_what_really_runs(backend: str) -> None:
     with bertxfer_fast.use_backend(backend):
         assert bertxfer_fast.explain()["attention_score_mse"]["cpu"]["implementation"] == backend
-        for op in COMPILED:
-            assert bertxfer_fast.explain()[op]["cpu"]["implementation"] == backend
+        for op, info in OPS.items():
+            used = bertxfer_fast.explain()[op]["cpu"]["implementation"]
+            assert used == (backend if backend in info.backends else "eager")
 
 
 def test_build_info_is_plain_data() -> None:

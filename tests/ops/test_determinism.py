@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bertxfer_fast import ops
+from bertxfer_fast.ops._dispatch.registry import OPS
 
 from .cases import Pack, attention_pair, dtypes, threads
 from .reference import evaluate, uneven
@@ -113,6 +114,11 @@ def test_shapes_are_worth_several_threads() -> None:
     found = re.search(r"kSerialWork = ([\d.e]+);", PARALLEL_H.read_text(encoding="utf-8"))
     assert found is not None
     assert 4 * PACK.tokens * min(WIDTH, 12 * 26) > 2 * float(found[1])
+
+
+def test_every_operator_has_a_problem() -> None:
+    named = {name.partition("-")[0] for name in (*PROBLEMS, *PROJECTED)}
+    assert named == {name for name, info in OPS.items() if info.function is not None}
 
 
 @cpp_only

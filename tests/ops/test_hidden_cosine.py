@@ -17,8 +17,8 @@ from .cases import DTYPES, Case, dtypes
 from .reference import EPS32, assert_as_accurate_as_pytorch, largest, relative_error
 from .test_hidden_mse import (
     CALLS,
-    SPOILT_PROJECTION,
-    SPOILT_STATES,
+    WRONG_PROJECTION,
+    WRONG_STATES,
     HiddenContract,
     calls,
     drawn,
@@ -37,7 +37,7 @@ class TestContractPlain(CosineContract):
     call_kind = "plain"
     student = ("student",)
 
-    @pytest.fixture(params=SPOILT_STATES)
+    @pytest.fixture(params=WRONG_STATES)
     def bad_argument(self, request: pytest.FixtureRequest) -> Any:
         return request.param
 
@@ -48,7 +48,7 @@ class TestContractProjected(CosineContract):
     uses_library_products = True  # for the gradient of the weight
     student = ("student", "weight", "bias")
 
-    @pytest.fixture(params=SPOILT_PROJECTION)
+    @pytest.fixture(params=WRONG_PROJECTION)
     def bad_argument(self, request: pytest.FixtureRequest) -> Any:
         return request.param
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from bertxfer_fast import ops
 
 from . import reference
-from .cases import DTYPES, Case, LossContract, Pack, cases, dtypes, packs, spoilt, spoilt_tensor
+from .cases import DTYPES, Case, LossContract, Pack, cases, dtypes, packs, wrong, wrong_tensor
 from .reference import assert_as_accurate_as_pytorch, relative_error
 
 #: Inputs of each way to call the op, as letters of their dimensions.
@@ -47,26 +47,26 @@ def exact_projection(tensors: dict[str, Tensor]) -> Tensor:
     return out + tensors["bias"].double() if "bias" in tensors else out
 
 
-SPOILT_STATES = [
-    *spoilt_tensor("student", 2),
-    *spoilt_tensor("teacher", 2, pair="student"),
-    spoilt("teacher with fewer tokens", "teacher", {"teacher": lambda t: t[:-1]}),
-    spoilt("widths differ without weight", "weight|teacher", {"teacher": lambda t: t[:, :-1]}),
-    spoilt("bias without weight", "bias", {"bias": torch.zeros(52)}),
-    spoilt("reduction unknown", "reduction", {"reduction": "none"}),
-    spoilt("reduction batchmean", "reduction", {"reduction": "batchmean"}),
-    spoilt("reduction None", "reduction", {"reduction": None}),
+WRONG_STATES = [
+    *wrong_tensor("student", 2),
+    *wrong_tensor("teacher", 2, pair="student"),
+    wrong("teacher with fewer tokens", "teacher", {"teacher": lambda t: t[:-1]}),
+    wrong("widths differ without weight", "weight|teacher", {"teacher": lambda t: t[:, :-1]}),
+    wrong("bias without weight", "bias", {"bias": torch.zeros(52)}),
+    wrong("reduction unknown", "reduction", {"reduction": "none"}),
+    wrong("reduction batchmean", "reduction", {"reduction": "batchmean"}),
+    wrong("reduction None", "reduction", {"reduction": None}),
 ]
-SPOILT_PROJECTION = [
+WRONG_PROJECTION = [
     # None is a meaning of its own for these two
-    *spoilt_tensor("weight", 2, pair="student")[1:],
-    *spoilt_tensor("bias", 1, pair="student")[1:],
-    spoilt("weight transposed", "weight", {"weight": lambda t: t.T}),
-    spoilt("weight too narrow", "weight", {"weight": lambda t: t[:, 1:]}),
-    spoilt("bias too short", "bias", {"bias": lambda t: t[1:]}),
-    spoilt("weight of another dtype", "weight", {"weight": lambda t: t.bfloat16()}),
-    spoilt("bias of another dtype", "bias", {"bias": lambda t: t.half()}),
-    spoilt("teacher with more tokens", "teacher", {"teacher": lambda t: torch.cat([t, t])}),
+    *wrong_tensor("weight", 2, pair="student")[1:],
+    *wrong_tensor("bias", 1, pair="student")[1:],
+    wrong("weight transposed", "weight", {"weight": lambda t: t.T}),
+    wrong("weight too narrow", "weight", {"weight": lambda t: t[:, 1:]}),
+    wrong("bias too short", "bias", {"bias": lambda t: t[1:]}),
+    wrong("weight of another dtype", "weight", {"weight": lambda t: t.bfloat16()}),
+    wrong("bias of another dtype", "bias", {"bias": lambda t: t.half()}),
+    wrong("teacher with more tokens", "teacher", {"teacher": lambda t: torch.cat([t, t])}),
 ]
 
 
@@ -92,7 +92,7 @@ class TestContractPlain(HiddenContract):
     call_kind = "plain"
     student = ("student",)
 
-    @pytest.fixture(params=SPOILT_STATES)
+    @pytest.fixture(params=WRONG_STATES)
     def bad_argument(self, request: pytest.FixtureRequest) -> Any:
         return request.param
 
@@ -103,7 +103,7 @@ class TestContractProjected(HiddenContract):
     uses_library_products = True  # for the gradient of the weight
     student = ("student", "weight", "bias")
 
-    @pytest.fixture(params=SPOILT_PROJECTION)
+    @pytest.fixture(params=WRONG_PROJECTION)
     def bad_argument(self, request: pytest.FixtureRequest) -> Any:
         return request.param
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from bertxfer_fast import ops
 
 from . import reference
-from .cases import DTYPES, Case, LossContract, Pack, cases, dtypes, packs, spoilt, spoilt_tensor
+from .cases import DTYPES, Case, LossContract, Pack, cases, dtypes, packs, wrong, wrong_tensor
 from .reference import EPS32, assert_as_accurate_as_pytorch, evaluate, kl_floor, relative_error
 from .test_logits_kl import classes, options
 
@@ -58,40 +58,40 @@ class TestContract(LossContract):
 
     @pytest.fixture(
         params=[
-            *spoilt_tensor("student", 2),
-            *spoilt_tensor("weight_student", 2, pair="student"),
-            *spoilt_tensor("teacher", 2, pair="student"),
-            *spoilt_tensor("weight_teacher", 2, pair="student"),
+            *wrong_tensor("student", 2),
+            *wrong_tensor("weight_student", 2, pair="student"),
+            *wrong_tensor("teacher", 2, pair="student"),
+            *wrong_tensor("weight_teacher", 2, pair="student"),
             # None is a meaning of its own for these two
-            *spoilt_tensor("bias_student", 1, pair="student")[1:],
-            *spoilt_tensor("bias_teacher", 1, pair="student")[1:],
-            spoilt("teacher with fewer tokens", "teacher", {"teacher": lambda t: t[:-1]}),
-            spoilt("weight_student transposed", "weight_student", {"weight_student": lambda t: t.T}),
-            spoilt("weight_student too narrow", "weight_student", {"weight_student": lambda t: t[:, 1:]}),
-            spoilt("weight_teacher too narrow", "weight_teacher", {"weight_teacher": lambda t: t[:, 1:]}),
-            spoilt("weight_teacher of fewer classes", "weight_teacher", {"weight_teacher": lambda t: t[1:]}),
-            spoilt("bias_student too short", "bias_student", {"bias_student": lambda t: t[1:]}),
-            spoilt("bias_teacher too short", "bias_teacher", {"bias_teacher": lambda t: t[1:]}),
-            spoilt(
+            *wrong_tensor("bias_student", 1, pair="student")[1:],
+            *wrong_tensor("bias_teacher", 1, pair="student")[1:],
+            wrong("teacher with fewer tokens", "teacher", {"teacher": lambda t: t[:-1]}),
+            wrong("weight_student transposed", "weight_student", {"weight_student": lambda t: t.T}),
+            wrong("weight_student too narrow", "weight_student", {"weight_student": lambda t: t[:, 1:]}),
+            wrong("weight_teacher too narrow", "weight_teacher", {"weight_teacher": lambda t: t[:, 1:]}),
+            wrong("weight_teacher of fewer classes", "weight_teacher", {"weight_teacher": lambda t: t[1:]}),
+            wrong("bias_student too short", "bias_student", {"bias_student": lambda t: t[1:]}),
+            wrong("bias_teacher too short", "bias_teacher", {"bias_teacher": lambda t: t[1:]}),
+            wrong(
                 "weight_student of another dtype", "weight_student", {"weight_student": lambda t: t.half()}
             ),
-            spoilt(
+            wrong(
                 "weight_teacher of another dtype", "weight_teacher", {"weight_teacher": lambda t: t.half()}
             ),
-            spoilt("bias_student of another dtype", "bias_student", {"bias_student": lambda t: t.half()}),
-            spoilt("bias_teacher of another dtype", "bias_teacher", {"bias_teacher": lambda t: t.bfloat16()}),
-            spoilt(
+            wrong("bias_student of another dtype", "bias_student", {"bias_student": lambda t: t.half()}),
+            wrong("bias_teacher of another dtype", "bias_teacher", {"bias_teacher": lambda t: t.bfloat16()}),
+            wrong(
                 "no class",
                 "weight_student",
                 dict.fromkeys(
                     ("weight_student", "weight_teacher", "bias_student", "bias_teacher"), lambda t: t[:0]
                 ),
             ),
-            spoilt("temperature zero", "temperature", {"temperature": 0.0}),
-            spoilt("temperature nan", "temperature", {"temperature": math.nan}),
-            spoilt("temperature a string", "temperature", {"temperature": "hot"}),
-            spoilt("reduction mean", "reduction", {"reduction": "mean"}),
-            spoilt("reduction None", "reduction", {"reduction": None}),
+            wrong("temperature zero", "temperature", {"temperature": 0.0}),
+            wrong("temperature nan", "temperature", {"temperature": math.nan}),
+            wrong("temperature a string", "temperature", {"temperature": "hot"}),
+            wrong("reduction mean", "reduction", {"reduction": "mean"}),
+            wrong("reduction None", "reduction", {"reduction": None}),
         ]
     )
     def bad_argument(self, request: pytest.FixtureRequest) -> Any:

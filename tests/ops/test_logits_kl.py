@@ -14,7 +14,7 @@ from torch import Tensor
 from bertxfer_fast import ops
 
 from . import reference
-from .cases import DTYPES, EDGES, Case, LossContract, Pack, cases, dtypes, packs, spoilt, spoilt_tensor
+from .cases import DTYPES, EDGES, Case, LossContract, Pack, cases, dtypes, packs, wrong, wrong_tensor
 from .reference import assert_as_accurate_as_pytorch, kl_floor, relative_error
 
 SHAPES = {"student": "TV", "teacher": "TV"}
@@ -51,20 +51,20 @@ class TestContract(LossContract):
 
     @pytest.fixture(
         params=[
-            *spoilt_tensor("student", 2),
-            *spoilt_tensor("teacher", 2, pair="student"),
-            spoilt("teacher with fewer rows", "teacher", {"teacher": lambda t: t[:-1]}),
-            spoilt("teacher with one row", "teacher", {"teacher": lambda t: t[:1]}),
-            spoilt("teacher with fewer classes", "teacher", {"teacher": lambda t: t[:, :-1]}),
-            spoilt("no class", "student", dict.fromkeys(("student", "teacher"), lambda t: t[:, :0])),
-            spoilt("temperature zero", "temperature", {"temperature": 0.0}),
-            spoilt("temperature negative", "temperature", {"temperature": -1.0}),
-            spoilt("temperature nan", "temperature", {"temperature": math.nan}),
-            spoilt("temperature inf", "temperature", {"temperature": math.inf}),
-            spoilt("temperature a string", "temperature", {"temperature": "hot"}),
-            spoilt("temperature a tensor of many", "temperature", {"temperature": torch.ones(2)}),
-            spoilt("reduction unknown", "reduction", {"reduction": "none"}),
-            spoilt("reduction None", "reduction", {"reduction": None}),
+            *wrong_tensor("student", 2),
+            *wrong_tensor("teacher", 2, pair="student"),
+            wrong("teacher with fewer rows", "teacher", {"teacher": lambda t: t[:-1]}),
+            wrong("teacher with one row", "teacher", {"teacher": lambda t: t[:1]}),
+            wrong("teacher with fewer classes", "teacher", {"teacher": lambda t: t[:, :-1]}),
+            wrong("no class", "student", dict.fromkeys(("student", "teacher"), lambda t: t[:, :0])),
+            wrong("temperature zero", "temperature", {"temperature": 0.0}),
+            wrong("temperature negative", "temperature", {"temperature": -1.0}),
+            wrong("temperature nan", "temperature", {"temperature": math.nan}),
+            wrong("temperature inf", "temperature", {"temperature": math.inf}),
+            wrong("temperature a string", "temperature", {"temperature": "hot"}),
+            wrong("temperature a tensor of many", "temperature", {"temperature": torch.ones(2)}),
+            wrong("reduction unknown", "reduction", {"reduction": "none"}),
+            wrong("reduction None", "reduction", {"reduction": None}),
         ]
     )
     def bad_argument(self, request: pytest.FixtureRequest) -> Any:

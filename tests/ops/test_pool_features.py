@@ -15,8 +15,8 @@ from bertxfer_fast import ops
 from . import reference
 from .cases import (
     SMALL,
-    SPOILT_CU_SEQLENS,
-    SPOILT_SEQUSED,
+    WRONG_CU_SEQLENS,
+    WRONG_SEQUSED,
     Case,
     OpContract,
     Pack,
@@ -24,8 +24,8 @@ from .cases import (
     dtypes,
     lay_out,
     packs,
-    spoilt,
-    spoilt_tensor,
+    wrong,
+    wrong_tensor,
 )
 from .reference import assert_as_accurate_as_pytorch, relative_error, sequences, uneven
 
@@ -70,22 +70,22 @@ class TestContract(OpContract):
 
     @pytest.fixture(
         params=[
-            *(bad for name in ("hidden_0", "hidden_1") for bad in spoilt_tensor(name, 2, names="hidden")),
-            spoilt("hidden_1 on another device", "hidden", {"hidden_1": lambda t: t.to("meta")}),
-            spoilt("layers of two widths", "hidden", {"hidden_1": lambda t: t[:, 1:]}),
-            spoilt("layers of two lengths", "hidden", {"hidden_1": lambda t: t[1:]}),
-            spoilt("layers of two dtypes", "hidden", {"hidden_1": lambda t: t.half()}),
-            spoilt("mode unknown", "mode", {"mode": "median"}),
-            spoilt("mode None", "mode", {"mode": None}),
-            spoilt("too few layer_weights", "layer_weights", {"layer_weights": [1.0]}),
-            spoilt("too many layer_weights", "layer_weights", {"layer_weights": [1.0, 1.0, 1.0]}),
-            spoilt("layer_weights a float", "layer_weights", {"layer_weights": 0.5}),
-            spoilt("layer_weights of strings", "layer_weights", {"layer_weights": ["a", "b"]}),
-            spoilt("layer_weights with 2 dims", "layer_weights", {"layer_weights": lambda w: w[None]}),
-            spoilt("layer_weights int64", "layer_weights", {"layer_weights": torch.tensor([1, 2])}),
-            spoilt("layer_weights elsewhere", "layer_weights", {"layer_weights": lambda w: w.to("meta")}),
-            *SPOILT_CU_SEQLENS,
-            *SPOILT_SEQUSED,
+            *(bad for name in ("hidden_0", "hidden_1") for bad in wrong_tensor(name, 2, names="hidden")),
+            wrong("hidden_1 on another device", "hidden", {"hidden_1": lambda t: t.to("meta")}),
+            wrong("layers of two widths", "hidden", {"hidden_1": lambda t: t[:, 1:]}),
+            wrong("layers of two lengths", "hidden", {"hidden_1": lambda t: t[1:]}),
+            wrong("layers of two dtypes", "hidden", {"hidden_1": lambda t: t.half()}),
+            wrong("mode unknown", "mode", {"mode": "median"}),
+            wrong("mode None", "mode", {"mode": None}),
+            wrong("too few layer_weights", "layer_weights", {"layer_weights": [1.0]}),
+            wrong("too many layer_weights", "layer_weights", {"layer_weights": [1.0, 1.0, 1.0]}),
+            wrong("layer_weights a float", "layer_weights", {"layer_weights": 0.5}),
+            wrong("layer_weights of strings", "layer_weights", {"layer_weights": ["a", "b"]}),
+            wrong("layer_weights with 2 dims", "layer_weights", {"layer_weights": lambda w: w[None]}),
+            wrong("layer_weights int64", "layer_weights", {"layer_weights": torch.tensor([1, 2])}),
+            wrong("layer_weights elsewhere", "layer_weights", {"layer_weights": lambda w: w.to("meta")}),
+            *WRONG_CU_SEQLENS,
+            *WRONG_SEQUSED,
         ]
     )
     def bad_argument(self, request: pytest.FixtureRequest) -> Any:

@@ -15,9 +15,9 @@ from bertxfer_fast import ops
 
 from . import reference
 from .cases import (
-    SPOILT_CU_SEQLENS,
-    SPOILT_MAX_SEQLEN,
-    SPOILT_SEQUSED,
+    WRONG_CU_SEQLENS,
+    WRONG_MAX_SEQLEN,
+    WRONG_SEQUSED,
     Case,
     LossContract,
     MaxSeqlenContract,
@@ -26,8 +26,8 @@ from .cases import (
     dtypes,
     packs,
     pair_options,
-    spoilt,
-    spoilt_tensor,
+    wrong,
+    wrong_tensor,
 )
 from .reference import assert_as_accurate_as_pytorch, evaluate, kl_floor, largest, relative_error
 
@@ -64,28 +64,28 @@ class TestContract(LossContract, MaxSeqlenContract):
 
     @pytest.fixture(
         params=[
-            *spoilt_tensor("x_student", 2),
-            *spoilt_tensor("x_teacher", 2, pair="x_student"),
-            spoilt("x_teacher with fewer tokens", "x_teacher", {"x_teacher": lambda t: t[:-1]}),
-            spoilt("heads that divide neither width", "heads", {"heads": 7}),
-            spoilt("heads that divide the teacher's width only", "heads", {"heads": 5}),
-            spoilt("heads that divide the student's width only", "heads", {"heads": 3}),
-            spoilt("no head", "heads", {"heads": 0}),
-            spoilt("heads negative", "heads", {"heads": -4}),
-            spoilt("heads a float", "heads", {"heads": 4.0}),
-            spoilt("heads a bool", "heads", {"heads": True}),
-            spoilt("heads None", "heads", {"heads": None}),
-            spoilt("no head dim", "heads", dict.fromkeys(SHAPES, lambda t: t[:, :0])),
-            spoilt(
+            *wrong_tensor("x_student", 2),
+            *wrong_tensor("x_teacher", 2, pair="x_student"),
+            wrong("x_teacher with fewer tokens", "x_teacher", {"x_teacher": lambda t: t[:-1]}),
+            wrong("heads that divide neither width", "heads", {"heads": 7}),
+            wrong("heads that divide the teacher's width only", "heads", {"heads": 5}),
+            wrong("heads that divide the student's width only", "heads", {"heads": 3}),
+            wrong("no head", "heads", {"heads": 0}),
+            wrong("heads negative", "heads", {"heads": -4}),
+            wrong("heads a float", "heads", {"heads": 4.0}),
+            wrong("heads a bool", "heads", {"heads": True}),
+            wrong("heads None", "heads", {"heads": None}),
+            wrong("no head dim", "heads", dict.fromkeys(SHAPES, lambda t: t[:, :0])),
+            wrong(
                 "head dim 257", "heads", dict.fromkeys(SHAPES, lambda t: t.repeat(1, 50)[:, : 257 * HEADS])
             ),
-            spoilt("reduction unknown", "reduction", {"reduction": "batchmean"}),
-            spoilt("reduction None", "reduction", {"reduction": None}),
-            spoilt("scale_student a string", "scale_student", {"scale_student": "big"}),
-            spoilt("scale_teacher a tensor of many", "scale_teacher", {"scale_teacher": torch.ones(2)}),
-            *SPOILT_CU_SEQLENS,
-            *SPOILT_MAX_SEQLEN,
-            *SPOILT_SEQUSED,
+            wrong("reduction unknown", "reduction", {"reduction": "batchmean"}),
+            wrong("reduction None", "reduction", {"reduction": None}),
+            wrong("scale_student a string", "scale_student", {"scale_student": "big"}),
+            wrong("scale_teacher a tensor of many", "scale_teacher", {"scale_teacher": torch.ones(2)}),
+            *WRONG_CU_SEQLENS,
+            *WRONG_MAX_SEQLEN,
+            *WRONG_SEQUSED,
         ]
     )
     def bad_argument(self, request: pytest.FixtureRequest) -> Any:

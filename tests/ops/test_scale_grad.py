@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bertxfer_fast import ops
-from bertxfer_fast.ops._dispatch import library as _library
+from bertxfer_fast.ops._dispatch import library
 from bertxfer_fast.ops.scale_grad import scale_grad
 
 
@@ -19,13 +19,13 @@ def loss_of(student: Tensor) -> Tensor:
 def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the operators that run."""
     names: list[str] = []
-    overload = _library.overload
+    overload = library.overload
 
     def spy(name: str, backend: str) -> object:
         names.append(name)
         return overload(name, backend)
 
-    monkeypatch.setattr(_library, "overload", spy)
+    monkeypatch.setattr(library, "overload", spy)
     return names
 
 
@@ -47,7 +47,7 @@ class TestBackward:
         self, backend: str, student: Tensor, called: list[str]
     ) -> None:
         (got,) = torch.autograd.grad(loss_of(student), student)
-        stored_whole = backend == "cpp"  # the reference leaves the mean to the factor
+        stored_whole = backend == "cpp"  # the reference leaves the mean to grad_scale
         assert called == ["hidden_mse", *([] if stored_whole else ["scale_grad_"])]
         torch.testing.assert_close(got, 2 * student.detach() / student.numel())
 
@@ -79,8 +79,8 @@ class TestBackward:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_in_place_is_the_same(backend: str, dtype: torch.dtype) -> None:
     grad = torch.randn(5, 77).to(dtype)
-    factor = torch.tensor(0.37)
-    expected = scale_grad(grad, factor)
-    assert torch.equal(expected, (grad.float() * factor).to(dtype))
-    _library.overload("scale_grad_", backend)([grad], factor, torch.tensor(1.0))
+    scale = torch.tensor(0.37)
+    expected = scale_grad(grad, scale)
+    assert torch.equal(expected, (grad.float() * scale).to(dtype))
+    library.overload("scale_grad_", backend)([grad], scale, torch.tensor(1.0))
     assert torch.equal(grad, expected)

@@ -14,17 +14,17 @@ from bertxfer_fast import ops
 
 from . import reference
 from .cases import (
-    SPOILT_CU_SEQLENS,
-    SPOILT_MAX_SEQLEN,
+    WRONG_CU_SEQLENS,
+    WRONG_MAX_SEQLEN,
     Case,
     MaxSeqlenContract,
     Pack,
     cases,
     dtypes,
     packs,
-    spoilt,
-    spoilt_tensor,
     threads,
+    wrong,
+    wrong_tensor,
 )
 from .reference import EPS32, assert_as_accurate_as_pytorch, largest, relative_error, uneven
 
@@ -53,9 +53,9 @@ class TestContract(MaxSeqlenContract):
 
     @pytest.fixture(
         params=[
-            *(bad for name in QKV for bad in spoilt_tensor(name, 3, pair="q")),
+            *(bad for name in QKV for bad in wrong_tensor(name, 3, pair="q")),
             *(
-                spoilt(f"{name} with fewer {what}", name, {name: cut})
+                wrong(f"{name} with fewer {what}", name, {name: cut})
                 for name in ("k", "v")
                 for what, cut in (
                     ("tokens", lambda t: t[1:]),
@@ -63,17 +63,17 @@ class TestContract(MaxSeqlenContract):
                     ("dims", lambda t: t[..., 1:]),
                 )
             ),
-            spoilt("k of another dtype", "k", {"k": lambda t: t.half()}),
-            spoilt("v of another dtype", "v", {"v": lambda t: t.bfloat16()}),
-            spoilt("no head dim", "q", dict.fromkeys(QKV, lambda t: t[..., :0])),
-            spoilt("head dim 257", "q", dict.fromkeys(QKV, lambda t: t.repeat(1, 1, 9)[..., :257])),
-            spoilt("dropout_p negative", "dropout_p", {"dropout_p": -0.1}),
-            spoilt("dropout_p one", "dropout_p", {"dropout_p": 1.0}),
-            spoilt("dropout_p nan", "dropout_p", {"dropout_p": float("nan")}),
-            spoilt("dropout_p a string", "dropout_p", {"dropout_p": "some"}),
-            spoilt("scale a string", "scale", {"scale": "big"}),
-            *SPOILT_CU_SEQLENS,
-            *SPOILT_MAX_SEQLEN,
+            wrong("k of another dtype", "k", {"k": lambda t: t.half()}),
+            wrong("v of another dtype", "v", {"v": lambda t: t.bfloat16()}),
+            wrong("no head dim", "q", dict.fromkeys(QKV, lambda t: t[..., :0])),
+            wrong("head dim 257", "q", dict.fromkeys(QKV, lambda t: t.repeat(1, 1, 9)[..., :257])),
+            wrong("dropout_p negative", "dropout_p", {"dropout_p": -0.1}),
+            wrong("dropout_p one", "dropout_p", {"dropout_p": 1.0}),
+            wrong("dropout_p nan", "dropout_p", {"dropout_p": float("nan")}),
+            wrong("dropout_p a string", "dropout_p", {"dropout_p": "some"}),
+            wrong("scale a string", "scale", {"scale": "big"}),
+            *WRONG_CU_SEQLENS,
+            *WRONG_MAX_SEQLEN,
         ]
     )
     def bad_argument(self, request: pytest.FixtureRequest) -> Any:
@@ -106,10 +106,10 @@ def rounded_output(
         return {}
     out = reference.varlen_attention(q, k, v, packing["cu_seqlens"], scale=scale)
     sums = (uneven(out) * (out.to(tensors["v"].dtype) - out)).sum(-1).T  # [H, T]
-    factor = 2 * (v.shape[-1] ** -0.5 if scale is None else scale)
+    twice = 2 * (v.shape[-1] ** -0.5 if scale is None else scale)
     of_q, of_k = torch.zeros_like(q), torch.zeros_like(k)
     for s in reference.sequences(packing["cu_seqlens"]):
-        error = factor * torch.softmax(reference.scores(q[s], k[s], scale), dim=-1) * sums[:, s, None]
+        error = twice * torch.softmax(reference.scores(q[s], k[s], scale), dim=-1) * sums[:, s, None]
         of_q[s] = torch.einsum("hij,jhd->ihd", error, k[s])
         of_k[s] = torch.einsum("hij,ihd->jhd", error, q[s])
     return {"gradient of q": largest(of_q), "gradient of k": largest(of_k)}
@@ -293,7 +293,7 @@ class TestDropout:
     @dtypes
     def test_gradients_are_those_of_the_mask_that_was_drawn(self, backend: str, dtype: torch.dtype) -> None:
         pack, seed, dropout_p = Pack([64]), 5, 0.3
-        factor = (self.maps(dropout_p, seed) != 0) / (1 - dropout_p)
+        dropped = (self.maps(dropout_p, seed) != 0) / (1 - dropout_p)
         tensors = attention_inputs(dtype, pack, heads=2, dim=64)
 
         def op(**x: Tensor) -> Tensor:
@@ -301,7 +301,7 @@ class TestDropout:
             return ops.varlen_attention(**x, **pack.packing, dropout_p=dropout_p)
 
         def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            weights = torch.softmax(reference.scores(q, k, None), dim=-1) * factor.to(q.dtype)
+            weights = torch.softmax(reference.scores(q, k, None), dim=-1) * dropped.to(q.dtype)
             return torch.einsum("hij,jhd->ihd", weights, v)
 
         assert_as_accurate_as_pytorch(op, plain, tensors, QKV, upstream=uneven)

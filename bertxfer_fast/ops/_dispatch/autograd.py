@@ -1,4 +1,4 @@
-"""How a public function runs a loss operator: in eager mode without the price of a registered autograd formula.
+"""How a public function runs its operator: in eager mode without the price of a registered autograd formula.
 
 Every operator's formula is registered with torch.library, which torch.compile, opcheck and callers of ``torch.ops``
 need. Running through that registration costs tens of microseconds a call, most of what a small loss takes. So outside
@@ -12,66 +12,97 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import backend as _backend
-from . import library as _library
-
-DOUBLE_BACKWARD = (
-    "bertxfer_fast computes gradients in its forward pass, so they cannot be differentiated again (double backward). "
-    "Write the loss in plain PyTorch where second derivatives are needed."
-)
+from . import backend, library
+from .formula import DOUBLE_BACKWARD, FORMULAS, detached
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _transformed = torch._C._are_functorch_transforms_active
-#: No operator has a gradient for anything after its first four inputs. The others travel as one: each costs time.
-_DIFFERENTIABLE = 4
 _PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None), int, float, str, bool))
 
 
-def constant(x: Tensor) -> Tensor:
-    """``x`` as what gets no gradient."""
-    return x.detach() if x.requires_grad else x
-
-
 def gpu_size(device_type: str, first: Tensor | list[Tensor]) -> int | None:
-    """The size by which a backend is chosen on a GPU (:mod:`._choices`); elsewhere there is no such choice."""
+    """The size by which a backend is chosen on a GPU (:mod:`.choices`); elsewhere there is no such choice."""
     if device_type != "cuda":
         return None
     return first.numel() if isinstance(first, Tensor) else sum(x.numel() for x in first)
 
 
-def run_loss(name: str, device_type: str, *args: Any) -> Tensor:
-    """The first output of operator ``name`` on the backend in force; its last argument is ``need_grad``."""
-    op = _library.overload(name, _backend.pick(name, device_type, gpu_size(device_type, args[0])))
-    if torch.compiler.is_compiling() or _transformed() or not _PLAIN.issuperset(map(type, args)):
-        return op(*args)[0]
-    if args[-1]:
-        return _Formula.apply(*args[:_DIFFERENTIABLE], args[_DIFFERENTIABLE:], op, _library.FORMULAS[name])
-    with _below_autograd():
-        return op(*args)[0]
+def overload_for(name: str, device_type: str, first: Tensor | list[Tensor]) -> Any:
+    """The overload of operator ``name`` on the backend in force, for a call whose first argument is ``first``."""
+    return library.overload(name, backend.pick(name, device_type, gpu_size(device_type, first)))
 
 
-def run_constant(name: str, device_type: str, *args: Any) -> Any:
-    """All outputs of operator ``name`` on the backend in force, where nobody wants a gradient."""
-    op = _library.overload(name, _backend.pick(name, device_type, gpu_size(device_type, args[0])))
-    if torch.compiler.is_compiling() or _transformed():
-        return op(*args)
-    with _below_autograd():
-        return op(*args)
+def run(name: str, device_type: str, *args: Any) -> Tensor:
+    """The first result of operator ``name`` on the backend in force.
+
+    ``args`` are the arguments of the schema without ``need_grad``. Those that the operator does not declare to be
+    differentiable get no gradient, whether they require one or not.
+    """
+    formula = FORMULAS[name]
+    op = library.overload(name, backend.pick(name, device_type, gpu_size(device_type, args[0])))
+    need_grad = formula.need_grad(args)
+    if formula.takes_need_grad:
+        args = (*args, need_grad)
+    flat = _flat(args) if formula.has_lists else args
+    if torch.compiler.is_compiling() or _transformed() or not _PLAIN.issuperset(map(type, flat)):
+        return op(*detached(args, formula.constants))[0]
+    if not need_grad:
+        with _below_autograd():
+            return op(*args)[0]
+    leading = formula.leading
+    if formula.leading_constants:
+        args = detached(args, formula.leading_constants)
+    if not formula.has_lists:
+        return _Fast.apply(*args[:leading], args[leading:], op, formula)
+    lengths = [len(x) if isinstance(x, list) else None for x in args[:leading]]
+    return _FastLists.apply(*_flat(args[:leading]), lengths, args[leading:], op, formula)
 
 
-class _Formula(torch.autograd.Function):
+class _Fast(torch.autograd.Function):
+    """An operator and its formula. Arguments behind the last differentiable one travel as one: each costs time."""
+
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        *first, rest, op, (setup_context, backward) = inputs
-        args = *first, *rest
+        *first, rest, op, formula = inputs
+        args = (*first, *rest)
         with _below_autograd():
             output = op(*args)
-        ctx.formula = backward
-        setup_context(ctx, args, output)
+        ctx.set_materialize_grads(False)
+        ctx.formula = formula
+        formula.save(ctx, args, output)
         return output[0]
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True: better no graph than one that silently lacks a term
             raise RuntimeError(DOUBLE_BACKWARD)
-        return (*ctx.formula(ctx, grad_loss)[:_DIFFERENTIABLE], None, None, None)
+        formula = ctx.formula
+        return tuple(formula.gradients(ctx, grad, ctx.needs_input_grad, formula.leading + 3))
+
+
+class _FastLists(torch.autograd.Function):
+    """The same where some of the first arguments are lists of tensors: autograd sees their tensors one by one."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        *first, lengths, rest, op, formula = inputs
+        ctx.lengths = lengths
+        return _Fast.forward(ctx, *_nested(first, lengths), rest, op, formula)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(DOUBLE_BACKWARD)
+        formula, needs = ctx.formula, _nested(ctx.needs_input_grad, ctx.lengths)
+        return (*_flat(formula.gradients(ctx, grad, needs, formula.leading)), None, None, None, None)
+
+
+def _flat(args: Any) -> list[Any]:
+    """``args`` with the tensors of lists in place of the lists."""
+    return [x for arg in args for x in (arg if isinstance(arg, list) else (arg,))]
+
+
+def _nested(flat: Any, lengths: list[int | None]) -> list[Any]:
+    """The opposite of `_flat`: ``lengths`` has the length of each list, None for what is none."""
+    rest = iter(flat)
+    return [next(rest) if n is None else [next(rest) for _ in range(n)] for n in lengths]

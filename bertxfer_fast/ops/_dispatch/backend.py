@@ -1,7 +1,7 @@
 """Which implementation runs where: one table, one override, one explanation.
 
 The choice is made in Python, per call, by device: CPU takes the first usable of ``cpp`` and ``eager``, CUDA what was
-measured to be faster (:mod:`._choices`) or else the first usable of ``triton``, ``cuda`` and ``eager``. The environment
+measured to be faster (:mod:`.choices`) or else the first usable of ``triton``, ``cuda`` and ``eager``. The environment
 variable ``BERTXFER_BACKEND`` and :func:`use_backend` override it for the whole process.
 """
 
@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
-from . import library as _library
+from . import library
 from .choices import FASTER_ON_CUDA, faster_on_cuda
+from .registry import OPS
 
 #: Order of preference per device type.
 PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("cpp", "eager"), "cuda": ("triton", "cuda", "eager")}
@@ -28,7 +29,6 @@ _NEEDS = {
     "cpp": "CPU tensors and the compiled extension",
     "triton": "CUDA tensors on a GPU of compute capability 8.0 or newer, and the package triton",
     "cuda": "CUDA tensors on a GPU of compute capability 8.0 or newer, and the compiled extension _C_cuda",
-    "eager": "nothing",
 }
 
 _forced: str | None = None
@@ -38,20 +38,20 @@ _picked: dict[tuple[str, str, str | None], str] = {}
 
 
 def _check_name(name: str, source: str) -> str:
-    known = ("auto", *_library.BACKENDS)
+    known = ("auto", *library.BACKENDS)
     if name not in known:
-        raise ValueError(f"{source}: unknown backend {name!r}, want one of {', '.join(known)}")
+        raise ValueError(f"{source}: got {name!r}, want one of {', '.join(known)}")
     return name
 
 
 def unavailable(op: str, backend: str, device_type: str) -> str | None:
     """Why ``backend`` cannot run ``op`` on ``device_type``, or None if it can."""
-    if backend not in _library.IMPLEMENTATIONS[op]:
+    if backend not in OPS[op].backends:
         return f"{op} has no {backend} implementation"
     if backend == "cpp":
         if device_type != "cpu":
             return f"cpp needs {_NEEDS['cpp']}, not {device_type} tensors"
-        return _library.extension_error or _library.MISSING_KERNELS.get((op, "cpp"))
+        return library.extension_error or library.MISSING_KERNELS.get((op, "cpp"))
     if backend == "triton":
         return _no_triton(device_type)
     if backend == "cuda":
@@ -65,7 +65,7 @@ def _no_triton(device_type: str) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
     if device_type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
-        return None  # slowly, to test kernels without a GPU
+        return None  # slow, for tests of the kernels without a GPU
     if device_type != "cuda":
         return f"triton needs {_NEEDS['triton']}, not {device_type} tensors"
     return _no_gpu("triton")
@@ -73,11 +73,11 @@ def _no_triton(device_type: str) -> str | None:
 
 def _no_cuda(op: str, device_type: str) -> str | None:
     """Why the CUDA kernel in C++ cannot run on ``device_type``, or None. Asked for CUDA, it looks at the GPU."""
-    if device_type == "cpu" and _library.load_cuda_emulator():  # slowly, to test kernels without a GPU
-        return None if _library.has_kernel(op, "cuda", "CPU") else f"the emulator was built without {op}"
+    if device_type == "cpu" and library.load_cuda_emulator():  # slow, for tests without a GPU
+        return None if library.has_kernel(op, "cuda", "CPU") else f"the emulator was built without {op}"
     if device_type != "cuda":
         return f"cuda needs {_NEEDS['cuda']}, not {device_type} tensors"
-    return _library.cuda_extension_error or _library.MISSING_KERNELS.get((op, "cuda")) or _no_gpu("cuda")
+    return library.cuda_extension_error or library.MISSING_KERNELS.get((op, "cuda")) or _no_gpu("cuda")
 
 
 @functools.cache
@@ -89,13 +89,13 @@ def _no_gpu(backend: str) -> str | None:
 
 
 def pick(op: str, device_type: str, size: int | None = None) -> str:
-    """The backend that a call of ``op`` on ``device_type`` takes, of a size in the unit that `_choices` counts in.
+    """The backend that a call of ``op`` on ``device_type`` takes, of a size in the unit that `choices` counts in.
 
     Raises:
         RuntimeError: a backend asked for by name cannot run here; the message says why.
     """
     faster = faster_on_cuda(op, size) if FASTER_ON_CUDA and device_type == "cuda" else None
-    if torch.compiler.is_compiling():  # a trace would be guarded by all that the table holds
+    if torch.compiler.is_compiling():  # the table of earlier choices would become a guard of the trace
         return _choose(op, device_type, faster)
     key = op, device_type, faster
     chosen = _picked.get(key)
@@ -113,15 +113,15 @@ def _choose(op: str, device_type: str, faster: str | None) -> str:
     order = PREFERENCE.get(device_type, ("eager",))
     for backend in order if faster is None else (faster, *order):
         if unavailable(op, backend, device_type) is None:
-            if backend == "eager" and device_type == "cpu" and _library.extension is None:
+            if backend == "eager" and device_type == "cpu" and library.extension is None:
                 _warn_once()
             return backend
     return "eager"
 
 
 def _falls_back(op: str, backend: str) -> bool:
-    # An operator that nobody has compiled yet stays usable while a compiled backend is forced for the others.
-    return backend not in _library.IMPLEMENTATIONS[op]
+    # An operator without such code stays usable while the backend is forced for the others.
+    return backend not in OPS[op].backends
 
 
 def _warn_once() -> None:
@@ -129,7 +129,7 @@ def _warn_once() -> None:
     if not _warned:
         _warned = True
         warnings.warn(
-            f"bertxfer_fast runs its slower eager operators: {_library.extension_error}. "
+            f"bertxfer_fast runs its slower eager operators: {library.extension_error}. "
             "Reinstall with a C++17 compiler at hand for the compiled ones.",
             RuntimeWarning,
             stacklevel=5,
@@ -164,10 +164,10 @@ def use_backend(name: str) -> Any:
         RuntimeError: the backend is not usable in this process; the message says why.
     """
     _check_name(name, "use_backend(name)")
-    if name == "cpp" and _library.extension is None:
-        raise RuntimeError(f"backend 'cpp' was asked for, but {_library.extension_error}")
-    if name == "cuda" and _library.cuda_extension is None and not _library.load_cuda_emulator():
-        raise RuntimeError(f"backend 'cuda' was asked for, but {_library.cuda_extension_error}")
+    if name == "cpp" and library.extension is None:
+        raise RuntimeError(f"backend 'cpp' was asked for, but {library.extension_error}")
+    if name == "cuda" and library.cuda_extension is None and not library.load_cuda_emulator():
+        raise RuntimeError(f"backend 'cuda' was asked for, but {library.cuda_extension_error}")
     previous = _forced
     _force(None if name == "auto" else name)
     return _restore(previous)
@@ -179,13 +179,13 @@ def explain() -> dict[str, dict[str, dict[str, Any]]]:
     Returns ``{op: {device_type: {"implementation": name, "reasons": {other: why not}}}}``.
     """
     table: dict[str, dict[str, dict[str, Any]]] = {}
-    for op in sorted(_library.IMPLEMENTATIONS):
+    for op in sorted(OPS):
         table[op] = {}
         for device_type, order in PREFERENCE.items():
             if _forced is not None and _forced not in order:
                 order = (_forced, *order)
             reasons = {}
-            for backend in _library.BACKENDS:
+            for backend in library.BACKENDS:
                 reason = unavailable(op, backend, device_type)
                 if reason is None and _forced not in (None, backend):
                     reason = f"backend {_forced!r} is forced"

@@ -51,10 +51,10 @@ def check_scale(name: str, value: object, head_dim: int) -> float:
 
 
 def check_temperature(value: object) -> float:
-    number = check_scale("temperature", value, 1)
-    if not 0 < number < math.inf:
+    temperature = check_scale("temperature", value, 1)
+    if not 0 < temperature < math.inf:
         raise ValueError(f"temperature: got {value}, want a positive number")
-    return number
+    return temperature
 
 
 def check_index(name: str, value: object, length: int | None) -> None:
@@ -91,13 +91,15 @@ def check_packing(tokens: int, cu_seqlens: Tensor, max_seqlen: int | None, sequs
         return max_seqlen
     offsets = cu_seqlens.tolist()
     if offsets[0] != 0:
-        raise ValueError(f"cu_seqlens: starts at {offsets[0]}, want 0")
+        raise ValueError(f"cu_seqlens: got {offsets[0]} as first entry, want 0")
     if offsets[-1] != tokens:
-        raise ValueError(f"cu_seqlens: ends at {offsets[-1]}, want the number of tokens, {tokens}")
+        raise ValueError(f"cu_seqlens: got {offsets[-1]} as last entry, want the number of tokens, {tokens}")
     longest = 0
     for i, (start, stop) in enumerate(pairwise(offsets)):
         if stop < start:
-            raise ValueError(f"cu_seqlens: descends at entry {i + 1} ({start} to {stop})")
+            raise ValueError(
+                f"cu_seqlens: got {stop} after {start} at entry {i + 1}, want entries that never descend"
+            )
         longest = max(longest, stop - start)
     if max_seqlen is not None and max_seqlen < longest:
         raise ValueError(f"max_seqlen: got {max_seqlen}, want at least the longest sequence, {longest}")
@@ -105,7 +107,9 @@ def check_packing(tokens: int, cu_seqlens: Tensor, max_seqlen: int | None, sequs
         for i, used in enumerate(seqused.tolist()):
             length = offsets[i + 1] - offsets[i]
             if not 0 <= used <= length:
-                raise ValueError(f"seqused: entry {i} is {used}, want 0 to the sequence's length, {length}")
+                raise ValueError(
+                    f"seqused: got {used} at entry {i}, want 0 to the sequence's length, {length}"
+                )
     return longest if max_seqlen is None else max_seqlen
 
 
@@ -118,7 +122,7 @@ def check_attention_pair(
 
 
 def _is_attention_pair(*args: Any) -> bool:
-    """Whether all is well, in a few microseconds less than it takes to find out what is not."""
+    """Whether all is well. Saying what is wrong takes a few microseconds more, which only a bad call pays."""
     if not all(isinstance(x, Tensor) for x in args):
         return False
     q_student, k_student, q_teacher, k_teacher, _ = args

@@ -1,9 +1,7 @@
-"""Every operator's schema in one table, the compiled extension loaded once, and registration in one place.
+"""The compiled extension, loaded once, and the registration of operators with torch.
 
 An operator has one overload per backend (``bertxfer_fast::hidden_mse.eager``, ``.cpp``, ...). All overloads share
-one schema, one fake and one autograd formula; :mod:`bertxfer_fast.ops._backend` decides which one a call takes.
-Forward operators that return gradients return them *unscaled*, with the float32 ``factor`` that makes
-them the gradient of the returned loss: see :mod:`bertxfer_fast.ops.scale_grad`.
+one schema, one fake and one autograd formula; :mod:`.backend` decides which one a call takes.
 """
 
 from __future__ import annotations
@@ -17,79 +15,17 @@ from typing import Any
 
 import torch
 
-NAMESPACE = "bertxfer_fast"
+from .formula import FORMULAS, Formula, refuse_double_backward
+from .registry import NAMESPACE, OpInfo, add
 
 #: Backends that an operator may have an overload for, in no order of preference.
 BACKENDS = ("eager", "cpp", "triton", "cuda")
 
-#: The schema of every operator, without its name.
-SCHEMAS: dict[str, str] = {
-    "attention_score_mse": (
-        "(Tensor q_student, Tensor k_student, Tensor q_teacher, Tensor k_teacher, Tensor cu_seqlens, "
-        "Tensor? seqused, SymInt max_seqlen, float scale_student, float scale_teacher, str reduction, "
-        "str method, bool need_grad) -> (Tensor loss, Tensor grad_q, Tensor grad_k, Tensor factor)"
-    ),
-    "attention_map_loss": (
-        "(Tensor q_student, Tensor k_student, Tensor q_teacher, Tensor k_teacher, Tensor cu_seqlens, "
-        "Tensor? seqused, SymInt max_seqlen, float scale_student, float scale_teacher, str kind, "
-        "str reduction, bool need_grad) -> (Tensor loss, Tensor grad_q, Tensor grad_k, Tensor factor)"
-    ),
-    "relation_kl": (
-        "(Tensor x_student, Tensor x_teacher, Tensor cu_seqlens, Tensor? seqused, SymInt max_seqlen, int heads, "
-        "float scale_student, float scale_teacher, str reduction, bool need_grad) "
-        "-> (Tensor loss, Tensor grad_student, Tensor factor)"
-    ),
-    "hidden_mse": (
-        "(Tensor student, Tensor teacher, Tensor? weight, Tensor? bias, str reduction, bool need_grad) "
-        "-> (Tensor loss, Tensor grad_student, Tensor grad_weight, Tensor grad_bias, Tensor factor)"
-    ),
-    "hidden_cosine": (
-        "(Tensor student, Tensor teacher, Tensor? weight, Tensor? bias, str reduction, bool need_grad) "
-        "-> (Tensor loss, Tensor grad_student, Tensor grad_weight, Tensor grad_bias, Tensor factor)"
-    ),
-    "linear_logits_kl": (
-        "(Tensor student, Tensor weight_student, Tensor? bias_student, Tensor teacher, Tensor weight_teacher, "
-        "Tensor? bias_teacher, float temperature, str reduction, bool need_grad) "
-        "-> (Tensor loss, Tensor grad_student, Tensor grad_weight, Tensor grad_bias, Tensor factor)"
-    ),
-    "logits_kl": (
-        "(Tensor student, Tensor teacher, float temperature, str reduction, bool need_grad) "
-        "-> (Tensor loss, Tensor grad_student, Tensor factor)"
-    ),
-    "pool_features": (
-        "(Tensor[] hidden, Tensor cu_seqlens, Tensor? seqused, Tensor layer_weights, str mode, bool normalize) "
-        "-> (Tensor pooled, Tensor argmax, Tensor norm)"
-    ),
-    "pool_features_backward": (
-        "(Tensor grad, Tensor[] hidden, Tensor cu_seqlens, Tensor? seqused, Tensor layer_weights, str mode, "
-        "bool normalize, Tensor pooled, Tensor argmax, Tensor norm, bool need_weights) "
-        "-> (Tensor[] grad_hidden, Tensor grad_weights)"
-    ),
-    "varlen_attention": (
-        "(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, SymInt max_seqlen, float scale, float dropout_p, "
-        "Tensor? seed) -> (Tensor out, Tensor lse)"
-    ),
-    "varlen_attention_backward": (
-        "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor cu_seqlens, SymInt max_seqlen, "
-        "float scale, float dropout_p, Tensor? seed) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)"
-    ),
-    "scale_grad": "(Tensor grad, Tensor factor, ScalarType dtype) -> Tensor",
-    "scale_grad_": "(Tensor(a!)[] grads, Tensor factor, Tensor upstream) -> ()",
-}
-
 _library = torch.library.Library(NAMESPACE, "DEF")
-for _name, _schema in SCHEMAS.items():
-    for _backend in BACKENDS:
-        _library.define(f"{_name}.{_backend}{_schema}", tags=(torch.Tag.pt2_compliant_tag,))
 
-#: Operators that exist in more than one implementation, filled by :func:`register`: name -> backends written for it.
+#: Views of the registry: name -> backends written for the operator, name -> module of its Triton launcher.
 IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {}
-
-#: Where an operator's Triton launcher is, a function of its name: name -> module.
 TRITON: dict[str, str] = {}
-
-#: What differentiates an operator: name -> (setup_context, backward).
-FORMULAS: dict[str, tuple[Callable[..., None], Callable[..., Any]]] = {}
 
 #: Kernels that a stale extension lacks, (operator, backend), with the sentence that says so.
 MISSING_KERNELS: dict[tuple[str, str], str] = {}
@@ -131,37 +67,37 @@ def _load_library(path: str) -> None:
     torch.ops.load_library(path)
 
 
-def register(
-    name: str,
-    *,
-    eager: Callable[..., Any],
-    fake: Callable[..., Any],
-    setup_context: Callable[..., None] | None = None,
-    backward: Callable[..., Any] | None = None,
-    compiled: tuple[str, ...] = ("cpp",),
-    triton: str | None = None,
-) -> None:
-    """Registers what all overloads of ``name`` share, the eager implementation and the Triton launcher.
+def register(info: OpInfo) -> None:
+    """Registers an operator: all its overloads share one schema, one fake and one autograd formula.
 
-    ``compiled`` names the backends that compiled code brings; their kernels register themselves when they load.
-    ``triton`` is the module with the launcher, a function of the operator's name; it is imported by the first call.
+    Kernels of compiled code register themselves when it loads. A Triton launcher is imported by the first call.
+
+    Raises:
+        ValueError: the record contradicts itself or its schema, or another operator has its name.
+        RuntimeError: (from a backward pass) its ``backward`` does not return one gradient for each declared input.
     """
-    IMPLEMENTATIONS[name] = (*compiled, *(("triton",) if triton else ()), "eager")
-    if triton:
-        TRITON[name] = triton
-        launcher = _without_autocast(_on_its_device(triton, name))
+    name = info.name
+    add(info)
+    IMPLEMENTATIONS[name] = info.backends
+    for backend in BACKENDS:
+        _library.define(f"{name}.{backend}{info.schema}", tags=(torch.Tag.pt2_compliant_tag,))
+    if info.triton:
+        TRITON[name] = f"{info.module}.{info.triton}"
+        launcher = _without_autocast(_on_its_device(info))
         for key in ("CUDA", "CPU"):  # on the CPU in Triton's interpreter
             _library.impl(f"{name}.triton", launcher, key)
-    if setup_context is not None and backward is not None:
-        FORMULAS[name] = setup_context, backward
     for compiler, module, key in (("cpp", extension, "CPU"), ("cuda", cuda_extension, "CUDA")):
-        if compiler in compiled and module is not None and not has_kernel(name, compiler, key):
+        if compiler in info.compiled and module is not None and not has_kernel(name, compiler, key):
             MISSING_KERNELS[name, compiler] = f"the compiled extension is older than {name}: rebuild it"
-    _library.impl(f"{name}.eager", _without_autocast(eager), "CompositeExplicitAutograd")
+    _library.impl(f"{name}.eager", _without_autocast(info.eager), "CompositeExplicitAutograd")
+    setup_context, backward = None, refuse_double_backward
+    if info.differentiable:
+        formula = FORMULAS[name] = Formula(info)
+        setup_context, backward = formula.setup_context, formula.backward
     for backend in BACKENDS:
         qualified = f"{NAMESPACE}::{name}.{backend}"
-        torch.library.register_fake(qualified, fake, lib=_library)
-        if backward is not None:
+        torch.library.register_fake(qualified, info.fake, lib=_library)
+        if not overload(name, backend)._schema.is_mutable:
             torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
 
 
@@ -177,11 +113,11 @@ def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _on_its_device(module: str, name: str) -> Callable[..., Any]:
-    """Function ``name`` of ``module``, run with the device of its first tensor current, as Triton launches there."""
+def _on_its_device(info: OpInfo) -> Callable[..., Any]:
+    """The operator's Triton launcher, run with the device of its first tensor current, as Triton launches there."""
 
     def run(*args: Any) -> Any:
-        launcher = getattr(importlib.import_module(module), name)
+        launcher = info.launcher()
         first = args[0] if isinstance(args[0], torch.Tensor) else args[0][0]
         if first.device.type != "cuda":
             return launcher(*args)

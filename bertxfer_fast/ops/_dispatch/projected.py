@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..scale_grad import scale_grads
-from .autograd import constant, run_loss
+from .autograd import run
 from .checks import REDUCTIONS, check_choice, check_same_device, check_same_dtype, check_tensor
+from .examples import normal
+from .loss import backward, fake_loss, setup_context
+from .registry import OpInfo
 
 
 def projected_loss(
@@ -47,28 +50,7 @@ def projected_loss(
         if bias is not None:
             check_same_dtype("student", student, bias=bias)
     check_same_device("student", student, teacher=teacher, weight=weight, bias=bias)
-    need_grad = torch.is_grad_enabled() and any(
-        x is not None and x.requires_grad for x in (student, weight, bias)
-    )
-    return run_loss(name, student.device.type, student, constant(teacher), weight, bias, reduction, need_grad)
-
-
-def fake_projected(
-    student: Tensor, weight: Tensor | None, bias: Tensor | None, need_grad: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Outputs of a loss through a linear layer: loss, three gradients (empty when not needed), factor."""
-
-    def gradient(x: Tensor | None, dtype: torch.dtype) -> Tensor:
-        return student.new_empty(x.shape if need_grad and x is not None else (0,), dtype=dtype)
-
-    scalar = student.new_empty((), dtype=torch.float32)
-    return (
-        scalar,
-        gradient(student, student.dtype),
-        gradient(weight, torch.float32),
-        gradient(bias, torch.float32),
-        torch.empty_like(scalar),
-    )
+    return run(name, student.device.type, student, teacher, weight, bias, reduction)
 
 
 def fake(
@@ -78,22 +60,59 @@ def fake(
     bias: Tensor | None,
     reduction: str,
     need_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return fake_projected(student, weight, bias, need_grad)
+) -> tuple[Tensor, ...]:
+    return fake_loss(student, gradients(student, weight, bias), need_grad)
 
 
-def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, *gradients, factor = output
-    ctx.set_materialize_grads(False)
-    ctx.dtype = inputs[0].dtype
-    ctx.save_for_backward(*gradients, factor)
+def gradients(
+    student: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> list[tuple[Tensor | None, torch.dtype]]:
+    """What gets a gradient, and the dtype it is stored in: sums over all tokens stay float32 until they are scaled."""
+    return [(student, student.dtype), (weight, torch.float32), (bias, torch.float32)]
 
 
-def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    if grad_loss is None:
-        return (None,) * 6
-    *gradients, factor = ctx.saved_tensors
-    need_student, _, need_weight, need_bias, *_ = ctx.needs_input_grad
-    needed = need_student, need_weight, need_bias
-    grad_student, *others = scale_grads(gradients, needed, factor, grad_loss, ctx.dtype)
-    return grad_student, None, *others, None, None
+def example(
+    dtype: torch.dtype = torch.float32,
+    *,
+    tokens: int = 5,
+    student: int = 6,
+    teacher: int = 4,
+    weight: bool = True,
+) -> dict[str, Any]:
+    make = normal(dtype)
+    return {
+        "student": make(tokens, student),
+        "teacher": make(tokens, teacher),
+        "weight": make(teacher, student) if weight else None,
+        "bias": make(teacher) if weight else None,
+        "reduction": "mean",
+        "need_grad": True,
+    }
+
+
+def record(
+    function: Callable[..., Tensor],
+    eager: Callable[..., Any],
+    *,
+    sizes: dict[str, dict[str, Any]],
+    compiled: tuple[str, ...],
+) -> OpInfo:
+    """The record of an operator that differs from the others of this kind in what ``eager`` computes."""
+    return OpInfo(
+        name=function.__name__,
+        module=function.__module__,
+        schema=(
+            "(Tensor student, Tensor teacher, Tensor? weight, Tensor? bias, str reduction, bool need_grad) "
+            "-> (Tensor loss, Tensor grad_student, Tensor grad_weight, Tensor grad_bias, Tensor grad_scale)"
+        ),
+        function=function,
+        eager=eager,
+        fake=fake,
+        example=example,
+        sizes=sizes,
+        differentiable=("student", "weight", "bias"),
+        setup_context=setup_context,
+        backward=backward,
+        compiled=compiled,
+        triton="triton",
+    )

@@ -25,7 +25,8 @@ def attention_map_loss(
     heads = q_student.shape[1]
     total = q_student.new_zeros((), dtype=torch.float64)
     terms = 0
-    stored = 1.0 if kind == "kl" else 64.0  # entries of maps are small: keeps half precision's digits
+    # The gradient of a map's MSE is small: stored larger it keeps its digits in half precision.
+    stored_scale = 1.0 if kind == "kl" else 64.0
     grad_q = (
         torch.zeros_like(q_student, memory_format=torch.contiguous_format)
         if need_grad
@@ -55,9 +56,9 @@ def attention_map_loss(
             inner = (difference * student).sum(-1, keepdim=True)
             direction = 2.0 * student * (difference - inner)
         if need_grad:
-            direction = (scale_student * stored) * direction
+            direction = (scale_student * stored_scale) * direction
             grad_q[start:stop] = (direction @ ks).transpose(0, 1).to(grad_q.dtype)
             grad_k[start:stop] = (direction.mT @ qs).transpose(0, 1).to(grad_k.dtype)
     normaliser = (1.0 / terms if terms else 0.0) if reduction == "mean" else 1.0
     loss = (total * normaliser).float()
-    return loss, grad_q, grad_k, torch.full_like(loss, normaliser / stored)
+    return loss, grad_q, grad_k, torch.full_like(loss, normaliser / stored_scale)

@@ -1,4 +1,4 @@
-"""Mean squared error of pre-softmax attention scores (TinyBERT), without an L x L map."""
+"""Mean squared error of pre-softmax attention scores (TinyBERT); work and memory linear in the sequence length."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._dispatch import library as _library
-from .._dispatch.autograd import constant, run_loss
+from .._dispatch import attention_pair, loss
+from .._dispatch.autograd import run
 from .._dispatch.checks import REDUCTIONS, check_attention_pair, check_choice, check_packing, check_scale
-from ..scale_grad import scale_grads
-from .eager import attention_score_mse as _eager
+from .._dispatch.library import register
+from .._dispatch.registry import OpInfo
+from . import eager
 
 METHODS = ("auto", "gram", "tiled")
 
@@ -58,23 +59,34 @@ def attention_score_mse(
         float32 scalar. Same inputs, same bits, whatever the number of threads.
 
     Raises:
-        ValueError, TypeError: naming the argument, what it got and what it wants.
+        TypeError, ValueError: ``argument: got X, want Y``, before any work starts.
 
-    The loss is that of Jiao et al., "TinyBERT: Distilling BERT for Natural Language Understanding", 2020,
-    restricted to valid tokens.
+    Example:
+        >>> import torch
+        >>> from bertxfer_fast import ops
+        >>> q, k = (torch.randn(7, 12, 26, requires_grad=True) for _ in range(2))
+        >>> q_teacher, k_teacher = (torch.randn(7, 12, 64) for _ in range(2))
+        >>> cu_seqlens = torch.tensor([0, 3, 7], dtype=torch.int32)  # sequences of 3 and 4 tokens
+        >>> loss = ops.attention_score_mse(q, k, q_teacher, k_teacher, cu_seqlens)
+        >>> loss.backward()
+        >>> loss.shape, q.grad.shape
+        (torch.Size([]), torch.Size([7, 12, 26]))
+
+    References:
+        Jiao et al., "TinyBERT: Distilling BERT for Natural Language Understanding", 2020, here restricted to valid
+        tokens.
     """
     check_attention_pair(q_student, k_student, q_teacher, k_teacher, cu_seqlens)
     check_choice("reduction", reduction, REDUCTIONS)
     check_choice("method", method, METHODS)
     max_seqlen = check_packing(q_student.shape[0], cu_seqlens, max_seqlen, seqused)
-    need_grad = torch.is_grad_enabled() and (q_student.requires_grad or k_student.requires_grad)
-    return run_loss(
+    return run(
         "attention_score_mse",
         q_student.device.type,
         q_student,
         k_student,
-        constant(q_teacher),
-        constant(k_teacher),
+        q_teacher,
+        k_teacher,
         cu_seqlens,
         seqused,
         max_seqlen,
@@ -82,40 +94,40 @@ def attention_score_mse(
         check_scale("scale_teacher", scale_teacher, q_teacher.shape[2]),
         reduction,
         method,
-        need_grad,
     )
 
 
-def fake_attention_loss(q_student: Tensor, k_student: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    """Outputs of an attention loss: loss, the two gradients (empty when not needed), factor."""
-    need_grad = args[-1]
-    scalar = q_student.new_empty((), dtype=torch.float32)
-    grad_q = q_student.new_empty(q_student.shape if need_grad else (0,))
-    grad_k = k_student.new_empty(k_student.shape if need_grad else (0,))
-    return scalar, grad_q, grad_k, torch.empty_like(scalar)
+def _example(dtype: torch.dtype = torch.float32, **sizes: Any) -> dict[str, Any]:
+    shared = attention_pair.example(dtype, **sizes)
+    return {**shared, "reduction": "mean", "method": "auto", "need_grad": True}
 
 
-def setup_attention_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, grad_q, grad_k, factor = output
-    ctx.set_materialize_grads(False)  # no zeros for the outputs nobody differentiates
-    ctx.inputs = len(inputs)
-    ctx.save_for_backward(grad_q, grad_k, factor)
-
-
-def attention_backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    nothing = (None,) * (ctx.inputs - 2)
-    if grad_loss is None:
-        return None, None, *nothing
-    *gradients, factor = ctx.saved_tensors
-    return *scale_grads(gradients, ctx.needs_input_grad[:2], factor, grad_loss), *nothing
-
-
-_library.register(
-    "attention_score_mse",
-    eager=_eager,
-    fake=fake_attention_loss,
-    setup_context=setup_attention_context,
-    backward=attention_backward,
-    compiled=("cpp", "cuda"),
-    triton=f"{__name__}.triton",
+register(
+    OpInfo(
+        name="attention_score_mse",
+        module=__name__,
+        schema=f"({attention_pair.ARGUMENTS}, str reduction, str method, bool need_grad)"
+        f" -> {attention_pair.RESULTS}",
+        function=attention_score_mse,
+        eager=eager.attention_score_mse,
+        fake=attention_pair.fake,
+        example=_example,
+        sizes={
+            **{
+                f"{student}/{teacher}": {
+                    "student": student,
+                    "teacher": teacher,
+                    "heads": 12,
+                    "lengths": (512,),
+                }
+                for student, teacher in attention_pair.HEAD_DIMS
+            },
+            "64/64 split": {"student": 64, "teacher": 64, "heads": 1, "lengths": (2048,)},
+        },
+        differentiable=attention_pair.DIFFERENTIABLE,
+        setup_context=loss.setup_context,
+        backward=loss.backward,
+        compiled=("cpp", "cuda"),
+        triton="triton",
+    )
 )

@@ -25,7 +25,8 @@ def attention_score_mse(
     heads = q_student.shape[1]
     total = q_student.new_zeros((), dtype=torch.float64)
     pairs = 0
-    stored = 1.0 / max(max_seqlen, 1)
+    # The gradient grows with the number of keys: stored smaller it stays within float16's range.
+    stored_scale = 1.0 / max(max_seqlen, 1)
     grad_q = (
         torch.zeros_like(q_student, memory_format=torch.contiguous_format)
         if need_grad
@@ -45,9 +46,9 @@ def attention_score_mse(
         total += difference.square().sum(dtype=torch.float64)
         pairs += heads * (stop - start) ** 2
         if need_grad:
-            direction = (2.0 * scale_student * stored) * difference
+            direction = (2.0 * scale_student * stored_scale) * difference
             grad_q[start:stop] = (direction @ ks).transpose(0, 1).to(grad_q.dtype)
             grad_k[start:stop] = (direction.mT @ qs).transpose(0, 1).to(grad_k.dtype)
     normaliser = (1.0 / pairs if pairs else 0.0) if reduction == "mean" else 1.0
     loss = (total * normaliser).float()
-    return loss, grad_q, grad_k, torch.full_like(loss, normaliser / stored)
+    return loss, grad_q, grad_k, torch.full_like(loss, normaliser / stored_scale)

@@ -1,12 +1,12 @@
-"""Cosine distance of (projected) hidden states, the projected tensor never whole in memory."""
+"""Cosine distance of hidden states through a learned projection, the projected tensor never whole in memory."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from .._dispatch import library as _library
-from .._dispatch.projected import backward, fake, projected_loss, setup_context
-from .eager import hidden_cosine as _eager
+from .._dispatch.library import register
+from .._dispatch.projected import projected_loss, record
+from . import eager
 
 
 def hidden_cosine(
@@ -24,6 +24,9 @@ def hidden_cosine(
         projected = torch.nn.functional.linear(student, weight, bias)
         loss = (1 - torch.nn.functional.cosine_similarity(projected, teacher)).mean()
 
+    Under autocast ``student``, ``weight`` and ``bias`` are taken in the autocast dtype where there is a weight,
+    as ``torch.nn.functional.linear`` would take them.
+
     Args:
         student: ``[T, Ds]``, float32, bfloat16 or float16. Gets a gradient.
         teacher: ``[T, Dt]``; its dtype may differ. No gradient.
@@ -31,25 +34,38 @@ def hidden_cosine(
         bias: ``[Dt]``, same dtype, or None; needs ``weight``. Gets a gradient.
         reduction: ``"mean"`` over the T tokens (0 if there is none) or ``"sum"``.
 
-    Under autocast ``student``, ``weight`` and ``bias`` are taken in the autocast dtype where there is a weight,
-    as ``torch.nn.functional.linear`` would take them.
-
     Returns:
-        float32 scalar.
+        float32 scalar. Norms are at least 1e-8.
 
     Raises:
-        ValueError, TypeError: naming the argument, what it got and what it wants.
+        TypeError, ValueError: ``argument: got X, want Y``, before any work starts.
 
-    Norms are at least 1e-8. Sanh et al., "DistilBERT, a distilled version of BERT", 2019.
+    Example:
+        >>> import torch
+        >>> from bertxfer_fast import ops
+        >>> student, teacher = torch.randn(7, 312, requires_grad=True), torch.randn(7, 768)
+        >>> projection = torch.nn.Linear(312, 768)
+        >>> loss = ops.hidden_cosine(student, teacher, projection.weight, projection.bias)
+        >>> loss.backward()
+        >>> loss.shape, student.grad.shape, projection.weight.grad.shape
+        (torch.Size([]), torch.Size([7, 312]), torch.Size([768, 312]))
+
+    References:
+        Sanh et al., "DistilBERT, a distilled version of BERT", 2019.
     """
     return projected_loss("hidden_cosine", student, teacher, weight, bias, reduction)
 
 
-_library.register(
-    "hidden_cosine",
-    eager=_eager,
-    fake=fake,
-    setup_context=setup_context,
-    backward=backward,
-    triton=f"{__name__}.triton",
+register(
+    record(
+        hidden_cosine,
+        eager.hidden_cosine,
+        sizes={
+            "312/768": {"student": 312, "teacher": 768, "tokens": 64},
+            "312/312": {"student": 312, "teacher": 312, "tokens": 64},
+            "768 no weight": {"student": 768, "teacher": 768, "tokens": 64, "weight": False},
+            "312/1536": {"student": 312, "teacher": 1536, "tokens": 64},
+        },
+        compiled=("cpp",),
+    )
 )

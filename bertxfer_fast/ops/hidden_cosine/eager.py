@@ -30,16 +30,16 @@ def hidden_cosine(
     rows = torch.where(degenerate, 1.0 - (unit * unit_target).sum(1, keepdim=True), rows)  # [T, 1]
     normaliser = 1.0 if reduction == "sum" else 1.0 / max(student.shape[0], 1)
     loss = (rows.sum(dtype=torch.float64) * normaliser).float()
-    factor = torch.full_like(loss, normaliser)
-    nothing = student.new_empty(0, dtype=torch.float32)
+    grad_scale = torch.full_like(loss, normaliser)
+    empty = student.new_empty(0, dtype=torch.float32)
     if not need_grad:
-        return loss, student.new_empty(0), nothing, nothing.clone(), factor
+        return loss, student.new_empty(0), empty, empty.clone(), grad_scale
     direction = -inverse * ((unit_target - unit) + rows * unit)
     grad_student = direction if weight is None else direction @ weight.float()
     return (
         loss,
         grad_student.to(student.dtype),
-        nothing if weight is None else direction.T @ student.float(),
-        nothing.clone() if bias is None else direction.sum(0),
-        factor,
+        empty if weight is None else direction.T @ student.float(),
+        empty.clone() if bias is None else direction.sum(0),
+        grad_scale,
     )

@@ -22,15 +22,15 @@ def hidden_mse(
     normaliser = 1.0 if reduction == "sum" else 1.0 / max(tokens * width, 1)
     loss = (residual.square().sum(dtype=torch.float64) * normaliser).float()
 
-    factor = torch.full_like(loss, 2.0 * normaliser)
-    nothing = student.new_empty(0, dtype=torch.float32)
+    grad_scale = torch.full_like(loss, 2.0 * normaliser)
+    empty = student.new_empty(0, dtype=torch.float32)
     if not need_grad:
-        return loss, student.new_empty(0), nothing, nothing.clone(), factor
+        return loss, student.new_empty(0), empty, empty.clone(), grad_scale
     grad_student = residual if weight is None else residual @ weight.float()
     return (
         loss,
         grad_student.to(student.dtype),
-        nothing if weight is None else residual.T @ student.float(),
-        nothing.clone() if bias is None else residual.sum(0),
-        factor,
+        empty if weight is None else residual.T @ student.float(),
+        empty.clone() if bias is None else residual.sum(0),
+        grad_scale,
     )

@@ -1,4 +1,4 @@
-"""Soft-label KL divergence straight from hidden states, ``[T, V]`` logits never whole in memory."""
+"""Soft-label KL divergence straight from hidden states, the ``[T, V]`` logits never whole in memory."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._dispatch import library as _library
-from .._dispatch.autograd import constant, run_loss
+from .._dispatch import loss, projected
+from .._dispatch.autograd import run
 from .._dispatch.checks import (
     check_choice,
     check_same_device,
@@ -16,10 +16,11 @@ from .._dispatch.checks import (
     check_temperature,
     check_tensor,
 )
-from .._dispatch.projected import fake_projected, setup_context
+from .._dispatch.examples import normal
+from .._dispatch.library import register
+from .._dispatch.registry import OpInfo
 from ..logits_kl import LOGIT_REDUCTIONS
-from ..scale_grad import scale_grads
-from .eager import linear_logits_kl as _eager
+from . import eager
 
 
 def linear_logits_kl(
@@ -37,24 +38,50 @@ def linear_logits_kl(
 
     For distillation through a masked-language-model head, whose logits would be larger than everything else in memory.
 
+    The eager expression that is avoided::
+
+        s = torch.nn.functional.linear(student, weight_student, bias_student)    # [T, V]
+        t = torch.nn.functional.linear(teacher, weight_teacher, bias_teacher)    # [T, V]
+        s, t = ((x.float() / temperature).log_softmax(-1) for x in (s, t))
+        loss = temperature**2 * torch.nn.functional.kl_div(s, t, log_target=True, reduction="batchmean")
+
+    Under autocast all tensors are taken in the autocast dtype, as ``torch.nn.functional.linear`` would take them.
+
     Args:
         student: ``[T, Ds]`` what the student's output layer reads; float32, bfloat16 or float16. Gets a gradient.
         weight_student: ``[V, Ds]`` in the dtype of ``student``. Gets a gradient.
         teacher, weight_teacher: ``[T, Dt]`` and ``[V, Dt]``, of one dtype. No gradient.
         bias_student: ``[V]`` in the dtype of ``student``, or None. Gets a gradient.
-        bias_teacher: ``[V]`` in the dtype of ``teacher``, or None.
+        bias_teacher: ``[V]`` in the dtype of ``teacher``, or None. No gradient.
         temperature: positive; the loss is multiplied by its square.
         reduction: ``"batchmean"``, the mean over the T rows (0 if there is none), or ``"sum"``.
-
-    Under autocast all of them are taken in the autocast dtype, as ``torch.nn.functional.linear`` would take them.
 
     Returns:
         float32 scalar.
 
     Raises:
-        ValueError, TypeError: naming the argument, what it got and what it wants.
+        TypeError, ValueError: ``argument: got X, want Y``, before any work starts.
 
-    Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
+    Example:
+        >>> import torch
+        >>> from bertxfer_fast import ops
+        >>> student, teacher = torch.randn(8, 312, requires_grad=True), torch.randn(8, 768)
+        >>> head, teacher_head = torch.nn.Linear(312, 30522), torch.nn.Linear(768, 30522)
+        >>> loss = ops.linear_logits_kl(
+        ...     student,
+        ...     head.weight,
+        ...     teacher,
+        ...     teacher_head.weight,
+        ...     bias_student=head.bias,
+        ...     bias_teacher=teacher_head.bias,
+        ...     temperature=2.0,
+        ... )
+        >>> loss.backward()
+        >>> loss.shape, student.grad.shape, head.weight.grad.shape, teacher_head.weight.grad
+        (torch.Size([]), torch.Size([8, 312]), torch.Size([30522, 312]), None)
+
+    References:
+        Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
     """
     check_tensor("student", student, 2, "[T, Ds]")
     check_tensor("weight_student", weight_student, 2, "[V, Ds]")
@@ -96,41 +123,64 @@ def linear_logits_kl(
         check_same_dtype("student", student, bias_student=bias_student)
     if bias_teacher is not None:
         check_same_dtype("teacher", teacher, bias_teacher=bias_teacher)
-    need_grad = torch.is_grad_enabled() and any(
-        x is not None and x.requires_grad for x in (student, weight_student, bias_student)
-    )
-    return run_loss(
+    return run(
         "linear_logits_kl",
         device_type,
         student,
         weight_student,
         bias_student,
-        constant(teacher),
-        constant(weight_teacher),
-        None if bias_teacher is None else constant(bias_teacher),
+        teacher,
+        weight_teacher,
+        bias_teacher,
         temperature,
         reduction,
-        need_grad,
     )
 
 
 def _fake(student: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
-    return fake_projected(student, weight, bias, need_grad=args[-1])
+    return loss.fake_loss(student, projected.gradients(student, weight, bias), need_grad=args[-1])
 
 
-def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    if grad_loss is None:
-        return (None,) * 9
-    *gradients, factor = ctx.saved_tensors
-    scaled = scale_grads(gradients, ctx.needs_input_grad[:3], factor, grad_loss, ctx.dtype)
-    return (*scaled, None, None, None, None, None, None)
+def _example(
+    dtype: torch.dtype = torch.float32,
+    *,
+    tokens: int = 5,
+    student: int = 6,
+    teacher: int = 4,
+    classes: int = 11,
+) -> dict[str, Any]:
+    make = normal(dtype)
+    return {
+        "student": make(tokens, student),
+        "weight_student": make(classes, student),
+        "bias_student": make(classes),
+        "teacher": make(tokens, teacher),
+        "weight_teacher": make(classes, teacher),
+        "bias_teacher": make(classes),
+        "temperature": 2.0,
+        "reduction": "batchmean",
+        "need_grad": True,
+    }
 
 
-_library.register(
-    "linear_logits_kl",
-    eager=_eager,
-    fake=_fake,
-    setup_context=setup_context,
-    backward=_backward,
-    triton=f"{__name__}.triton",
+register(
+    OpInfo(
+        name="linear_logits_kl",
+        module=__name__,
+        schema=(
+            "(Tensor student, Tensor weight_student, Tensor? bias_student, Tensor teacher, Tensor weight_teacher, "
+            "Tensor? bias_teacher, float temperature, str reduction, bool need_grad) "
+            "-> (Tensor loss, Tensor grad_student, Tensor grad_weight, Tensor grad_bias, Tensor grad_scale)"
+        ),
+        function=linear_logits_kl,
+        eager=eager.linear_logits_kl,
+        fake=_fake,
+        example=_example,
+        sizes={"30522": {"tokens": 2, "student": 16, "teacher": 16, "classes": 30522}},
+        differentiable=("student", "weight_student", "bias_student"),
+        setup_context=loss.setup_context,
+        backward=loss.backward,
+        compiled=("cpp",),
+        triton="triton",
+    )
 )

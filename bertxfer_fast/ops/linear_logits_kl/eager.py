@@ -22,14 +22,14 @@ def linear_logits_kl(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     logits = linear(student, weight_student, bias_student).float()
     target = linear(teacher, weight_teacher, bias_teacher)
-    loss, direction, factor = logits_kl(logits, target, temperature, reduction, need_grad)
-    nothing = student.new_empty(0, dtype=torch.float32)
+    loss, direction, grad_scale = logits_kl(logits, target, temperature, reduction, need_grad)
+    empty = student.new_empty(0, dtype=torch.float32)
     if not need_grad:
-        return loss, student.new_empty(0), nothing, nothing.clone(), factor
+        return loss, student.new_empty(0), empty, empty.clone(), grad_scale
     return (
         loss,
         (direction @ weight_student.float()).to(student.dtype),
         direction.T @ student.float(),
-        nothing if bias_student is None else direction.sum(0),
-        factor,
+        empty if bias_student is None else direction.sum(0),
+        grad_scale,
     )

@@ -13,13 +13,15 @@ def logits_kl(
     log_teacher = torch.log_softmax(teacher.float() / temperature, dim=-1)
     target = log_teacher.exp()
     normaliser = 1.0 if reduction == "sum" else 1.0 / max(student.shape[0], 1)
-    # xlogy: a class the teacher rules out (probability 0) adds nothing, whatever the student's logit.
+    # With xlogy and where, a class that the teacher rules out (probability 0) adds nothing, whatever the student's
+    # logit.
     terms = torch.xlogy(target, target) - torch.where(
         target == 0, torch.zeros_like(target), target * log_student
     )
     loss = (terms.sum(dtype=torch.float64) * (temperature**2 * normaliser)).float()
     grad_student = student.new_empty(0)
     if need_grad:
-        # d loss / d logit = temperature * (softmax(student) - target), each at most 1 in size
+        # The gradient is temperature * normaliser times this difference, which is at most 1 in size.
         grad_student = (log_student.exp() - target).to(student.dtype)
-    return loss, grad_student, torch.full_like(loss, temperature * normaliser)
+    grad_scale = torch.full_like(loss, temperature * normaliser)
+    return loss, grad_student, grad_scale

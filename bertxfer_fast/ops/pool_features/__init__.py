@@ -1,4 +1,4 @@
-"""Pooling of packed hidden states, several layers at once."""
+"""Mean, first-token, max or sqrt-mean pooling of packed hidden states, several layers in one pass."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._dispatch import backend as _backend
-from .._dispatch import library as _library
-from .._dispatch.autograd import gpu_size, run_constant
+from .._dispatch.autograd import overload_for, run
 from .._dispatch.checks import check_choice, check_packing, check_same_device, check_same_dtype, check_tensor
-from .eager import pool_features as _eager
-from .eager import pool_features_backward as _eager_backward
+from .._dispatch.examples import LENGTHS, normal, packing
+from .._dispatch.library import register
+from .._dispatch.registry import OpInfo
+from . import eager
 
 MODES = ("mean", "cls", "max", "mean_sqrt")
 
@@ -29,10 +29,13 @@ def pool_features(
 ) -> Tensor:
     """One vector per sequence from packed hidden states, in one pass over them.
 
-    With ``x = sum_l layer_weights[l] * hidden[l]``, a sequence of n tokens becomes
+    The eager expression that is avoided, for one sequence of n tokens, its layers ``h_l [n, D]``::
 
-    - ``"mean"``: ``x.mean(0)``; ``"mean_sqrt"``: ``x.sum(0) / sqrt(n)``; ``"max"``: ``x.max(0)``;
-    - ``"cls"``: ``x[0]``, the first token.
+        x = sum(w * h_l for w, h_l in zip(layer_weights, hidden))      # [n, D]
+        pooled = x.mean(0)                                             # mode="mean"
+        pooled = x.sum(0) / n**0.5                                     # mode="mean_sqrt"
+        pooled = x.max(0).values                                       # mode="max"
+        pooled = x[0]                                                  # mode="cls", the first token
 
     An empty sequence becomes zeros.
 
@@ -49,10 +52,19 @@ def pool_features(
         ``[N, D]`` in the dtype of ``hidden``; sums are float32.
 
     Raises:
-        ValueError, TypeError: naming the argument, what it got and what it wants.
+        TypeError, ValueError: ``argument: got X, want Y``, before any work starts.
 
-    ``mean_sqrt`` is the pooling of Cer et al., "Universal Sentence Encoder", 2018; the weighted sum of layers
-    that of Peters et al., "Deep contextualized word representations", 2018.
+    Example:
+        >>> import torch
+        >>> from bertxfer_fast import ops
+        >>> layers = [torch.randn(7, 768) for _ in range(4)]
+        >>> cu_seqlens = torch.tensor([0, 3, 7], dtype=torch.int32)  # sequences of 3 and 4 tokens
+        >>> ops.pool_features(layers, cu_seqlens, mode="mean", normalize=True).shape
+        torch.Size([2, 768])
+
+    References:
+        Cer et al., "Universal Sentence Encoder", 2018 (``"mean_sqrt"``).
+        Peters et al., "Deep contextualized word representations", 2018 (the weighted sum of layers).
     """
     if not isinstance(hidden, Tensor | Sequence):
         raise TypeError(f"hidden: got {type(hidden).__name__}, want a [T, D] tensor or a list of them")
@@ -71,19 +83,14 @@ def pool_features(
         check_same_device("hidden[0]", first, **{name: layer})
     check_choice("mode", mode, MODES)
     check_packing(
-        first.shape[0], cu_seqlens, None if cu_seqlens_is_cheap(cu_seqlens) else first.shape[0], seqused
+        first.shape[0], cu_seqlens, None if _lengths_are_at_hand(cu_seqlens) else first.shape[0], seqused
     )
     check_same_device("hidden", first, cu_seqlens=cu_seqlens, seqused=seqused)
     weights = _layer_weights(layer_weights, len(layers), first.device)
-    args = (layers, cu_seqlens, seqused, weights, mode, normalize)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (*layers, weights)):
-        size = gpu_size(first.device.type, layers)
-        op = _library.overload("pool_features", _backend.pick("pool_features", first.device.type, size))
-        return op(*args)[0]
-    return run_constant("pool_features", first.device.type, *args)[0]
+    return run("pool_features", first.device.type, layers, cu_seqlens, seqused, weights, mode, normalize)
 
 
-def cu_seqlens_is_cheap(cu_seqlens: object) -> bool:
+def _lengths_are_at_hand(cu_seqlens: object) -> bool:
     """Whether max_seqlen can be computed without a host sync (pooling itself does not need it)."""
     return not isinstance(cu_seqlens, Tensor) or cu_seqlens.device.type == "cpu"
 
@@ -129,18 +136,14 @@ def _fake_backward(grad: Tensor, hidden: list[Tensor], *args: Any) -> tuple[list
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     hidden, cu_seqlens, seqused, layer_weights, ctx.mode, ctx.normalize = inputs
-    ctx.set_materialize_grads(False)
-    ctx.layers = len(hidden)
     ctx.save_for_backward(cu_seqlens, seqused, layer_weights, *output, *hidden)
 
 
-def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    if grad is None:
-        return [None] * ctx.layers, None, None, None, None, None
+def _backward(ctx: Any, grad: Tensor, needed: Sequence[Any]) -> tuple[list[Tensor], Tensor]:
     cu_seqlens, seqused, layer_weights, pooled, argmax, norm, *hidden = ctx.saved_tensors
-    size = gpu_size(grad.device.type, hidden)
-    backend = _backend.pick("pool_features_backward", grad.device.type, size)
-    grad_hidden, grad_weights = _library.overload("pool_features_backward", backend)(
+    operator = overload_for("pool_features_backward", grad.device.type, hidden)
+    _, need_weights = needed
+    return operator(
         grad,
         hidden,
         cu_seqlens,
@@ -151,29 +154,96 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         pooled,
         argmax,
         norm,
-        ctx.needs_input_grad[3],
+        need_weights,
     )
-    return grad_hidden, None, None, grad_weights, None, None
 
 
-def _double_backward(ctx: Any, *_: Any) -> Any:
-    raise RuntimeError("pool_features cannot be differentiated twice (double backward)")
+def _example(
+    dtype: torch.dtype = torch.float32,
+    *,
+    layers: int = 2,
+    width: int = 6,
+    mode: str = "mean",
+    normalize: bool = False,
+    lengths: Sequence[int] = LENGTHS,
+) -> dict[str, Any]:
+    make = normal(dtype)
+    return {
+        "hidden": [make(sum(lengths), width) for _ in range(layers)],
+        "cu_seqlens": packing(lengths),
+        "seqused": None,
+        "layer_weights": torch.full((layers,), 1.0 / layers),
+        "mode": mode,
+        "normalize": normalize,
+    }
 
 
-_library.register(
-    "pool_features",
-    eager=_eager,
-    fake=_fake,
-    setup_context=_setup_context,
-    backward=_backward,
-    compiled=("cpp", "cuda"),
-    triton=f"{__name__}.triton",
+def _example_backward(dtype: torch.dtype = torch.float32, **sizes: Any) -> dict[str, Any]:
+    forward = _example(dtype, **sizes)
+    pooled, argmax, norm = eager.pool_features(**forward)
+    grad = torch.linspace(-1, 1, pooled.numel()).view(pooled.shape).to(dtype)
+    return {
+        "grad": grad,
+        **forward,
+        "pooled": pooled,
+        "argmax": argmax,
+        "norm": norm,
+        "need_weights": True,
+    }
+
+
+_TWO = {"width": 768, "lengths": (2, 2)}  # sequences
+_FOUR = {"width": 768, "lengths": (2, 2, 2, 2)}
+
+register(
+    OpInfo(
+        name="pool_features",
+        module=__name__,
+        schema=(
+            "(Tensor[] hidden, Tensor cu_seqlens, Tensor? seqused, Tensor layer_weights, str mode, bool normalize) "
+            "-> (Tensor pooled, Tensor argmax, Tensor norm)"
+        ),
+        function=pool_features,
+        eager=eager.pool_features,
+        fake=_fake,
+        example=_example,
+        sizes={
+            **{
+                f"{mode} x {layers}": {"layers": layers, "mode": mode, **_TWO}
+                for layers in (4, 1)
+                for mode in MODES
+            },
+            **{
+                f"{mode} x 4 split": {"layers": 4, "mode": mode, "width": 128, "lengths": (2,)}
+                for mode in ("mean", "mean_sqrt", "max")
+            },
+            "max x 4 normalized": {"layers": 4, "mode": "max", "normalize": True, **_TWO},
+            "mean x 13": {"layers": 13, "mode": "mean", **_TWO},
+        },
+        differentiable=("hidden", "layer_weights"),
+        setup_context=_setup_context,
+        backward=_backward,
+        compiled=("cpp", "cuda"),
+        triton="triton",
+    )
 )
-_library.register(
-    "pool_features_backward",
-    eager=_eager_backward,
-    fake=_fake_backward,
-    backward=_double_backward,
-    compiled=("cpp", "cuda"),
-    triton=f"{__name__}.triton_backward",
+register(
+    OpInfo(
+        name="pool_features_backward",
+        module=__name__,
+        schema=(
+            "(Tensor grad, Tensor[] hidden, Tensor cu_seqlens, Tensor? seqused, Tensor layer_weights, str mode, "
+            "bool normalize, Tensor pooled, Tensor argmax, Tensor norm, bool need_weights) "
+            "-> (Tensor[] grad_hidden, Tensor grad_weights)"
+        ),
+        eager=eager.pool_features_backward,
+        fake=_fake_backward,
+        example=_example_backward,
+        sizes={
+            **{f"{mode} x 4": {"layers": 4, "mode": mode, **_FOUR} for mode in MODES},
+            "mean x 1 normalized": {"layers": 1, "mode": "mean", "normalize": True, **_FOUR},
+        },
+        compiled=("cpp", "cuda"),
+        triton="triton_backward",
+    )
 )

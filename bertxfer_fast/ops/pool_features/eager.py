@@ -57,9 +57,8 @@ def pool_features_backward(
     if normalize:
         unit = pooled.float()
         grad_x = (grad_x - unit * (grad_x * unit).sum(1, keepdim=True)) / norm[:, None]
-    grad_mixed = hidden[0].new_zeros(
-        hidden[0].shape, dtype=torch.float32
-    )  # d loss / d (weighted sum of layers)
+    # With respect to the weighted sum of the layers.
+    grad_mixed = hidden[0].new_zeros(hidden[0].shape, dtype=torch.float32)
     grad_weights = layer_weights.new_zeros(layer_weights.shape)
     for n, (start, stop) in enumerate(sequence_spans(cu_seqlens, seqused)):
         if stop == start:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._dispatch import library as _library
-from .._dispatch.autograd import constant, run_loss
+from .._dispatch import loss
+from .._dispatch.autograd import run
 from .._dispatch.checks import (
     REDUCTIONS,
     check_choice,
@@ -17,8 +18,10 @@ from .._dispatch.checks import (
     check_scale,
     check_tensor,
 )
-from ..scale_grad import scale_grads
-from .eager import relation_kl as _eager
+from .._dispatch.examples import LENGTHS, normal, packing
+from .._dispatch.library import register
+from .._dispatch.registry import OpInfo
+from . import eager
 
 
 def relation_kl(
@@ -35,11 +38,11 @@ def relation_kl(
 ) -> Tensor:
     """KL(teacher || student) of the relations of queries (or keys, or values) with themselves.
 
-    For one sequence of length L and one relation head, ``x`` being that head's ``[L, D / heads]`` slice, the avoided
-    eager expression is::
+    The eager expression that is avoided, for one sequence of length L and one relation head, ``x`` being that head's
+    ``[L, D / heads]`` slice::
 
         s = (scale_student * x_student @ x_student.T).log_softmax(-1)   # [L, L]
-        t = (scale_teacher * x_teacher @ x_teacher.T).log_softmax(-1)
+        t = (scale_teacher * x_teacher @ x_teacher.T).log_softmax(-1)   # [L, L]
         loss = (t.exp() * (t - s)).sum(-1).mean()
 
     MiniLMv2's loss is the sum of three calls: queries, keys and values.
@@ -55,12 +58,23 @@ def relation_kl(
         reduction: ``"mean"`` over the ``heads * sum(len)`` valid rows (0 if there is none) or ``"sum"``.
 
     Returns:
-        float32 scalar.
+        float32 scalar. Same inputs, same bits, whatever the number of threads.
 
     Raises:
-        ValueError, TypeError: naming the argument, what it got and what it wants.
+        TypeError, ValueError: ``argument: got X, want Y``, before any work starts.
 
-    Wang et al., "MiniLMv2: Multi-Head Self-Attention Relation Distillation", 2021.
+    Example:
+        >>> import torch
+        >>> from bertxfer_fast import ops
+        >>> x, x_teacher = torch.randn(7, 384, requires_grad=True), torch.randn(7, 768)
+        >>> cu_seqlens = torch.tensor([0, 3, 7], dtype=torch.int32)  # sequences of 3 and 4 tokens
+        >>> loss = ops.relation_kl(x, x_teacher, cu_seqlens, heads=48)
+        >>> loss.backward()
+        >>> loss.shape, x.grad.shape
+        (torch.Size([]), torch.Size([7, 384]))
+
+    References:
+        Wang et al., "MiniLMv2: Multi-Head Self-Attention Relation Distillation", 2021.
     """
     check_tensor("x_student", x_student, 2, "[T, Ds]")
     check_tensor("x_teacher", x_teacher, 2, "[T, Dt]")
@@ -78,12 +92,11 @@ def relation_kl(
     check_choice("reduction", reduction, REDUCTIONS)
     max_seqlen = check_packing(x_student.shape[0], cu_seqlens, max_seqlen, seqused)
     check_same_device("x_student", x_student, x_teacher=x_teacher, cu_seqlens=cu_seqlens, seqused=seqused)
-    need_grad = torch.is_grad_enabled() and x_student.requires_grad
-    return run_loss(
+    return run(
         "relation_kl",
         x_student.device.type,
         x_student,
-        constant(x_teacher),
+        x_teacher,
         cu_seqlens,
         seqused,
         max_seqlen,
@@ -91,35 +104,57 @@ def relation_kl(
         check_scale("scale_student", scale_student, x_student.shape[1] // heads),
         check_scale("scale_teacher", scale_teacher, x_teacher.shape[1] // heads),
         reduction,
-        need_grad,
     )
 
 
-def _fake(x_student: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    scalar = x_student.new_empty((), dtype=torch.float32)
-    return scalar, x_student.new_empty(x_student.shape if args[-1] else (0,)), torch.empty_like(scalar)
+def _fake(x_student: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    return loss.fake_loss(x_student, [(x_student, x_student.dtype)], need_grad=args[-1])
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, grad_student, factor = output
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(grad_student, factor)
+def _example(
+    dtype: torch.dtype = torch.float32,
+    *,
+    student: int = 12,
+    teacher: int = 8,
+    heads: int = 2,
+    lengths: Sequence[int] = LENGTHS,
+) -> dict[str, Any]:
+    make, tokens = normal(dtype), sum(lengths)
+    return {
+        "x_student": make(tokens, student),
+        "x_teacher": make(tokens, teacher),
+        "cu_seqlens": packing(lengths),
+        "seqused": None,
+        "max_seqlen": max(lengths),
+        "heads": heads,
+        "scale_student": (student // heads) ** -0.5,
+        "scale_teacher": (teacher // heads) ** -0.5,
+        "reduction": "mean",
+        "need_grad": True,
+    }
 
 
-def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    nothing = (None,) * 9
-    if grad_loss is None:
-        return None, *nothing
-    grad_student, factor = ctx.saved_tensors
-    return *scale_grads([grad_student], [True], factor, grad_loss), *nothing
-
-
-_library.register(
-    "relation_kl",
-    eager=_eager,
-    fake=_fake,
-    setup_context=_setup_context,
-    backward=_backward,
-    compiled=("cpp", "cuda"),
-    triton=f"{__name__}.triton",
+register(
+    OpInfo(
+        name="relation_kl",
+        module=__name__,
+        schema=(
+            "(Tensor x_student, Tensor x_teacher, Tensor cu_seqlens, Tensor? seqused, SymInt max_seqlen, int heads, "
+            "float scale_student, float scale_teacher, str reduction, bool need_grad) "
+            "-> (Tensor loss, Tensor grad_student, Tensor grad_scale)"
+        ),
+        function=relation_kl,
+        eager=eager.relation_kl,
+        fake=_fake,
+        example=_example,
+        sizes={
+            "8/16": {"student": 384, "teacher": 768, "heads": 48, "lengths": (512,)},
+            "32/64": {"student": 384, "teacher": 768, "heads": 12, "lengths": (512,)},
+        },
+        differentiable=("x_student",),
+        setup_context=loss.setup_context,
+        backward=loss.backward,
+        compiled=("cpp", "cuda"),
+        triton="triton",
+    )
 )

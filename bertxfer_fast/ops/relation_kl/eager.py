@@ -19,9 +19,9 @@ def relation_kl(
     reduction: str,
     need_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    # Gradients through both places of x add up in float32, before they are rounded.
+    # In float32, because the gradients through both places of x are added before they are rounded.
     student, teacher = (x.unflatten(1, (heads, -1)).float() for x in (x_student, x_teacher))
-    loss, grad_q, grad_k, factor = attention_map_loss(
+    loss, grad_q, grad_k, grad_scale = attention_map_loss(
         student,
         student,
         teacher,
@@ -36,4 +36,4 @@ def relation_kl(
         need_grad,
     )
     grad = (grad_q + grad_k).flatten(1) if need_grad else grad_q
-    return loss, grad.to(x_student.dtype), factor
+    return loss, grad.to(x_student.dtype), grad_scale

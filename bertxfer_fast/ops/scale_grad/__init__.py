@@ -1,9 +1,9 @@
-"""``grad * factor``: the whole backward pass of an operator whose forward already computed its gradient.
+"""``grad * scale``: the whole backward pass of an operator whose forward already computed its gradient.
 
-A forward operator returns its gradient with a float32 ``factor`` that is still missing. Where the dtype has float32's
-range, kernels store the gradient whole and the factor is 1; float16 gradients are stored at a size that suits them, and
-the factor is the rest. The backward pass multiplies by the factor and the upstream gradient, a loss scale
-included, and rounds once; in place there is nothing to do for a product of 1.
+A forward operator returns its gradient with a float32 ``grad_scale`` that is still to be multiplied in. Where the dtype
+has float32's range, kernels store the gradient whole and ``grad_scale`` is 1; float16 gradients are stored at a size
+that suits them, and ``grad_scale`` is the rest. The backward pass multiplies by ``grad_scale`` and the upstream
+gradient, a loss scale included, and rounds once; in place there is nothing to do for a product of 1.
 """
 
 from __future__ import annotations
@@ -14,21 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._dispatch import backend as _backend
-from .._dispatch import library as _library
-from .._dispatch.autograd import DOUBLE_BACKWARD
-from .eager import scale_grad as _eager
-from .eager import scale_grad_ as _eager_in_place
+from .._dispatch import backend, library
+from .._dispatch.examples import normal
+from .._dispatch.registry import OpInfo
+from . import eager
 
 
 def scale_grads(
     grads: Sequence[Tensor],
     needed: Sequence[bool],
-    factor: Tensor,
+    grad_scale: Tensor,
     upstream: Tensor,
     dtype: torch.dtype | None = None,
 ) -> list[Tensor | None]:
-    """``(grad * (factor * upstream)).to(dtype)`` for every gradient that is needed, the products in float32.
+    """``(grad * (grad_scale * upstream)).to(dtype)`` for every gradient that is needed, the products in float32.
 
     A backward pass that frees its graph needs the stored gradients no more: then the results take their memory, all in
     one call, which saves a copy of them. With ``retain_graph=True`` they are left alone.
@@ -36,11 +35,11 @@ def scale_grads(
     Args:
         grads: any shapes; float32, bfloat16 or float16.
         needed: which of them are wanted; the others become None.
-        factor, upstream: float32, 0-dim, on the device of ``grads``: what the stored gradients lack, and the gradient
-            of the loss.
+        grad_scale, upstream: float32, 0-dim, on the device of ``grads``: what is left to multiply the stored gradients
+            by, and the gradient of the loss.
         dtype: of the results, by default each gradient's own.
     """
-    backend = _backend.pick("scale_grad", factor.device.type)
+    chosen = backend.pick("scale_grad", grad_scale.device.type)
     keep = _keeps_graph_alive()
     in_place = [
         grad
@@ -48,10 +47,9 @@ def scale_grads(
         if wanted and not keep and dtype in (None, grad.dtype) and _is_ours_alone(grad)
     ]
     if in_place:
-        if (
-            factor.device.type != "cpu" or factor.item() * upstream.item() != 1.0
-        ):  # to ask a GPU would be to wait for it
-            _library.overload("scale_grad_", backend)(in_place, factor, upstream)
+        # Only on the CPU: to ask a GPU for the product would be to wait for it.
+        if grad_scale.device.type != "cpu" or grad_scale.item() * upstream.item() != 1.0:
+            library.overload("scale_grad_", chosen)(in_place, grad_scale, upstream)
         if len(in_place) == len(grads):
             return list(grads)
     scaled, product = [], None
@@ -59,22 +57,23 @@ def scale_grads(
         if not wanted or any(grad is done for done in in_place):
             scaled.append(grad if wanted else None)
             continue
-        product = factor * upstream if product is None else product
+        product = grad_scale * upstream if product is None else product
         scaled.append(scale_grad(grad, product, dtype))
     return scaled
 
 
-def scale_grad(grad: Tensor, factor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """``(grad * factor).to(dtype)``, a tensor of its own."""
-    backend = _backend.pick("scale_grad", grad.device.type)
-    return _library.overload("scale_grad", backend)(grad, factor, grad.dtype if dtype is None else dtype)
+def scale_grad(grad: Tensor, scale: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """``(grad * scale).to(dtype)``, a tensor of its own."""
+    chosen = backend.pick("scale_grad", grad.device.type)
+    return library.overload("scale_grad", chosen)(grad, scale, grad.dtype if dtype is None else dtype)
 
 
-# Known to torch alone. One that does not tell is taken to keep its graph.
+# These two are torch's own and undocumented: without the first, a graph counts as kept, without the second every
+# gradient as shared, so that scaling copies.
 _keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
-_holders = getattr(torch._C, "_storage_Use_Count", lambda storage: _OURS + 1)
-#: Who holds a stored gradient's memory that nobody else does: autograd, its unpacked tensor, and who asks.
-_OURS = 3
+_storage_use_count = getattr(torch._C, "_storage_Use_Count", lambda storage: _OWN_USES + 1)
+#: References to a stored gradient's memory when nobody else has one: autograd's, its unpacked tensor's, the caller's.
+_OWN_USES = 3
 
 
 def _keeps_graph_alive() -> bool:
@@ -83,33 +82,53 @@ def _keeps_graph_alive() -> bool:
 
 
 def _is_ours_alone(grad: Tensor) -> bool:
-    return type(grad) is Tensor and grad.is_contiguous() and _holders(grad.untyped_storage()._cdata) <= _OURS
+    return (
+        type(grad) is Tensor
+        and grad.is_contiguous()
+        and _storage_use_count(grad.untyped_storage()._cdata) <= _OWN_USES
+    )
 
 
-def _fake(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+def _fake(grad: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty(grad.shape, dtype=dtype, device=grad.device)
 
 
-def _backward(ctx: Any, grad: Tensor) -> Any:
-    raise RuntimeError(DOUBLE_BACKWARD)
-
-
-def _fake_in_place(grads: list[Tensor], factor: Tensor, upstream: Tensor) -> None:
+def _fake_in_place(grads: list[Tensor], grad_scale: Tensor, upstream: Tensor) -> None:
     return None
 
 
-_library.register(
-    "scale_grad",
-    eager=_eager,
-    fake=_fake,
-    backward=_backward,
-    compiled=("cpp", "cuda"),
-    triton=f"{__name__}.triton",
+def _example(dtype: torch.dtype = torch.float32, *, numel: int = 7) -> dict[str, Any]:
+    return {"grad": normal(dtype)(numel), "scale": torch.tensor(0.5), "dtype": dtype}
+
+
+def _example_in_place(dtype: torch.dtype = torch.float32, *, numel: int = 7) -> dict[str, Any]:
+    grads = [normal(dtype)(numel), *(normal(torch.float32)(numel) for _ in range(2))]
+    return {"grads": grads, "grad_scale": torch.tensor(0.5), "upstream": torch.tensor(3.0)}
+
+
+library.register(
+    OpInfo(
+        name="scale_grad",
+        module=__name__,
+        schema="(Tensor grad, Tensor scale, ScalarType dtype) -> Tensor",
+        eager=eager.scale_grad,
+        fake=_fake,
+        example=_example,
+        sizes={"": {"numel": 4096}},
+        compiled=("cpp", "cuda"),
+        triton="triton",
+    )
 )
-_library.register(
-    "scale_grad_",
-    eager=_eager_in_place,
-    fake=_fake_in_place,
-    compiled=("cpp", "cuda"),
-    triton=f"{__name__}.triton",
+library.register(
+    OpInfo(
+        name="scale_grad_",
+        module=__name__,
+        schema="(Tensor(a!)[] grads, Tensor grad_scale, Tensor upstream) -> ()",
+        eager=eager.scale_grad_,
+        fake=_fake_in_place,
+        example=_example_in_place,
+        sizes={"three": {"numel": 4096}},
+        compiled=("cpp", "cuda"),
+        triton="triton",
+    )
 )

@@ -1,13 +1,15 @@
+"""Readable reference and fallback."""
+
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
 
-def scale_grad(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    return (grad.float() * factor).to(dtype)
+def scale_grad(grad: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return (grad.float() * scale).to(dtype)
 
 
-def scale_grad_(grads: list[Tensor], factor: Tensor, upstream: Tensor) -> None:
+def scale_grad_(grads: list[Tensor], grad_scale: Tensor, upstream: Tensor) -> None:
     for grad in grads:
-        grad.copy_(grad.float() * (factor * upstream))
+        grad.copy_(grad.float() * (grad_scale * upstream))

@@ -66,7 +66,7 @@ def varlen_attention_backward(
         dropped = weights
         if kept is not None:
             grad_weights, dropped = grad_weights * kept, weights * kept
-        # The softmax's Jacobian needs sum_j w_j dw_j per row, which is the row's out . grad.
+        # The softmax's Jacobian needs sum_j w_j dw_j of each row, which equals the row's inner product of out and grad.
         delta = (gs * os).sum(-1, keepdim=True)
         grad_scores = scale * weights * (grad_weights - delta)
         grad_q[start:stop] = (grad_scores @ ks).transpose(0, 1).to(grad_q.dtype)
