@@ -30,9 +30,6 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "students": ({"models"}, {"torch", "transformers"}),
     "distillation": ({"data", "errors", "models", "ops"}, {"torch", "transformers"}),
     "features": ({"data", "models", "ops"}, {"numpy", "safetensors", "torch", "transformers"}),
-    "bench": ({"bench_gpu_report", "bench_report", "errors"}, set()),
-    "bench_gpu_report": ({"bench_report", "evaluation"}, set()),
-    "bench_report": ({"errors", "evaluation"}, {"matplotlib"}),
     "evaluation": (
         {"__init__", "data", "models"},
         {"matplotlib", "numpy", "torch", "transformers", "yaml"},
@@ -44,7 +41,6 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "cli": (
         {
             "__init__",
-            "bench",
             "data",
             "distillation",
             "errors",

@@ -8,6 +8,7 @@ and so does a benchmark of what fails its tests.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import sys
@@ -183,14 +184,19 @@ def _extract(args: argparse.Namespace) -> None:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from .. import bench
-
+    """Starts `benchmarks/`, which stands beside the package in a source checkout and is no part of it."""
+    root = Path(__file__).resolve().parents[2]
+    if not ((root / "benchmarks" / "run.py").is_file() and (root / "tests" / "ops").is_dir()):
+        raise InputError(
+            "bench: run it from a source checkout, with benchmarks/ and tests/ beside the package"
+        )
+    sys.path.insert(0, str(root))
     if args.docs:
         if args.names:
             raise InputError("--docs: measures nothing, so it takes no NAME")
-        bench.write_docs(args.output)
+        importlib.import_module("benchmarks.docs").write_docs(root, args.output)
         return 0
-    return bench.run(
+    code: int = importlib.import_module("benchmarks.run").run(
         args.names,
         quick=args.quick,
         threads=args.threads,
@@ -198,6 +204,7 @@ def _bench(args: argparse.Namespace) -> int:
         plots=not args.no_plots,
         skip_compile=args.skip_compile,
     )
+    return code
 
 
 def _info(args: argparse.Namespace) -> None:

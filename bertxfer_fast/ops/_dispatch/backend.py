@@ -1,7 +1,7 @@
 """Which implementation runs where: one table, one override, one explanation.
 
 The choice is made in Python, per call, by device: CPU takes the first usable of ``cpp`` and ``eager``, CUDA what was
-measured to be faster (:mod:`._choices`) or else the first usable of ``triton``, ``cuda`` and ``eager``. The environment
+measured to be faster (:mod:`.choices`) or else the first usable of ``triton``, ``cuda`` and ``eager``. The environment
 variable ``BERTXFER_BACKEND`` and :func:`use_backend` override it for the whole process.
 """
 
@@ -89,7 +89,7 @@ def _no_gpu(backend: str) -> str | None:
 
 
 def pick(op: str, device_type: str, size: int | None = None) -> str:
-    """The backend that a call of ``op`` on ``device_type`` takes, of a size in the unit that `_choices` counts in.
+    """The backend that a call of ``op`` on ``device_type`` takes, of a size in the unit that `choices` counts in.
 
     Raises:
         RuntimeError: a backend asked for by name cannot run here; the message says why.

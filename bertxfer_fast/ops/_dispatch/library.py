@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from .choices import launcher_module
+
 NAMESPACE = "bertxfer_fast"
 
 #: Backends that an operator may have an overload for, in no order of preference.
@@ -181,7 +183,7 @@ def _on_its_device(module: str, name: str) -> Callable[..., Any]:
     """Function ``name`` of ``module``, run with the device of its first tensor current, as Triton launches there."""
 
     def run(*args: Any) -> Any:
-        launcher = getattr(importlib.import_module(module), name)
+        launcher = getattr(launcher_module(module), name)
         first = args[0] if isinstance(args[0], torch.Tensor) else args[0][0]
         if first.device.type != "cuda":
             return launcher(*args)
