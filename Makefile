@@ -17,15 +17,18 @@ EMULATOR := $(wildcard tests/cuda_emulator/*.cpp tests/cuda_emulator/*.h tests/c
 ENVIRONMENT := $(VENV)/.environment-torch-$(TORCH)
 BUILT := $(VENV)/.built-torch-$(TORCH)
 
-.PHONY: help test slow sanitize demo bench gpu choices lint format build clean
+.PHONY: help test slow sanitize demo bench gpu gpu-plan gpu-sweep gpu-variants choices lint format build clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n '/^# Two/,/^$$/s/^# //p' Makefile
 	@echo "also: make slow | sanitize | lint | format | build | clean"
 	@echo "      make bench    the operators against plain and compiled PyTorch; NAMES='attention_map step' for some"
-	@echo "      make gpu      builds, tests and measures on this machine's NVIDIA GPU; PART=attention_map for one operator,"
-	@echo "                    RESULTS=dir to write there; then make choices FILE=results.json: what is faster by default"
+	@echo "      make gpu      checks and measures on this machine's NVIDIA GPU, in MINUTES=7; PART=attention_map for one operator,"
+	@echo "                    PART=profile for what ncu says, RESULTS=dir to write there, PEERS=dir with others' packages,"
+	@echo "                    NO_BUILD=1, NO_TESTS=1; make gpu-plan shows what it would do"
+	@echo "      make gpu-sweep    tries configurations of the hot kernels; gpu-variants builds some beforehand"
+	@echo "      make choices FILE=results.json or facts.jsonl    what was faster becomes the default"
 
 $(ENVIRONMENT): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "bertxfer_fast needs Python >= 3.10")'
@@ -59,9 +62,22 @@ demo: $(BUILT)
 bench: $(BUILT)
 	$(PY) -m bertxfer_fast bench $(NAMES)
 
-# Needs no .venv and fetches nothing: a python3 with torch, transformers, ninja, pytest and its plug-ins, and nvcc.
+# Need no .venv and fetch nothing: a python3 with torch, transformers, ninja, pytest and its plug-ins, and nvcc. With
+# binaries built beforehand (BERTXFER_CUDA_ARCHS=90 python3 build_kernels.py) and NO_BUILD=1 no nvcc either.
+GPU := $(PYTHON) -m benchmarks.gpu $(if $(RESULTS),--results $(RESULTS)) $(if $(MINUTES),--minutes $(MINUTES)) \
+  $(if $(PEERS),--peers $(PEERS)) $(if $(NO_BUILD),--no-build) $(if $(NO_TESTS),--no-tests)
+
 gpu:
-	$(PYTHON) -m benchmarks.gpu $(PART) $(if $(RESULTS),--results $(RESULTS)) $(if $(MINUTES),--minutes $(MINUTES))
+	$(GPU) $(PART)
+
+gpu-plan:
+	$(GPU) --plan $(PART)
+
+gpu-sweep:
+	$(GPU) sweep
+
+gpu-variants:
+	$(PYTHON) -m benchmarks.gpu.variants $(NAMES)
 
 choices:
 	$(PYTHON) -m benchmarks.choices $(FILE) --write

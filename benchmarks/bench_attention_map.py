@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bertxfer_fast import ops
 
-from .harness import backends, compare, compiled, in_float32_too, nbytes, with_gradients
+from .harness import Problem, backends, compare, compiled, in_float32_too, in_float64, nbytes, with_gradients
 from .inputs import (
     Ragged,
     attention_inputs,
@@ -54,10 +54,7 @@ def ours(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], kind: str) ->
     )
 
 
-@kinds
-@both_dtypes
-@attention_shapes
-def test_attention_map(benchmark: Any, shape: tuple[int, ...], dtype: torch.dtype, kind: str) -> None:
+def problem(shape: tuple[int, ...], dtype: torch.dtype, kind: str) -> Problem:
     student, teacher = attention_inputs(shape, dtype)
     padded = [x.transpose(1, 2) for x in (*student, *teacher)]
     plain = {"kl": plain_kl, "mse": plain_mse}[kind]
@@ -71,10 +68,9 @@ def test_attention_map(benchmark: Any, shape: tuple[int, ...], dtype: torch.dtyp
         **(linear_ard(*student, *teacher) if kind == "kl" else {}),
         **in_float32_too(lambda: ours(*(tuple(map(in_float32, x)) for x in (student, teacher)), kind), dtype),
     }
-    compare(
-        benchmark,
-        implementations,
+    return Problem(
         op="attention_map",
+        implementations=implementations,
         case=kind,
         shape="x".join(map(str, shape)),
         length=shape[1],
@@ -82,13 +78,20 @@ def test_attention_map(benchmark: Any, shape: tuple[int, ...], dtype: torch.dtyp
         operator=OPERATOR,
         size=student[0].numel(),
         gradient_bytes=nbytes(student),
+        truth=lambda: in_float64(
+            lambda *x: plain(*(y.transpose(1, 2) for y in x)), (*student, *teacher), parts=shape[0]
+        ),
     )
 
 
 @kinds
-@main_dtypes
+@both_dtypes
 @attention_shapes
-def test_attention_map_ragged(benchmark: Any, shape: tuple[int, ...], dtype: torch.dtype, kind: str) -> None:
+def test_attention_map(benchmark: Any, shape: tuple[int, ...], dtype: torch.dtype, kind: str) -> None:
+    compare(benchmark, problem(shape, dtype, kind))
+
+
+def ragged_problem(shape: tuple[int, ...], dtype: torch.dtype, kind: str) -> Problem:
     """What packing brings: the work goes with the pairs, so ideally 1 / (share of real pairs)."""
     student, teacher = attention_inputs(shape, dtype)
     batch = Ragged.draw(*shape[:2])
@@ -102,10 +105,9 @@ def test_attention_map_ragged(benchmark: Any, shape: tuple[int, ...], dtype: tor
         **backends(with_gradients(loss, packed[:2]), OPERATOR, eager=False),
         **backends(ours(student, teacher, kind), OPERATOR, eager=False, suffix="full length"),
     }
-    record = compare(
-        benchmark,
-        implementations,
+    return Problem(
         op="attention_map",
+        implementations=implementations,
         case=f"{kind} ragged",
         shape="x".join(map(str, shape)),
         length=shape[1],
@@ -114,6 +116,12 @@ def test_attention_map_ragged(benchmark: Any, shape: tuple[int, ...], dtype: tor
         operator=OPERATOR,
         size=packed[0].numel(),
         gradient_bytes=nbytes(packed[:2]),
+        ideal_gain=1 / batch.pairs,
     )
-    gain = record["implementations"][f"{record['ours']} full length"]["ratio"]
-    benchmark.extra_info.update(gain=gain, ideal_gain=1 / batch.pairs)
+
+
+@kinds
+@main_dtypes
+@attention_shapes
+def test_attention_map_ragged(benchmark: Any, shape: tuple[int, ...], dtype: torch.dtype, kind: str) -> None:
+    compare(benchmark, ragged_problem(shape, dtype, kind))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bertxfer_fast import ops
 
-from .harness import backends, compare, compiled, in_float32_too, nbytes, with_gradients
+from .harness import Problem, backends, compare, compiled, in_float32_too, in_float64, nbytes, with_gradients
 from .inputs import (
     Ragged,
     attention_inputs,
@@ -59,9 +59,7 @@ def floor(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> dict[str,
     return {"floor: products of Gram": gram}
 
 
-@both_dtypes
-@attention_shapes
-def test_attention_score_mse(benchmark: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def problem(shape: tuple[int, ...], dtype: torch.dtype) -> Problem:
     student, teacher = attention_inputs(shape, dtype)
     padded = [x.transpose(1, 2) for x in (*student, *teacher)]
     fast = compiled(plain)
@@ -75,22 +73,28 @@ def test_attention_score_mse(benchmark: Any, shape: tuple[int, ...], dtype: torc
         **gpu_copy(2 * nbytes(student) + nbytes(teacher), dtype),
         **in_float32_too(lambda: ours(*(tuple(map(in_float32, x)) for x in (student, teacher))), dtype),
     }
-    compare(
-        benchmark,
-        implementations,
+    return Problem(
         op=OPERATOR,
+        implementations=implementations,
         shape="x".join(map(str, shape)),
         length=shape[1],
         dtype=dtype,
         operator=OPERATOR,
         size=student[0].numel(),
         gradient_bytes=nbytes(student),
+        truth=lambda: in_float64(
+            lambda *x: plain(*(y.transpose(1, 2) for y in x)), (*student, *teacher), parts=shape[0]
+        ),
     )
 
 
-@main_dtypes
+@both_dtypes
 @attention_shapes
-def test_attention_score_mse_ragged(benchmark: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_attention_score_mse(benchmark: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    compare(benchmark, problem(shape, dtype))
+
+
+def ragged_problem(shape: tuple[int, ...], dtype: torch.dtype) -> Problem:
     """What packing brings: the work is linear in the tokens, so ideally 1 / (share of real tokens)."""
     student, teacher = attention_inputs(shape, dtype)
     batch = Ragged.draw(*shape[:2])
@@ -104,10 +108,9 @@ def test_attention_score_mse_ragged(benchmark: Any, shape: tuple[int, ...], dtyp
         **backends(with_gradients(loss, packed[:2]), OPERATOR, eager=False),
         **backends(ours(student, teacher), OPERATOR, eager=False, suffix="full length"),
     }
-    record = compare(
-        benchmark,
-        implementations,
+    return Problem(
         op=OPERATOR,
+        implementations=implementations,
         case="ragged",
         shape="x".join(map(str, shape)),
         length=shape[1],
@@ -116,6 +119,11 @@ def test_attention_score_mse_ragged(benchmark: Any, shape: tuple[int, ...], dtyp
         operator=OPERATOR,
         size=packed[0].numel(),
         gradient_bytes=nbytes(packed[:2]),
+        ideal_gain=1 / batch.tokens,
     )
-    gain = record["implementations"][f"{record['ours']} full length"]["ratio"]
-    benchmark.extra_info.update(gain=gain, ideal_gain=1 / batch.tokens)
+
+
+@main_dtypes
+@attention_shapes
+def test_attention_score_mse_ragged(benchmark: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    compare(benchmark, ragged_problem(shape, dtype))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bertxfer_fast import FeatureExtractor
 
-from .harness import compare, compiled, full_or_quick, on_backend
+from .harness import Problem, compare, compiled, full_or_quick, on_backend
 from .inputs import both_dtypes
 from .models import TEACHER, bert, padded, ragged_texts, with_attention
 
@@ -23,9 +23,7 @@ PER_BATCH = full_or_quick(4, 2)
 LAYERS = (-4, -3, -2, -1)
 
 
-@both_dtypes
-@pytest.mark.parametrize("texts, length", BATCHES)
-def test_extract(benchmark: Any, texts: int, length: int, dtype: torch.dtype) -> None:
+def problem(texts: int, length: int, dtype: torch.dtype) -> Problem:
     model = bert(TEACHER, length).to(dtype).eval()
     features = ragged_texts(texts, length)
     by_length = sorted(features, key=lambda text: -len(text["input_ids"]))
@@ -52,12 +50,17 @@ def test_extract(benchmark: Any, texts: int, length: int, dtype: torch.dtype) ->
         "plain sorted": lambda: run(by_length),
         "compile": fast and (lambda: run(features, fast, length)),
     }
-    compare(
-        benchmark,
-        implementations,
+    return Problem(
         op="extract",
+        implementations=implementations,
         shape=f"{texts}x{length}",
         length=length,
         dtype=dtype,
         valid=sum(len(text["input_ids"]) for text in features) / (texts * length),
     )
+
+
+@both_dtypes
+@pytest.mark.parametrize("texts, length", BATCHES)
+def test_extract(benchmark: Any, texts: int, length: int, dtype: torch.dtype) -> None:
+    compare(benchmark, problem(texts, length, dtype))

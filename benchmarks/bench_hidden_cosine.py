@@ -8,14 +8,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .harness import Problem, compare
 from .inputs import main_dtypes
-from .projected import compare_projected
+from .projected import projected_problem
 
 
 def plain(student: Tensor, teacher: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return (1 - F.cosine_similarity(F.linear(student, weight, bias), teacher)).mean()
 
 
+def problem(dtype: torch.dtype) -> Problem:
+    return projected_problem("hidden_cosine", plain, dtype)
+
+
 @main_dtypes
 def test_hidden_cosine(benchmark: Any, dtype: torch.dtype) -> None:
-    compare_projected(benchmark, "hidden_cosine", plain, dtype)
+    compare(benchmark, problem(dtype))

@@ -8,14 +8,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .harness import Problem, compare
 from .inputs import main_dtypes
-from .projected import compare_projected
+from .projected import projected_problem
 
 
 def plain(student: Tensor, teacher: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.mse_loss(F.linear(student, weight, bias), teacher)
 
 
+def problem(dtype: torch.dtype) -> Problem:
+    return projected_problem("hidden_mse", plain, dtype)
+
+
 @main_dtypes
 def test_hidden_mse(benchmark: Any, dtype: torch.dtype) -> None:
-    compare_projected(benchmark, "hidden_mse", plain, dtype)
+    compare(benchmark, problem(dtype))

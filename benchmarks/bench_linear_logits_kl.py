@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from bertxfer_fast import ops
 
 from . import device
-from .harness import backends, compare, compiled, full_or_quick, nbytes, with_gradients
+from .harness import Problem, backends, compare, compiled, full_or_quick, in_float64, nbytes, with_gradients
 from .inputs import random
 from .peers import liger
 
@@ -31,8 +31,7 @@ def plain(student: Tensor, weight_student: Tensor, teacher: Tensor, weight_teach
     )
 
 
-@pytest.mark.parametrize("case", [""] if device.ON_GPU else ["", "products alone"])
-def test_linear_logits_kl(benchmark: Any, case: str) -> None:
+def problem(case: str = "") -> Problem:
     """Memory matters as much as time: the record has it in multiples of the gradients that all return.
 
     Whole logits take gigabytes to and from the system between two turns, which slows whoever comes next; so the
@@ -53,14 +52,19 @@ def test_linear_logits_kl(benchmark: Any, case: str) -> None:
     }
     if case:
         implementations = {name: implementations[name] for name in ("cpp", "floor: four products")}
-    compare(
-        benchmark,
-        implementations,
+    return Problem(
         op="linear_logits_kl",
+        implementations=implementations,
         case=case,
         shape=f"{TOKENS}x{STUDENT}/{TEACHER}->{CLASSES}",
         dtype=DTYPE,
         operator="linear_logits_kl",
         size=student.numel(),
         gradient_bytes=nbytes(wrt),
+        truth=lambda: in_float64(plain, arguments),
     )
+
+
+@pytest.mark.parametrize("case", [""] if device.ON_GPU else ["", "products alone"])
+def test_linear_logits_kl(benchmark: Any, case: str) -> None:
+    compare(benchmark, problem(case))

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from bertxfer_fast import ops
 
-from .harness import compare, full_or_quick, with_gradients
+from .harness import Problem, compare, full_or_quick, with_gradients
 from .inputs import even_packing, random
 
 TOKENS, WIDTH = 64, 16
@@ -68,12 +68,10 @@ def test_overhead(benchmark: Any, name: str) -> None:
         "cpp": with_gradients(loss, wrt),  # as users call it: forcing a backend would cost time of its own
         "floor: mse_loss": with_gradients(lambda: F.mse_loss(student, teacher), [student]),
     }
+    problem = Problem(op="overhead", implementations=implementations, case=name, shape=f"{TOKENS}x{WIDTH}")
     compare(
         benchmark,
-        implementations,
-        op="overhead",
-        case=name,
-        shape=f"{TOKENS}x{WIDTH}",
+        problem,
         calls=CALLS,
         max_rounds=ROUNDS,
         with_memory=False,

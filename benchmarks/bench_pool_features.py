@@ -12,7 +12,7 @@ from torch import Tensor
 from bertxfer_fast import ops
 
 from . import device
-from .harness import backends, compare, compiled, full_or_quick, in_float32_too, nbytes
+from .harness import Problem, backends, compare, compiled, full_or_quick, in_float32_too, in_float64, nbytes
 from .inputs import copy_of, even_packing, in_float32, main_dtypes, random
 
 SEQUENCES, LENGTH, WIDTH = full_or_quick((64, 128, 768), (4, 8, 16), (64, 512, 768))
@@ -38,14 +38,15 @@ def plain_max(layers: list[Tensor]) -> Tensor:
 
 def call_of(function: Callable[[list[Tensor]], Tensor], layers: list[Tensor], grad: Tensor | None) -> Any:
     """Features alone, or with them the gradients of all layers."""
-    if grad is None:
-        return lambda: function(layers)
-    return lambda: torch.autograd.grad(function(layers), layers, grad)
+
+    def call() -> tuple[Tensor, ...]:
+        out = function(layers)
+        return (out, *torch.autograd.grad(out, layers, grad)) if grad is not None else (out,)
+
+    return call
 
 
-@pytest.mark.parametrize("mode, count, backward", CASES)
-@main_dtypes
-def test_pool_features(benchmark: Any, mode: str, count: int, backward: bool, dtype: torch.dtype) -> None:
+def problem(mode: str, count: int, backward: bool, dtype: torch.dtype) -> Problem:
     layers = [random(SEQUENCES * LENGTH, WIDTH, dtype=dtype, grad=backward) for _ in range(count)]
     grad = random(SEQUENCES, WIDTH, dtype=dtype) if backward else None
     cu_seqlens = even_packing(SEQUENCES, LENGTH)
@@ -64,14 +65,20 @@ def test_pool_features(benchmark: Any, mode: str, count: int, backward: bool, dt
         "floor: copy": copy_of(moved, dtype),
         **in_float32_too(lambda: call_of(pool, [in_float32(x) for x in layers], None), dtype),
     }
-    compare(
-        benchmark,
-        implementations,
+    return Problem(
         op="pool_features",
+        implementations=implementations,
         case=mode + " with gradients" * backward,
         shape=f"{SEQUENCES}x{LENGTH}x{WIDTH}, {count} layer{'s' * (count > 1)}",
         dtype=dtype,
         operator="pool_features_backward" if backward else "pool_features",
         size=count * layers[0].numel(),
         gradient_bytes=nbytes(layers) if backward else None,
+        truth=lambda: in_float64(lambda *x: plain(list(x)), layers, grad),
     )
+
+
+@pytest.mark.parametrize("mode, count, backward", CASES)
+@main_dtypes
+def test_pool_features(benchmark: Any, mode: str, count: int, backward: bool, dtype: torch.dtype) -> None:
+    compare(benchmark, problem(mode, count, backward, dtype))

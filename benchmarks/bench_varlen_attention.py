@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from bertxfer_fast import ops
 
-from .harness import backends, compare, compiled, nbytes, on_backend
+from . import device
+from .harness import Problem, backends, compare, compiled, in_float64, nbytes, on_backend
 from .inputs import (
     Ragged,
     attention_shapes,
@@ -22,6 +23,9 @@ from .inputs import (
     map_products,
     random,
 )
+from .peers import flash_attention
+
+OPERATOR = "varlen_attention"
 
 Inputs = tuple[Tensor, ...]
 
@@ -36,7 +40,11 @@ def ours(qkv: Inputs, cu_seqlens: Tensor, longest: int) -> Callable[[], Tensor]:
 
 
 def backward_too(output: Callable[[], Tensor], wrt: Inputs, grad: Tensor) -> Callable[[], Any]:
-    return lambda: torch.autograd.grad(output(), wrt, grad)
+    def call() -> tuple[Tensor, ...]:
+        out = output()
+        return out, *torch.autograd.grad(out, wrt, grad)
+
+    return call
 
 
 def inputs(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Inputs, Tensor, str]:
@@ -46,9 +54,7 @@ def inputs(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Inputs, Tensor, 
     return (q, k, v), random(*size, dtype=dtype), "x".join(map(str, size))
 
 
-@both_dtypes
-@attention_shapes
-def test_varlen_attention(benchmark: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def problem(shape: tuple[int, ...], dtype: torch.dtype) -> Problem:
     qkv, grad, name = inputs(shape, dtype)
     cu_seqlens, length = even_packing(*shape[:2]), shape[1]
     packed, packed_grad = tuple(x.flatten(0, 1) for x in qkv), grad.flatten(0, 1)
@@ -56,31 +62,38 @@ def test_varlen_attention(benchmark: Any, shape: tuple[int, ...], dtype: torch.d
     fast = compiled(plain)
     q, k, v, g = (heads_first(x) for x in (*qkv, grad))
     implementations = {
-        **backends(backward_too(ours(packed, cu_seqlens, length), qkv, packed_grad), "varlen_attention"),
+        **backends(backward_too(ours(packed, cu_seqlens, length), qkv, packed_grad), OPERATOR),
         "plain": backward_too(lambda: plain(*padded), qkv, padded_grad),
         "compile": fast and backward_too(lambda: fast(*padded), qkv, padded_grad),
         # Scores, output; scores again, gradient of the map, and the gradients of v, q and k.
         "floor: seven products": map_products([(q, k), (q, k), (g, v)], [v, g, k, q]),
+        **flash_attention(packed, packed_grad, cu_seqlens, length),
     }
-    if dtype == torch.bfloat16:
+    if dtype == torch.bfloat16 and not device.ON_GPU:
         wide = tuple(in_float32(x) for x in packed)
         implementations["cpp float32"] = on_backend(
             "cpp", backward_too(ours(wide, cu_seqlens, length), wide, packed_grad.float())
         )
-    compare(
-        benchmark,
-        implementations,
-        op="varlen_attention",
+    return Problem(
+        op=OPERATOR,
+        implementations=implementations,
         shape=name,
         length=length,
         dtype=dtype,
         gradient_bytes=nbytes(qkv),
+        truth=lambda: in_float64(
+            lambda *x: plain(*(y.transpose(1, 2) for y in x)).transpose(1, 2), qkv, grad, parts=shape[0]
+        ),
     )
 
 
 @both_dtypes
 @attention_shapes
-def test_varlen_attention_ragged(benchmark: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_varlen_attention(benchmark: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    compare(benchmark, problem(shape, dtype))
+
+
+def ragged_problem(shape: tuple[int, ...], dtype: torch.dtype) -> Problem:
     """Packed, against full length and against torch on the padded batch with its mask."""
     qkv, grad, name = inputs(shape, dtype)
     batch, even = Ragged.draw(*shape[:2]), even_packing(*shape[:2])
@@ -90,23 +103,34 @@ def test_varlen_attention_ragged(benchmark: Any, shape: tuple[int, ...], dtype: 
     mask = batch.mask[:, None, None, :]
     fast = compiled(plain)
     implementations = {
-        "cpp": on_backend(
-            "cpp", backward_too(ours(packed, batch.cu_seqlens, batch.max_seqlen), packed, packed_grad)
+        **backends(
+            backward_too(ours(packed, batch.cu_seqlens, batch.max_seqlen), packed, packed_grad),
+            OPERATOR,
+            eager=False,
         ),
-        "cpp full length": on_backend("cpp", backward_too(ours(whole, even, shape[1]), qkv, whole_grad)),
+        **backends(
+            backward_too(ours(whole, even, shape[1]), qkv, whole_grad),
+            OPERATOR,
+            eager=False,
+            suffix="full length",
+        ),
         "plain": backward_too(lambda: plain(*padded, mask), qkv, padded_grad),
         "compile": fast and backward_too(lambda: fast(*padded, mask), qkv, padded_grad),
     }
-    record = compare(
-        benchmark,
-        implementations,
-        op="varlen_attention",
+    return Problem(
+        op=OPERATOR,
+        implementations=implementations,
         case="ragged",
         shape=name,
         length=shape[1],
         dtype=dtype,
         valid=batch.tokens,
         gradient_bytes=nbytes(packed),
+        ideal_gain=1 / batch.pairs,
     )
-    gain = record["implementations"]["cpp full length"]["ratio"]
-    benchmark.extra_info.update(gain=gain, ideal_gain=1 / batch.pairs)
+
+
+@both_dtypes
+@attention_shapes
+def test_varlen_attention_ragged(benchmark: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    compare(benchmark, ragged_problem(shape, dtype))

@@ -1,15 +1,13 @@
 """Which device the benchmarks measure, and how time and memory are read on a GPU.
 
-One set of benchmark files serves both. The environment says which:
+One set of problems serves both. The environment says which:
 
 - ``BERTXFER_BENCH_DEVICE``: ``cpu`` (default) or ``cuda``;
-- ``BERTXFER_BENCH_DRY=1``: the way of CUDA without a GPU, on CPU tensors under the host's clock, to try it out;
-- ``BERTXFER_BENCH_WITHOUT=cuda``: leaves one of our backends out.
+- ``BERTXFER_BENCH_DRY=1``: the way of CUDA without a GPU, on CPU tensors under the host's clock, to try it out.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable
@@ -26,24 +24,21 @@ BACKENDS_OF = {"cpu": ("cpp", "eager"), "cuda": ("triton", "cuda")}
 
 KIND = os.environ.get("BERTXFER_BENCH_DEVICE", "cpu")
 if KIND not in BACKENDS_OF:
-    raise ValueError(f"BERTXFER_BENCH_DEVICE: wants cpu or cuda, got {KIND!r}")
+    raise ValueError(f"BERTXFER_BENCH_DEVICE: got {KIND!r}, want cpu or cuda")
 ON_GPU = KIND == "cuda"
 DRY = bool(os.environ.get("BERTXFER_BENCH_DRY"))
 TENSORS = "cpu" if DRY else KIND  # where tensors are made
-WITHOUT = os.environ.get("BERTXFER_BENCH_WITHOUT", "").split()
 
 BACKENDS = BACKENDS_OF[KIND]
 OURS = BACKENDS if ON_GPU else BACKENDS[:1]
 
-_FLUSHED = 2.5  # times the second-level cache that is written over before each call
+_FLUSHED = 2.5  # times the second-level cache that is read before each call
 _AHEAD, _LONGEST_SLEEP = 1.5, 0.02  # times what issuing a call takes the host; and at most so many seconds
 _FASTEST_CLOCK = 2e9  # cycles a second: a slower clock only sleeps longer
 
 
 def why_not(operator: str, backend: str) -> str | None:
     """Why a backend of ours cannot be measured, or None. On the CPU nobody asks: there it must be able to."""
-    if backend in WITHOUT:
-        return "was left out: it made the GPU unusable"
     reason = _backend.unavailable(operator, backend, TENSORS) if ON_GPU else None
     return None if reason is None else f"cannot run: {reason}"
 
@@ -51,15 +46,17 @@ def why_not(operator: str, backend: str) -> str | None:
 class Events:
     """Times calls by CUDA events.
 
-    Before each call the second-level cache is written over and the GPU is told to wait, a little longer than the host
-    needs to issue the call: so the time between the events is the device's, without gaps in which it waits for the
-    host, as in a training whose host runs ahead. What the host needs is `host_seconds`.
+    Before each call other data is read until the second-level cache holds nothing else, and nothing that would have to
+    be written back while the call runs. Then the GPU is told to wait, a little longer than the host needs to issue
+    the call: so the time between the events is the device's, without gaps in which it waits for the host, as in a
+    training whose host runs ahead. What the host needs is `host_seconds`.
     """
 
     def __init__(self, cuda: Any = torch.cuda, where: str = "cuda") -> None:
         self.cuda = cuda
         cache = cuda.get_device_properties(cuda.current_device()).L2_cache_size
-        self.flushed = torch.empty(int(_FLUSHED * cache), dtype=torch.uint8, device=where)
+        self.other = torch.ones(int(_FLUSHED * cache) // 4, device=where)
+        self.sum = torch.empty((), device=where)
         self.start, self.end = (cuda.Event(enable_timing=True) for _ in range(2))
         self.ahead: dict[Call, float] = {}
 
@@ -78,7 +75,7 @@ class Events:
     def seconds(self, call: Call, calls: int = 1) -> float:
         """Device time of one call, of ``calls`` that are timed together."""
         wait = min(_AHEAD * calls * self.ahead.get(call, 0.0) + 50e-6, _LONGEST_SLEEP)
-        self.flushed.zero_()
+        torch.sum(self.other, dim=0, out=self.sum)
         self.cuda._sleep(int(wait * _FASTEST_CLOCK))
         self.start.record()
         for _ in range(calls):
@@ -105,7 +102,7 @@ def available_bytes(cuda: Any = torch.cuda) -> int:
     return int(cuda.mem_get_info()[0] + cuda.memory_reserved() - cuda.memory_allocated())
 
 
-def why_failed(error: Exception) -> str:
+def why_failed(error: BaseException) -> str:
     """One line for the results."""
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return "runs out of memory"
@@ -122,11 +119,3 @@ def usable(cuda: Any = torch.cuda) -> bool:
     except Exception:
         return False
     return True
-
-
-def leave(line: dict[str, Any]) -> None:
-    """Appends a line for the process that started this one, if one did: what is there survives a crash."""
-    path = os.environ.get("BERTXFER_BENCH_RECORDS")
-    if path:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")

@@ -11,9 +11,10 @@ from torch import Tensor
 from . import device
 from .harness import Call, with_gradients
 
-#: Name in the results -> the module that has it. LinearARD is no package: its checkout has to be on PYTHONPATH.
+#: Name in the results -> the module that has it. LinearARD is no package, but a checkout: `make gpu PEERS=dir`.
 LINEAR_ARD = "peer: LinearARD", "kernels.attention_KL.integration"
 LIGER = "peer: Liger", "liger_kernel.transformers.fused_linear_jsd"
+FLASH = "peer: flash-attn", "flash_attn"
 
 
 def _load(module: str) -> Any:
@@ -55,3 +56,22 @@ def liger(student: Tensor, weight_student: Tensor, teacher: Tensor, weight_teach
     loss = found.LigerFusedLinearJSD(jsd_beta=0.0, temperature=1.0)
     arguments = student, weight_student, teacher, weight_teacher, None
     return {name: with_gradients(lambda: loss(*arguments), [student, weight_student])}
+
+
+def flash_attention(
+    qkv: tuple[Tensor, ...], grad: Tensor, cu_seqlens: Tensor, longest: int
+) -> dict[str, Any]:
+    """Attention over packed ``[T, H, D]``, forward and backward; half precision only."""
+    name, module = FLASH
+    found = _load(module) if device.ON_GPU else None
+    if found is None or qkv[0].dtype == torch.float32:
+        return {}
+    if isinstance(found, str):
+        return {name: found}
+    leaves = [x.detach().requires_grad_() for x in qkv]
+
+    def call() -> tuple[Tensor, ...]:
+        out = found.flash_attn_varlen_func(*leaves, cu_seqlens, cu_seqlens, longest, longest)
+        return out, *torch.autograd.grad(out, leaves, grad)
+
+    return {name: call}

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from bertxfer_fast import ops
 
-from .harness import Call, backends, compare, compiled, full_or_quick, in_float32_too, nbytes, with_gradients
+from .harness import (
+    Call,
+    Problem,
+    backends,
+    compiled,
+    full_or_quick,
+    in_float32_too,
+    in_float64,
+    nbytes,
+    with_gradients,
+)
 from .inputs import gpu_copy, in_float32, random
 
 TOKENS, STUDENT, TEACHER = full_or_quick((4096, 312, 768), (64, 12, 16), (32768, 312, 768))
 
 
-def compare_projected(benchmark: Any, op: str, plain: Callable[..., Tensor], dtype: torch.dtype) -> None:
+def projected_problem(op: str, plain: Callable[..., Tensor], dtype: torch.dtype) -> Problem:
     """``ops.<op>(student, teacher, weight, bias)`` against ``plain`` of the same arguments."""
     student, teacher = random(TOKENS, STUDENT, dtype=dtype, grad=True), random(TOKENS, TEACHER, dtype=dtype)
     weight, bias = random(TEACHER, STUDENT, dtype=dtype, grad=True), random(TEACHER, dtype=dtype, grad=True)
@@ -36,13 +45,13 @@ def compare_projected(benchmark: Any, op: str, plain: Callable[..., Tensor], dty
         **gpu_copy(nbytes(arguments) + nbytes(wrt), dtype),
         **in_float32_too(wide, dtype),
     }
-    compare(
-        benchmark,
-        implementations,
+    return Problem(
         op=op,
+        implementations=implementations,
         shape=f"{TOKENS}x{STUDENT}->{TEACHER}",
         dtype=dtype,
         operator=op,
         size=student.numel(),
         gradient_bytes=nbytes(wrt),
+        truth=lambda: in_float64(plain, (student, teacher, weight, bias)),
     )

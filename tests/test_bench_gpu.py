@@ -14,15 +14,20 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import choices, device, gpu, harness, machine, peers
-from bertxfer_fast import bench
-from bertxfer_fast import bench_gpu_report as report
-from bertxfer_fast.errors import InputError
+from benchmarks import choices, device, docs, harness, machine, peers, report
+from benchmarks import gpu_report as tables
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import collect, jobs, profile, sweep, variants
+from benchmarks.gpu import tests as contract
+from benchmarks.gpu.facts import Facts, read_facts
+from benchmarks.gpu.problems import HALF
+from benchmarks.results import Record, Results
 from bertxfer_fast.ops._dispatch import backend as _backend
 from bertxfer_fast.ops._dispatch import choices as _choices
 from bertxfer_fast.ops._dispatch.autograd import gpu_size
 
-from .test_bench import ROOT, cells, entry, fixture, pages, results, save
+from .test_bench import ROOT, cells, entry, pages, results, save
+from .test_bench_gpu_schedule import timed
 
 H100 = {
     "gpu": "NVIDIA H100 80GB HBM3",
@@ -59,8 +64,8 @@ def gpu_entry(
     }
 
 
-def gpu_results(*entries: dict[str, Any], quick: bool = False, **facts: Any) -> dict[str, Any]:
-    return {"machine": {**H100, **facts}, "quick": quick, "entries": list(entries)}
+def gpu_results(*entries: dict[str, Any], quick: bool = False, **facts: Any) -> Results:
+    return Results({**H100, **facts}, quick, [Record.from_json(x) for x in entries])
 
 
 # ---- the harness --------------------------------------------------------------------------------------------
@@ -113,15 +118,15 @@ class FakeCuda:
 def test_device_time_is_what_lies_between_the_events() -> None:
     cuda = FakeCuda()
     clock = device.Events(cuda, where="cpu")
-    assert clock.flushed.nbytes >= 2 * cuda.cache
+    assert clock.other.nbytes >= 2 * cuda.cache
     call = cuda.kernel(3.0)
     clock.host_seconds(call)
     cuda.queue.clear()
-    clock.flushed.fill_(7)
+    clock.sum.zero_()
     assert clock.seconds(call, 2) == pytest.approx(3e-3)
     kinds = [x if isinstance(x, str) else x[0] for x in cuda.queue]
     assert kinds == ["sleep", "event", "kernel", "kernel", "event", "synchronize"]
-    assert not clock.flushed.any()  # the cache was written over
+    assert clock.sum == clock.other.numel() and (clock.other == 1).all()  # read, and nothing written
 
 
 def test_the_gpu_waits_longer_than_the_host_needs_but_not_forever() -> None:
@@ -147,97 +152,15 @@ def test_peak_memory_is_beyond_what_was_there() -> None:
     assert device.peak_extra_bytes(call, cuda) == 70
 
 
-@pytest.fixture
-def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The harness goes the way of CUDA, on CPU tensors."""
-    monkeypatch.setattr(device, "ON_GPU", True)
-    monkeypatch.setattr(device, "OURS", ("triton", "cuda"))
-    monkeypatch.setattr(device, "BACKENDS", ("triton", "cuda"))
-
-
-def compare(implementations: dict[str, Any], **more: Any) -> dict[str, Any]:
-    benchmark = fixture()
-    try:
-        harness.compare(
-            benchmark,
-            implementations,
-            op="thing",
-            shape="1",
-            ours=("triton", "cuda"),
-            with_memory=False,
-            max_rounds=harness.MIN_ROUNDS,
-            **more,
-        )
-    finally:
-        compare.record = benchmark.extra_info  # type: ignore[attr-defined]
-    return dict(benchmark.extra_info)
-
-
-@pytest.mark.usefixtures("on_gpu")
-def test_what_does_not_run_on_the_gpu_is_named_and_costs_nobody_else(
-    tmp_path: Path, monkeypatch: Any
-) -> None:
-    monkeypatch.setenv("BERTXFER_BENCH_RECORDS", str(tmp_path / "lines"))
-
-    def too_large() -> None:
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB")
-
-    one = torch.ones(3)
-    record = compare(
-        {
-            "triton": "cannot run: no GPU",
-            "cuda": lambda: one,
-            "plain": too_large,
-            "peer: x": "is not importable",
-        },
-        operator="thing",
-        size=3,
-    )
-    assert list(record["implementations"]) == ["cuda"] and record["ours"] == "cuda"
-    assert record["left_out"] == {
-        "triton": "cannot run: no GPU",
-        "plain": "runs out of memory",
-        "peer: x": "is not importable",
-    }
-    assert (record["operator"], record["size"], record["difference"]) == ("thing", 3, None)
-    lines = [json.loads(line) for line in (tmp_path / "lines").read_text().splitlines()]
-    assert [line["running"] for line in lines] == ["cuda", "plain", ""]
-
-
-@pytest.mark.usefixtures("on_gpu")
-def test_a_backend_of_ours_that_fails_is_an_error_after_the_record_is_there() -> None:
-    def broken() -> None:
-        raise ValueError("no such tile\nmore")
-
-    with pytest.raises(RuntimeError, match=r"cuda fails: ValueError: no such tile$"):
-        compare({"triton": lambda: torch.ones(2), "cuda": broken})
-    record = compare.record  # type: ignore[attr-defined]
-    assert record["ours"] == "triton" and record["left_out"] == {"cuda": "fails: ValueError: no such tile"}
-    with pytest.raises(RuntimeError, match="cuda fails"):
-        compare({"cuda": broken, "plain": int})
-
-
-@pytest.mark.usefixtures("on_gpu")
-@pytest.mark.parametrize("wrong", [2.0, float("nan")])
-def test_backends_that_disagree_are_an_error(wrong: float) -> None:
-    same = (torch.ones(4), torch.full((2,), 3.0))
-    assert compare({"triton": lambda: same, "cuda": lambda: same})["difference"] == 0
-    with pytest.raises(RuntimeError, match="apart"):
-        compare({"triton": lambda: same, "cuda": lambda: (same[0], same[1] * wrong)})
-
-
-@pytest.mark.usefixtures("on_gpu")
 def test_backends_that_cannot_run_here_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "ON_GPU", True)
+    monkeypatch.setattr(device, "BACKENDS", ("triton", "cuda"))
     monkeypatch.setattr(device, "TENSORS", "cuda")
     monkeypatch.setattr(_backend, "unavailable", lambda op, name, where: f"{op}: no {name} on {where}")
     found = harness.backends(int, "logits_kl", suffix="gram")
     assert found == {
         f"{name} gram": f"cannot run: logits_kl: no {name} on cuda" for name in ("triton", "cuda")
     }
-    monkeypatch.setattr(_backend, "unavailable", lambda *_: None)
-    monkeypatch.setattr(device, "WITHOUT", ["cuda"])
-    found = harness.backends(int, "logits_kl")
-    assert callable(found["triton"]) and "left out" in str(found["cuda"])
 
 
 def test_peers_are_looked_for_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +173,11 @@ def test_peers_are_looked_for_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) ->
     made = SimpleNamespace(attn_kl_align=lambda qs, ks, *_, **__: (qs.sum() + ks.sum()).float())
     monkeypatch.setattr(peers, "_load", lambda _: made)
     call = peers.linear_ard(x, x, x, x)["peer: LinearARD"]
-    assert [g.shape for g in call()] == [(1, 2, 4, 8)] * 2  # type: ignore[operator]
+    assert [g.shape for g in call()[1:]] == [(1, 2, 4, 8)] * 2  # type: ignore[operator,index]
+    made = SimpleNamespace(flash_attn_varlen_func=lambda q, k, v, *_: q + k * v)
+    qkv = x.flatten(0, 1), x.flatten(0, 1), x.flatten(0, 1)
+    (call,) = peers.flash_attention(qkv, torch.ones_like(qkv[0]), torch.tensor([0, 4]), 4).values()
+    assert [g.shape for g in call()] == [(4, 2, 8)] * 4
 
 
 def test_gpu_facts_name_the_gpu_and_not_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,14 +191,14 @@ def test_gpu_facts_name_the_gpu_and_not_the_host(monkeypatch: pytest.MonkeyPatch
     json.dumps(facts)
 
 
-# ---- the runner ---------------------------------------------------------------------------------------------
+# ---- the command --------------------------------------------------------------------------------------------
 
 
 def test_without_a_gpu_it_stops_with_one_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(gpu, "_stream", lambda *_: pytest.fail("nothing may run"))
+    monkeypatch.setattr(gpu, "WorkerRunner", lambda *_: pytest.fail("nothing may run"))
     assert gpu.main([]) == 2
     captured = capsys.readouterr()
     assert captured.err == "make gpu: torch sees no NVIDIA GPU here; there is nothing to measure\n"
@@ -281,162 +208,210 @@ def test_without_a_gpu_it_stops_with_one_sentence(
 
 
 def test_a_dry_run_goes_all_the_way(tmp_path: Path) -> None:
-    """Real benchmark, real runner, Triton's interpreter; no GPU and no build."""
+    """Real problem, real worker, Triton's interpreter; no GPU and no build."""
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "benchmarks.gpu", "hidden_mse", "--dry-run", "--results", str(tmp_path)]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("BERTXFER_")}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (written,) = tmp_path.glob("*.json")
-    found = json.loads(written.read_text())
-    (record,) = found["entries"]
-    assert found["quick"] and record["ours"] == "triton" and record["tests"] == "not run: dry run"
-    assert {"plain", "triton", "floor: copy"} <= record["implementations"].keys()
-    assert "cuda" in record["left_out"] and record["operator"] == "hidden_mse" and record["size"] > 0
-    assert done.stdout.rstrip().endswith(f"results in {written}")
+    facts = read_facts(next(tmp_path.glob("*.jsonl")))
+    failed = {fact["step"] for fact in facts if fact.get("failed")}
+    # There is no CUDA extension to run, which is a failure, and its timing is not tried.
+    assert {step.split(" 32768")[0] for step in failed} == {"check cuda hidden_mse", "time cuda hidden_mse"}
+    assert done.returncode == 1 and "FAILED check cuda hidden_mse" in done.stdout, done.stderr
+    checks = [fact for fact in facts if fact["kind"] == "check"]
+    assert checks and all(fact["backend"] == "triton" and fact["ok"] and fact["same_bits"] for fact in checks)
+    found = Results.read(tmp_path / "none-dry-run.json")
+    half = next(record for record in found.entries if record.dtype == "float16")
+    assert found.quick and half.ours == "triton" and half.tests == "passed" and half.target_us == 150
+    assert half.operator == "hidden_mse" and half.size
 
 
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> gpu.Run:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(gpu, "architecture", lambda: "90")
-    monkeypatch.setattr(gpu.Run, "machine", lambda self: dict(H100))
-    return gpu.Run(gpu._parser().parse_args([*words, "--results", str(tmp_path)]))
+@pytest.mark.parametrize("spec", HALF, ids=lambda spec: spec.name)
+def test_every_problem_can_be_built(spec: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In tiny; the function that builds it takes what the plan hands over, through JSON."""
+    module = __import__(f"benchmarks.{spec.module or 'bench_' + spec.part}", fromlist=["x"])
+    job = json.loads(json.dumps(spec.job(dry=True)))
+    taken = list(__import__("inspect").signature(getattr(module, job["builder"])).parameters)
+    assert len(job["arguments"]) <= len(taken) and job["arguments"].count(None) <= 1
 
 
-PASSED_ALL = "<t>" + "".join(f"<testcase classname='tests.gpu.x' name='{p}'/>" for p in gpu.PARTS) + "</t>"
+# ---- checks -------------------------------------------------------------------------------------------------
 
 
-def fake_stream(behaviour: Callable[[str, dict[str, str], Callable[..., None]], int | None]) -> Any:
-    """In place of `_stream`: tests pass, a part does what ``behaviour`` says, and hands in lines."""
-
-    def stream(command: list[str], environment: dict[str, str], seconds: float) -> int | None:
-        text = " ".join(map(str, command))
-        if "build_kernels.py" in text:
-            assert environment["BERTXFER_CUDA_ARCHS"] == "90"
-            return 0
-        if "--junitxml" in text:
-            Path(text.split("--junitxml=")[1].split()[0]).write_text(PASSED_ALL)
-            return 0
-
-        def leave(**line: Any) -> None:
-            with open(environment["BERTXFER_BENCH_RECORDS"], "a") as file:
-                file.write(json.dumps(line) + "\n")
-
-        part = text.split("bench_")[1].split(".py")[0]
-        return behaviour(part, environment, leave)
-
-    return stream
+def problem(**calls: Any) -> dict[str, Any]:
+    """A spec whose problem is already built: the truth of all of them is [1, 2, 3]."""
+    spec = {"made": repr(sorted(calls)), "target_us": None}
+    made = harness.Problem("thing", "3", calls, truth=lambda: (torch.tensor([1.0, 2, 3]).double(),))
+    jobs._built.clear(), jobs._truths.clear()
+    jobs._built[repr(spec)] = made
+    return spec
 
 
-def test_a_part_that_fails_or_crashes_costs_no_other_and_shows_in_the_exit_code(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def checked(spec: dict[str, Any], backend: str = "cuda") -> dict[str, Any]:
+    """The fact; that the job fails exactly if the fact says so is checked here."""
+    facts: list[dict[str, Any]] = []
+    try:
+        facts.extend(jobs.check(spec, backend))
+    except AssertionError:
+        facts = []
+        with pytest.raises(AssertionError):
+            for fact in jobs.check(spec, backend):
+                facts.append(fact)
+    assert facts[-1]["ok"] == (len(facts) == 1 and facts[0]["ok"])
+    return facts[0]
+
+
+def test_a_check_compares_with_the_truth() -> None:
+    right = torch.tensor([1.0, 2, 3])
+    plain = torch.tensor([1.1, 2, 3])
+    assert checked(problem(cuda=lambda: right, plain=lambda: plain))["errors"] == [0.0]
+    assert not checked(problem(cuda=lambda: right * 1.3, plain=lambda: right))["ok"]
+    assert not checked(problem(cuda=lambda: right * torch.nan, plain=lambda: right))["ok"]
+    # As far off as twice plain PyTorch is nobody's error.
+    assert checked(problem(cuda=lambda: plain, plain=lambda: plain))["ok"]
+    moving = iter([right, right * (1 + 1e-6)] * 4)
+    assert not checked(problem(cuda=lambda: next(moving), plain=lambda: right))["same_bits"]
+
+
+def test_a_check_sees_elements_that_nobody_writes() -> None:
+    def forgets() -> torch.Tensor:
+        out = torch.empty(3)
+        out[:2] = torch.tensor([1.0, 2])
+        return out
+
+    assert not checked(problem(cuda=forgets, plain=lambda: torch.ones(3)))["ok"]
+
+
+def test_what_does_not_run_is_named_and_costs_nobody_else() -> None:
+    def too_large() -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB")
+
+    spec = problem(
+        cuda=int, plain=too_large, compile=None, **{"peer: x": "is not importable", "floor: a": int}
+    )
+    facts = list(jobs.measure(spec, ["cuda", "plain", "compile", "peer:", "floor:"]))
+    said = {fact["implementation"]: fact.get("why", "timed") for fact in facts}
+    assert said == {
+        "cuda": "timed",
+        "plain": "runs out of memory",
+        "compile": "was asked to be left out",
+        "peer: x": "is not importable",
+        "floor: a": "timed",
+    }
+    json.dumps(facts)
+    with pytest.raises(RuntimeError, match="peer: x is not importable"):
+        next(jobs.check(spec, "peer: x"))
+
+
+def test_verdicts_of_tests_are_facts_when_they_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def behaviour(part: str, environment: dict[str, str], leave: Callable[..., None]) -> int | None:
-        without = environment["BERTXFER_BENCH_WITHOUT"]
-        if part == "hidden_mse":
-            leave(**gpu_entry("hidden_mse", "first", cuda=1.0 if not without else None))
-            if not without:
-                leave(running="cuda", of=[])
-                return -11
-            leave(**gpu_entry("hidden_mse", "second", cuda=None))
-        elif part == "logits_kl":
-            leave(running="plain", of=[])
-            return None
-        else:
-            leave(**gpu_entry(part, "", difference=0.5 if part == "relation_kl" else 0.001))
-        return 0
-
-    monkeypatch.setattr(gpu, "_stream", fake_stream(behaviour))
-    parts = "hidden_mse", "logits_kl", "relation_kl", "pool_features"
-    assert run(tmp_path, monkeypatch, *parts).all() == 1
-    (path,) = tmp_path.glob("*.json")
-    assert path.name == "nvidia-h100-80gb-hbm3.json"
-    found = {(e["op"], e["case"]): e for e in json.loads(path.read_text())["entries"]}
-    assert set(found) == {
-        ("hidden_mse", "first"),
-        ("hidden_mse", "second"),
-        ("relation_kl", ""),
-        ("pool_features", ""),
-    }
-    # Of what was measured before the crash nothing is lost, and the second try measures the rest.
-    assert "cuda" in found["hidden_mse", "first"]["implementations"]
-    assert "cuda" not in found["hidden_mse", "second"]["implementations"]
-    assert found["pool_features", ""]["tests"] == "passed"
-    assert found["relation_kl", ""]["tests"] == "our backends' results lie 0.5 of their norm apart"
-    out = capsys.readouterr().out
-    assert "FAILED hidden_mse: the benchmark ended with -11 in cuda" in out
-    assert "FAILED logits_kl: out of time in plain" in out and "FAILED pool_features" not in out
+    monkeypatch.setenv("BERTXFER_BENCH_VERDICTS", str(tmp_path / "facts"))
+    for when, outcome, why in (
+        ("setup", "passed", ""),
+        ("call", "passed", ""),
+        ("call", "failed", "a\nE  b"),
+    ):
+        contract.pytest_runtest_logreport(
+            SimpleNamespace(
+                when=when, outcome=outcome, failed=outcome == "failed", nodeid="t", duration=1, longrepr=why
+            )
+        )
+    facts = read_facts(tmp_path / "facts")
+    assert [fact["outcome"] for fact in facts] == ["passed", "failed"] and facts[1]["why"] == "E  b"
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")  # the process that collects reports writes them, once
+    contract.pytest_runtest_logreport(SimpleNamespace(when="call", outcome="passed"))
+    assert len(read_facts(tmp_path / "facts")) == 2
 
 
-def test_parts_merge_into_the_results_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def measured(ms: float) -> Any:
-        return fake_stream(lambda part, _, leave: leave(**gpu_entry(part, "", cuda=ms)) or 0)
+# ---- results of facts ---------------------------------------------------------------------------------------
 
-    monkeypatch.setattr(gpu, "_stream", measured(1.0))
-    assert run(tmp_path, monkeypatch, "hidden_mse", "logits_kl").all() == 0
-    monkeypatch.setattr(gpu, "_stream", measured(0.5))
-    assert run(tmp_path, monkeypatch, "logits_kl").all() == 0
-    (path,) = tmp_path.glob("*.json")
-    entries = json.loads(path.read_text())["entries"]
-    assert {e["op"]: e["implementations"]["cuda"]["ms"] for e in entries} == {
-        "hidden_mse": 1.0,
-        "logits_kl": 0.5,
-    }
+KEY = ["hidden_mse", "", "1x2", "bfloat16"]
+DEVICE = {"kind": "device", "machine": dict(H100)}
 
 
-def test_when_time_is_up_what_is_left_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "_stream", fake_stream(lambda *_: pytest.fail("no time for that")))
-    made = run(tmp_path, monkeypatch, "logits_kl", "--minutes", "0.1")
-    assert made.all() == 1 and made.failures == ["logits_kl: out of time"]
+def test_facts_make_records() -> None:
+    ours = [
+        timed(KEY, "cuda", 3.0, target_us=150),
+        timed(KEY, "cuda", 2.0, target_us=150),
+        timed(KEY, "triton", 4.0),
+    ]
+    others = [
+        timed(KEY, "plain", 8.0, memory_mb=6.0),
+        timed(KEY, "floor: copy", 1.0),
+        timed(KEY, "cuda", 1.0, build="x"),
+    ]
+    left = {"kind": "left out", "problem": KEY, "implementation": "peer: Liger", "why": "is not importable"}
+    found = collect.results_of([DEVICE, *ours, *others, left, {"kind": "ceiling", "name": "copy"}])
+    assert found is not None and found.machine == H100
+    (record,) = found.entries
+    assert (
+        record.key == tuple(KEY)
+        and record.ours == "cuda"
+        and record.tests == "passed"
+        and record.target_us == 150
+    )
+    plain = record.implementations["plain"]
+    assert (record.value("cuda", "ms"), plain.ratio, plain.memory_ratio, plain.memory_per_gradient) == (
+        2.0,
+        4,
+        3,
+        6,
+    )
+    assert record.left_out == {"peer: Liger": "is not importable"}
+    assert collect.results_of(ours) is None  # of which device?
 
 
-def test_tests_speak_for_the_parts_that_they_name() -> None:
-    junit = """<testsuites><testsuite>
-      <testcase classname="tests.gpu.test_ops" name="test_it[linear_logits_kl]"><failure/></testcase>
-      <testcase classname="tests.gpu.test_ops" name="test_it[logits_kl]"/>
-      <testcase classname="tests.gpu.test_ops" name="test_it[attention_map_loss-kl]"/>
-      <testcase classname="tests.gpu.test_ops" name="test_it[hidden_mse]"><skipped/></testcase>
-    </testsuite></testsuites>"""
-    parts = ("linear_logits_kl", "logits_kl", "attention_map", "hidden_mse")
-    said = gpu.verdicts_of(junit, parts)
-    assert said["logits_kl"] == said["attention_map"] == "passed"
-    assert said["linear_logits_kl"].startswith("1 failed, first tests.gpu.test_ops.test_it[linear")
-    assert said["hidden_mse"] == "no test of it ran"
-    of_all = '<t><testcase classname="tests.gpu.test_graphs" name="test_capture"><error/></testcase></t>'
-    assert all(text.startswith("1 failed") for text in gpu.verdicts_of(of_all, parts).values())
+def test_a_check_that_fails_takes_what_was_timed_before() -> None:
+    wrong = {"kind": "check", "problem": KEY, "backend": "triton", "ok": False}
+    facts = [DEVICE, timed(KEY, "triton", 1.0), timed(KEY, "cuda", 2.0), wrong]
+    (record,) = collect.results_of(facts).entries  # type: ignore[union-attr]
+    assert record.ours == "cuda" and "triton" not in record.implementations
+    assert record.left_out == {"triton": "failed its check"}
+    assert collect.results_of([DEVICE, timed(KEY, "triton", 1.0), wrong]).entries == []  # type: ignore[union-attr]
 
 
-def test_every_part_is_a_benchmark() -> None:
-    assert set(gpu.PARTS) <= set(bench.names(ROOT))
-    assert {op.split()[0] for op in report.MEASURED} == set(gpu.PARTS)
+@pytest.mark.parametrize(
+    ("op", "test", "passes"),
+    [
+        ("logits_kl", "test_it[cuda-linear_logits_kl]", True),
+        ("linear_logits_kl", "test_it[cuda-linear_logits_kl]", False),
+        ("attention_map_loss", "test_it[cuda-attention_map_loss kl 26/64]", False),
+        ("attention_map_loss", "test_accuracy[cuda-attention_map-kl]", False),
+        ("pool_features_backward", "test_it[triton-pool_features mean]", False),
+        ("hidden_mse", "test_it[cuda-hidden_cosine]", True),
+    ],
+)
+def test_tests_speak_for_the_operators_that_they_name(op: str, test: str, passes: bool) -> None:
+    facts = [DEVICE, timed([op, *KEY[1:]], "cuda"), {"kind": "test", "test": test, "outcome": "failed"}]
+    (record,) = collect.results_of(facts).entries  # type: ignore[union-attr]
+    assert record.passed == passes
 
 
 # ---- tables -------------------------------------------------------------------------------------------------
 
 
-def test_without_results_every_row_says_so(tmp_path: Path) -> None:
+def test_without_results_there_is_no_table(tmp_path: Path) -> None:
     pages(tmp_path)
     save(tmp_path, "a-2threads.json", results(entry()))
-    bench.write_docs(root=tmp_path)
+    docs.write_docs(tmp_path)
     for page in ("README.md", "docs/performance.md"):
         text = (tmp_path / page).read_text()
-        shown = text[text.index(report.MARKS[0]) : text.index(report.MARKS[1])]
-        assert "former" not in text and shown.count("not yet measured") >= len(report.MEASURED)
-        assert all(op in shown for op in report.MEASURED)
+        assert "former" not in text and f"{tables.MARKS[0]}\n{tables.MARKS[1]}" in text
 
 
-def test_our_own_pages_say_not_measured_exactly_while_there_are_no_results() -> None:
-    found = [json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "results").glob("*.json")]
-    measured = any(report.is_gpu(x) for x in found)
+def test_our_own_pages_have_a_table_exactly_if_there_are_results() -> None:
+    found = [Results.read(path) for path in (ROOT / "benchmarks" / "results").glob("*.json")]
+    measured = any(x.of_gpu for x in found)
     for page in ("README.md", "docs/performance.md"):
         text = (ROOT / page).read_text(encoding="utf-8")
-        shown = text[text.index(report.MARKS[0]) : text.index(report.MARKS[1])]
-        assert measured or "not yet measured" in shown
+        shown = text[text.index(tables.MARKS[0]) : text.index(tables.MARKS[1])]
+        assert measured == ("|" in shown) and "not yet measured" not in text
 
 
 def test_gpu_results_fill_their_blocks_and_leave_the_others_alone(tmp_path: Path) -> None:
     pages(tmp_path)
-    peer = {"ms": 7.0, "ratio": 7.0, "memory_mb": 1.0, "memory_ratio": 0.2, "memory_per_gradient": None}
+    peer = {"ms": 7.0, "ratio": 7.0, "memory_mb": 1.0, "memory_ratio": 0.2, "quartiles": [7.0, 7.0]}
     good = gpu_entry(left_out={"plain": "runs out of memory"})
     good["implementations"]["peer: LinearARD"] = peer
     good["implementations"]["floor: copy"] = {**peer, "ms": 0.75, "ratio": 0.75}  # the slower of two floors
@@ -444,7 +419,7 @@ def test_gpu_results_fill_their_blocks_and_leave_the_others_alone(tmp_path: Path
     ragged["implementations"]["cuda full length"] = {**peer, "ms": 2.5}
     wrong = gpu_entry("hidden_mse", "", tests="1 failed, first x")
     path = save(tmp_path, "gpu.json", gpu_results(good, ragged, wrong))
-    bench.write_docs(path, root=tmp_path)
+    docs.write_docs(tmp_path, path)
     text = (tmp_path / "docs" / "performance.md").read_text()
     assert "\nold\n" in text and "former" not in text
     row = cells(text, "attention_map kl")
@@ -460,22 +435,21 @@ def test_gpu_results_fill_their_blocks_and_leave_the_others_alone(tmp_path: Path
     row = cells(text, "attention_map kl ragged")
     assert (float(row["ms packed"]), float(row["ms full length"]), float(row["gain"])) == (1.0, 2.5, 2.5)
     assert "attention_map kl: plain runs out of memory" in text and "NVIDIA H100" in text
-    assert "No numbers, because the tests did not pass: hidden_mse." in text
-    assert "Not yet measured: attention_score_mse" in text
+    assert "hidden_mse" not in text and "## Results on a GPU" in text
     readme = (tmp_path / "README.md").read_text()
     assert "old" in readme and float(cells(readme, "attention_map kl")["vs compile"]) == 3.0
-    assert cells(readme, "hidden_mse")["ms"] == "not yet measured"
+    assert "hidden_mse" not in readme
 
 
 def test_the_summary_shows_everything_and_whether_it_passed() -> None:
-    shown = report.summary(gpu_results(gpu_entry(), gpu_entry("hidden_mse", "", tests="2 failed, first x")))
+    shown = tables.summary(gpu_results(gpu_entry(), gpu_entry("hidden_mse", "", tests="2 failed, first x")))
     assert "cuda" in shown and "passed" in shown and "2 failed" in shown
-    assert report.summary(gpu_results()) == "Nothing was measured."
+    assert tables.summary(gpu_results()) == "Nothing was measured."
 
 
 def test_gpu_plots_have_names_of_their_own(tmp_path: Path) -> None:
     made = [{**gpu_entry(), "length": n, "shape": str(n)} for n in (512, 2048)]
-    (path,) = bench.plot(gpu_results(*made), tmp_path, bench.GPU_PLOTS)
+    (path,) = report.plot(gpu_results(*made), tmp_path, docs.GPU_PLOTS)
     assert path.name == "gpu-attention_map-kl.svg"
     assert "<!-- ours, Triton" in path.read_text() and "<!-- ours, CUDA" in path.read_text()
 
@@ -494,30 +468,72 @@ def test_choices_follow_what_was_faster_at_each_size() -> None:
         gpu_entry(size=20_000, triton=1.0, cuda=99.0, dtype="float32"),
         gpu_entry("logits_kl", "", cuda=None),
     ]
-    table = choices.choose([*small, *large, *ignored, gpu_entry("hidden_mse", "", dtype="float32")])
+    entries = [*small, *large, *ignored, gpu_entry("hidden_mse", "", dtype="float32")]
+    table = choices.choose([Record.from_json(x) for x in entries])
     assert table == {
         "attention_map_loss": [(1000, "triton"), (choices.UNBOUNDED, "cuda")],
         "hidden_mse": [(choices.UNBOUNDED, "cuda")],
     }
 
 
-def test_choices_are_written_into_the_module_and_obeyed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = tmp_path / "_choices.py"
-    module.write_text(choices.MODULE.read_text(encoding="utf-8"), encoding="utf-8")
-    table = {"hidden_mse": [(1000, "triton"), (choices.UNBOUNDED, "cuda")], "logits_kl": [(50, "cuda")]}
-    for again in (table, {}, table):
-        choices.write(again, module)
-        scope: dict[str, Any] = {"__name__": "chosen"}
-        exec(compile(module.read_text(), "_choices", "exec"), scope)
-        assert scope["FASTER_ON_CUDA"] == again
-    faster = scope["faster_on_cuda"]
+def test_choices_are_written_as_data_and_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "choices.json"
+    path.write_text(choices.TABLE.read_text())
+    rows = [(1000, "triton"), (choices.UNBOUNDED, "cuda")]
+    choices.update(path, faster_on_cuda={"hidden_mse": rows})
+    choices.update(path, faster_on_cuda={"logits_kl": [(50, "cuda")]})
+    read = json.loads(path.read_text())["faster_on_cuda"]
+    assert [tuple(row) for row in read["hidden_mse"]] == rows and read["logits_kl"] == [[50, "cuda"]]
+    row = [[999, 2, 64], {"BLOCK_M": 64}]
+    choices.update(path, configurations={"a.triton": {"TABLE": [row, [[1, 2], {"x": 1}]]}})
+    choices.update(path, configurations={"a.triton": {"TABLE": [[[999, 2, 64], {"BLOCK_M": 32}]]}})
+    assert json.loads(path.read_text())["configurations"] == {
+        "a.triton": {"TABLE": [[[999, 2, 64], {"BLOCK_M": 32}], [[1, 2], {"x": 1}]]}
+    }
+
+
+def test_the_first_row_that_holds_the_size_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [(1000, "triton"), (choices.UNBOUNDED, "cuda")]
+    monkeypatch.setattr(_choices, "FASTER_ON_CUDA", {"hidden_mse": rows, "logits_kl": [(50, "cuda")]})
+    faster = _choices.faster_on_cuda
     assert (faster("hidden_mse", 1000), faster("hidden_mse", 1001)) == ("triton", "cuda")
     assert faster("logits_kl", 51) is faster("relation_kl", 1) is faster("hidden_mse", None) is None
-    module.write_text("nothing")
-    with pytest.raises(InputError, match="FASTER_ON_CUDA"):
-        choices.write(table, module)
+
+
+def swept(
+    ms: float, block: int, *, standing: bool = False, bounds: tuple[int, ...] = (999, 2)
+) -> dict[str, Any]:
+    row = {"module": "m", "table": "T", "bounds": list(bounds), "meta": {"BLOCK": block}}
+    return {"kind": "sweep", "ms": ms, "standing": standing, **row}
+
+
+def test_a_configuration_is_chosen_if_it_is_clearly_faster_than_the_one_that_stands(tmp_path: Path) -> None:
+    facts = [swept(1.0, 64, standing=True), swept(0.9, 128), swept(0.95, 32)]
+    facts += [swept(1.0, 64, standing=True, bounds=(89, 2)), swept(0.99, 128, bounds=(89, 2))]
+    facts += [swept(0.1, 16, bounds=(1, 1))]  # and the one that stands was not measured
+    assert choices.best_configurations(facts) == {"m": {"T": [[[999, 2], {"BLOCK": 128}]]}}
+    path = tmp_path / "sweep.jsonl"
+    for fact in facts:
+        Facts(path).add(fact)
+    assert choices.main([str(path)]) == 0
+    path.unlink()
+    assert choices.main([str(path)]) == 2
+
+
+def test_a_launcher_takes_the_configurations_that_were_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = SimpleNamespace(TABLE=[((89, 2), {"BLOCK": 64}), ((999, 2), {"BLOCK": 32, "num_warps": 4})])
+    monkeypatch.setattr(_choices.importlib, "import_module", lambda name: module)
+    monkeypatch.setattr(_choices, "CONFIGURATIONS", {"x.triton": {"TABLE": [[[999, 2], {"BLOCK": 128}]]}})
+    _choices.launcher_module.cache_clear()
+    try:
+        assert _choices.launcher_module("x.triton").TABLE == [
+            ((89, 2), {"BLOCK": 64}),
+            ((999, 2), {"BLOCK": 128}),
+        ]
+    finally:
+        _choices.launcher_module.cache_clear()
+    with pytest.raises(KeyError, match="bounds"):
+        _choices.replace_row(module.TABLE, (1, 1), {})
 
 
 def test_auto_takes_the_choice_for_the_size_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -537,7 +553,9 @@ def test_auto_takes_the_choice_for_the_size_of_the_call(monkeypatch: pytest.Monk
 def test_the_command_of_choices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = save(tmp_path, "gpu.json", gpu_results(gpu_entry()))
     assert choices.main([str(good)]) == 0
-    assert '"attention_map_loss": [(1 << 62, "cuda")],' in capsys.readouterr().out
+    assert json.loads(capsys.readouterr().out) == {
+        "faster_on_cuda": {"attention_map_loss": [[choices.UNBOUNDED, "cuda"]]}
+    }
     for name, wrong, message in (
         ("cpu.json", results(entry()), "wants results of a GPU"),
         ("dry.json", gpu_results(gpu_entry(), quick=True), "not of a dry run"),
@@ -545,3 +563,58 @@ def test_the_command_of_choices(tmp_path: Path, capsys: pytest.CaptureFixture[st
     ):
         assert choices.main([str(save(tmp_path, name, wrong))]) == 2
         assert message in capsys.readouterr().err
+
+
+# ---- configurations and profiles ----------------------------------------------------------------------------
+
+
+def test_a_sweep_tries_the_row_that_stands_first_and_puts_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    plan = sweep.sweep_plan({"registers-128": "somewhere.so"})
+    steps = [step for step in plan.steps if "row" in step.job]
+    tried: dict[str, list[bool]] = {}
+    for step in steps:
+        row = step.job["row"]
+        tried.setdefault(f"{row['module']} {row['table']}", []).append(step.job["standing"])
+        table = getattr(__import__(row["module"], fromlist=["x"]), row["table"])
+        before = list(table)
+        with jobs._row(row):
+            assert (tuple(row["bounds"]), row["meta"]) in [(tuple(bounds), meta) for bounds, meta in table]
+        assert table == before and row["bounds"] in [list(bounds) for bounds, _ in table]
+    assert all(first and not any(rest) for first, *rest in tried.values()) and len(tried) == len(sweep.SWEEPS)
+    assert {name for name, _ in plan.background} == {name for step in steps for name in step.waits}
+    varied = [step for step in plan.steps if "environment" in step.job]
+    assert varied and all(step.needs or step.name.startswith("check") for step in varied)
+
+
+def test_a_configuration_whose_check_fails_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = [((9,), {"BLOCK": 64})]
+    monkeypatch.setattr(jobs.importlib, "import_module", lambda name: SimpleNamespace(T=table))
+    row = {"module": "m", "table": "T", "bounds": [9], "meta": {"BLOCK": 128}}
+    spec = problem(
+        triton=lambda: torch.tensor([1.0, 2, 3]) * (1 + table[0][1]["BLOCK"] // 128),
+        plain=lambda: torch.tensor([1.0, 2, 3]),
+    )
+    facts = []
+    with pytest.raises(AssertionError, match="errors are"):
+        for fact in jobs.sweep(spec, row, standing=False):
+            facts.append(fact)
+    assert [fact["kind"] for fact in facts] == ["check"] and table == [((9,), {"BLOCK": 64})]
+    spec = problem(triton=lambda: torch.tensor([1.0, 2, 3]), plain=lambda: torch.ones(3))
+    assert [fact["kind"] for fact in jobs.sweep(spec, row, standing=True)] == ["check", "sweep"]
+
+
+def test_variants_are_builds_with_one_more_flag() -> None:
+    text = "cxx = c++\nnvcc = /bin/nvcc -O3\nrule kernel\n  command = $nvcc -c"
+    assert "nvcc = /bin/nvcc -O3 -maxrregcount=128\n" in variants.with_flag(text, "-maxrregcount=128")
+    with pytest.raises(ValueError, match="got 0 lines"):
+        variants.with_flag("nothing", "x")
+
+
+def test_profiles_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = profile.profile_plan().steps
+    assert len(steps) == 1 + len(profile.KERNELS) == 5
+    monkeypatch.setattr(profile.shutil, "which", lambda name: None)
+    job = {key: value for key, value in steps[1].job.items() if key != "do"}
+    with pytest.raises(RuntimeError, match="no ncu on the PATH"):
+        next(profile.profile(**job))

@@ -15,10 +15,8 @@ import bertxfer_fast
 
 ROOT = Path(bertxfer_fast.__file__).parent
 PACKAGE = ROOT.name
-LEAVING = {"bench", "bench_gpu_report", "bench_report"}  # for benchmarks/
 # A room is a folder of the package, or a module that stands beside the folders.
 ROOMS = {path.stem for path in ROOT.glob("*.py")} | {path.parent.name for path in ROOT.glob("*/__init__.py")}
-ROOMS -= LEAVING
 
 # From the ground up; a room imports only rooms of lower floors.
 FLOORS: list[set[str]] = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch import Tensor
 from .collators import Features
 from .samplers import TokenBudgetBatchSampler
 
-__all__ = ["device_of", "inference", "packed_batches", "sequence_lengths"]
+__all__ = ["packed_batches", "sequence_lengths"]
 
 
 def sequence_lengths(features: Dataset | Sequence[Mapping[str, Any]]) -> NDArray[np.int64]:
@@ -57,22 +56,3 @@ def packed_batches(
             indices,
             {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()},
         )
-
-
-def device_of(model: torch.nn.Module) -> torch.device:
-    """Where a model's parameters are."""
-    return next(model.parameters()).device
-
-
-@contextmanager
-def inference(model: torch.nn.Module, bf16: bool = False) -> Iterator[None]:
-    """Eval mode without gradients (and in bf16 autocast if asked), then every submodule in its mode as before."""
-    modes = [(module, module.training) for module in model.modules()]
-    autocast = torch.autocast(device_of(model).type, torch.bfloat16) if bf16 else nullcontext()
-    model.eval()
-    try:
-        with torch.no_grad(), autocast:
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -13,8 +13,10 @@ from transformers import PreTrainedModel
 
 from .. import tasks
 from ..data.collators import Features, collator_for
-from ..data.loaders import device_of, inference, packed_batches
-from ..models.hf.encoder import PackedModel
+from ..data.loaders import packed_batches
+from ..models.loans import device_of, inference
+from ..models.spec import EncoderSpec
+from ..models.stream import as_encoder
 from .metrics import metrics_of, task_of_model
 from .speed import parameter_count, size_mb, throughput
 
@@ -43,10 +45,10 @@ def evaluate(
     Raises:
         ValueError: an empty data set, features without labels, or a model without a head.
     """
-    packed = PackedModel(model)
-    task = task_of_model(packed.facts) if task is None else tasks.get(task)
+    encoder = as_encoder(model)
+    task = task_of_model(encoder.spec) if task is None else tasks.get(task)
     if task.head is None:
-        raise ValueError(f"model: got {packed.facts.name}, want one with a head to evaluate")
+        raise ValueError(f"model: got {encoder.spec.name}, want one with a head to evaluate")
     if not len(dataset):
         raise ValueError("dataset: got no rows, want at least one")
     logits: list[Tensor] = []
@@ -55,7 +57,7 @@ def evaluate(
         for _, batch in packed_batches(dataset, tokens_per_batch, device_of(model), collator_for(task)):
             if "labels" not in batch:
                 raise ValueError("dataset: got features without labels, want labels to measure against")
-            output = packed(batch).logits
+            output = encoder.run(batch).logits
             assert output is not None
             logits.append((output.argmax(-1) if task.predicts_ids else output.float()).cpu())
             labels.append(batch["labels"].reshape(-1).cpu() if task.predicts_ids else batch["labels"].cpu())
@@ -78,7 +80,7 @@ def summary(
     """
     row: dict[str, float | int] = {}
     settings: dict[str, Any] = {"tokens_per_batch": tokens_per_batch, "bf16": bf16}
-    task = task_of_model(PackedModel(model).facts) if task is None else tasks.get(task)
+    task = task_of_model(EncoderSpec.of(model)) if task is None else tasks.get(task)
     if dataset is not None and task.head is not None and has_labels(dataset):
         row.update(evaluate(model, dataset, task=task, **settings))
     row["parameters"], row["MB"] = parameter_count(model), size_mb(model)

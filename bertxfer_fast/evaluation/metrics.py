@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import tasks
-from ..models.activations import ModelFacts
+from ..models.spec import EncoderSpec
 
 __all__ = ["metrics_of", "task_of_model"]
 
 
-def task_of_model(facts: ModelFacts) -> tasks.Task:
+def task_of_model(spec: EncoderSpec) -> tasks.Task:
     """The task that a model's head is for, see `tasks.task_of`."""
-    return tasks.task_of(facts.name, facts.num_labels, facts.problem_type, facts.head)
+    return tasks.task_of(spec.name, spec.num_labels, spec.problem_type, spec.head)
 
 
 def metrics_of(logits: NDArray[Any], labels: NDArray[Any], task: str | tasks.Task) -> dict[str, float]:

@@ -10,8 +10,9 @@ import torch
 from transformers import PreTrainedModel
 
 from ..data.collators import Features, collate_inputs
-from ..data.loaders import device_of, inference, packed_batches
-from ..models.hf.encoder import PackedModel
+from ..data.loaders import packed_batches
+from ..models.loans import device_of, inference
+from ..models.stream import as_encoder
 
 __all__ = ["parameter_count", "size_mb", "student_facts", "throughput"]
 
@@ -37,14 +38,14 @@ def throughput(
         raise ValueError("dataset: got no rows, want at least one")
     if repeats < 1:
         raise ValueError(f"repeats: got {repeats}, want 1 or more")
-    packed, device = PackedModel(model), device_of(model)
+    encoder, device = as_encoder(model), device_of(model)
     batches = [batch for _, batch in packed_batches(dataset, tokens_per_batch, device, collate_inputs)]
     seconds = []
     with inference(model, bf16):
         for turn in range(warmup + repeats):
             start = time.perf_counter()
             for batch in batches:
-                packed(batch)
+                encoder.run(batch)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             if turn >= warmup:

@@ -18,9 +18,10 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
 from ..data.collators import INPUTS, collate_inputs
-from ..data.loaders import device_of, packed_batches, sequence_lengths
+from ..data.loaders import packed_batches, sequence_lengths
 from ..models.activations import LayerActivations
 from ..models.hf.loading import load_tokenizer, model_folder
+from ..models.loans import device_of
 from ..models.spec import EncoderSpec
 from ..models.stream import TeacherStream
 from ..ops import pool_features

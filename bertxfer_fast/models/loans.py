@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import nn
 
-__all__ = ["eval_mode", "lent"]
+__all__ = ["device_of", "eval_mode", "inference", "lent"]
 
 Undo = Callable[[], None]
 
@@ -68,6 +69,19 @@ def eval_mode(module: nn.Module | None) -> Iterator[None]:
 
     with lent(module, "eval mode", change):
         yield
+
+
+@contextmanager
+def inference(module: nn.Module, bf16: bool = False) -> Iterator[None]:
+    """Inside, eval mode without gradients, in bfloat16 autocast if asked; afterwards all is as it was."""
+    autocast = torch.autocast(device_of(module).type, torch.bfloat16) if bf16 else nullcontext()
+    with eval_mode(module), torch.no_grad(), autocast:
+        yield
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's parameters are."""
+    return next(module.parameters()).device
 
 
 def _set_training(modules: list[Any], mode: bool) -> None:

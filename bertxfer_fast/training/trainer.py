@@ -30,7 +30,7 @@ from ..errors import NonFiniteLossError
 from ..evaluation.card import ModelCard
 from ..evaluation.metrics import metrics_of, task_of_model
 from ..evaluation.speed import student_facts
-from ..models.hf.encoder import PackedModel
+from ..models.spec import EncoderSpec
 from .arguments import DistillationArguments
 from .checkpoints import (
     TRAINER_STATE,
@@ -94,8 +94,7 @@ class DistillationTrainer(Trainer):
         if args.n_gpu > 1:
             args._n_gpu = 1  # DataParallel would cut a pack in pieces; use a launcher such as torchrun
         self.distiller = model  # itself, whatever accelerate wraps around it
-        facts = PackedModel(model.student).facts
-        self.task = task_of_model(facts) if task is None else tasks.get(task)
+        self.task = task_of_model(EncoderSpec.of(model.student)) if task is None else tasks.get(task)
         _offer_checkpointing(model)
         if compute_metrics is None and self.task.labels is not None:
             compute_metrics = _default_metrics(self.task)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from datasets import Dataset
 
-from bertxfer_fast.data.loaders import inference, packed_batches
+from bertxfer_fast.data.loaders import packed_batches
 from bertxfer_fast.data.samplers import EvenBatchSampler
+from bertxfer_fast.models.loans import inference
 from bertxfer_fast.packing import PackingCollator, TokenBudgetBatchSampler
 
 from ..tiny import tiny_bert

@@ -11,7 +11,7 @@ import torch
 from bertxfer_fast.evaluation.evaluate import evaluate, summary
 from bertxfer_fast.evaluation.metrics import metrics_of, task_of_model
 from bertxfer_fast.evaluation.speed import parameter_count, size_mb, throughput
-from bertxfer_fast.models.hf.encoder import PackedModel
+from bertxfer_fast.models.spec import EncoderSpec
 
 from ..tiny import tiny_bert
 
@@ -75,7 +75,7 @@ def test_metrics_of_bad_input() -> None:
 
 def test_the_task_of_a_model() -> None:
     def task(**settings: Any) -> str:
-        return task_of_model(PackedModel(tiny_bert(1, 16, 4, **settings)).facts).name
+        return task_of_model(EncoderSpec.of(tiny_bert(1, 16, 4, **settings))).name
 
     assert task() == "none"
     assert task(head="ForTokenClassification") == "token-classification"

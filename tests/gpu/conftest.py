@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from bertxfer_fast.ops._dispatch import library as _library
 from .calls import CALLS
 
 HERE = Path(__file__).parent
+#: Those to test: `make gpu` tests one after the other, what compiles nothing first.
+BACKENDS = os.environ.get("BERTXFER_GPU_BACKENDS", "triton cuda").split()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -23,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.gpu)
 
 
-@pytest.fixture(params=["triton", "cuda"])
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """One backend, forced for all operators that have it."""
     if request.param == "cuda" and _library.cuda_extension is None:

@@ -20,6 +20,13 @@ def assert_same_bits(first: list[Tensor], second: list[Tensor]) -> None:
         assert torch.equal(a, b)
 
 
+def assert_close(first: list[Tensor], second: list[Tensor]) -> None:
+    """Equal but for roundings: code compiled for another purpose may add in another order."""
+    for a, b in zip(first, second, strict=True):
+        error = (a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-30)
+        assert error <= 1e-5, f"off by {error:.2g}"
+
+
 def test_runs_on_the_backend_under_test(backend: str, call: str) -> None:
     with RecordedCalls() as recorded:
         outcome(call, CALLS[call].inputs(torch.bfloat16))
@@ -41,10 +48,13 @@ def test_every_element_is_written(poisoned: None, call: str) -> None:
 
 
 def test_without_gradients_the_loss_is_the_same(call: str) -> None:
+    """The same but for roundings: without gradients it is another compilation. With itself it agrees to the bit."""
     tensors = CALLS[call].inputs(torch.float32)
     loss = outcome(call, tensors)[0]
     with torch.no_grad():
-        assert_same_bits([loss], [CALLS[call].run(**tensors)])
+        alone, again = (CALLS[call].run(**tensors) for _ in range(2))
+    assert_close([alone], [loss])
+    assert_same_bits([alone], [again])
 
 
 def test_opcheck(backend: str, call: str) -> None:
@@ -98,9 +108,15 @@ def test_compiles_without_a_break(call: str) -> None:
     tensors = CALLS[call].inputs(torch.float32)
     wanted = outcome(call, tensors)
     compiled = torch.compile(lambda x: CALLS[call].run(**x), fullgraph=True, backend="aot_eager")
-    loss = compiled(tensors)
-    grads = torch.autograd.grad(loss, [tensors[name] for name in CALLS[call].student])
-    assert_same_bits(wanted, [loss.detach(), *grads])
+
+    def run() -> list[Tensor]:
+        loss = compiled(tensors)
+        grads = torch.autograd.grad(loss, [tensors[name] for name in CALLS[call].student])
+        return [loss.detach(), *grads]
+
+    found = run()
+    assert_close(found, wanted)
+    assert_same_bits(found, run())
 
 
 def test_nothing_is_read_back_from_the_device(call: str) -> None:

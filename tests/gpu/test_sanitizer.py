@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 RUN = """
 import torch, bertxfer_fast
-from bertxfer_fast.ops import _library
+from bertxfer_fast.ops._dispatch import library as _library
 from tests.gpu.calls import CALLS, outcome
 with bertxfer_fast.use_backend("cuda"):
     for name, call in CALLS.items():

@@ -31,7 +31,9 @@ _PASSED, _FAILED = 0, 1  # exit codes of pytest; all others say that it could no
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description="Faults that tests must notice.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.mutants", description="Faults that tests must notice."
+    )
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--list", action="store_true")
@@ -65,7 +67,9 @@ def run(mutants: Sequence[Mutant], jobs: int) -> list[str]:
                     return
                 start = time.monotonic()
                 verdict = verdict_on(mutant, copy)
-                print(f"{verdict or 'noticed':<12} {mutant.name} [{time.monotonic() - start:.0f} s]", flush=True)
+                print(
+                    f"{verdict or 'noticed':<12} {mutant.name} [{time.monotonic() - start:.0f} s]", flush=True
+                )
                 if verdict:
                     missed.append(f"{mutant.name}: {verdict} by {' '.join(mutant.tests)}")
 

@@ -16,8 +16,8 @@ from ...distillation.distiller import Distiller, check_tokenizers
 from ...errors import InputError, user_input
 from ...evaluation.card import ModelCard
 from ...evaluation.evaluate import has_labels
-from ...models.hf.encoder import PackedModel
 from ...models.hf.loading import has_tokenizer, load_model, load_tokenizer, model_folder
+from ...models.spec import EncoderSpec
 from ...training.arguments import DistillationArguments
 from ..config.schema import DistillConfig, check_stages
 from .resume import check_output
@@ -54,7 +54,7 @@ class Plan:
     def positions(self) -> dict[str, int]:
         """The longest sequence each model can take, where it has a limit."""
         models = {"teacher": self.teacher, "student": self.student}
-        limits = {name: PackedModel(model).facts.max_positions for name, model in models.items()}
+        limits = {name: EncoderSpec.of(model).max_positions for name, model in models.items()}
         return {name: limit for name, limit in limits.items() if limit is not None}
 
     @property

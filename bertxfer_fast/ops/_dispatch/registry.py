@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from .choices import launcher_module
+
 NAMESPACE = "bertxfer_fast"
 
 
@@ -102,8 +104,7 @@ class OpInfo:
 
     def launcher(self) -> Callable[..., Any]:
         """The Triton launcher, imported now."""
-        module = importlib.import_module(f"{self.module}.{self.triton}")
-        return getattr(module, self.name)
+        return getattr(launcher_module(f"{self.module}.{self.triton}"), self.name)
 
 
 _ops: dict[str, OpInfo] = {}

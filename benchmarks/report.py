@@ -1,7 +1,6 @@
 """Benchmark results as tables, as blocks of the documentation, and as plots. Nothing here measures anything.
 
-Results are what `bertxfer bench` writes: ``{"machine": facts, "quick": bool, "entries": [record]}``, a record as
-`benchmarks.harness.compare` documents it. Ratios are times (or bytes) over ours: above 1, ours is faster (or smaller).
+Ratios are times (or bytes) over ours: above 1, ours is faster (or smaller).
 """
 
 from __future__ import annotations
@@ -10,17 +9,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import InputError
-from .evaluation.tables import table
+from bertxfer_fast.errors import InputError
+from bertxfer_fast.evaluation.tables import table
+
+from .results import Record, Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 LENGTHS = (128, 512, 2048)  # columns of the short table
-
-Record = Mapping[str, Any]
-Results = Mapping[str, Any]
 
 #: How a plot names and colours an implementation, the same in every figure; others take the colours that are left.
 _LABELS = {
@@ -42,21 +40,21 @@ def rows(records: Iterable[Record]) -> list[dict[str, Any]]:
     """The main table: one row for each record that is neither of a ragged batch of one op, nor of overhead."""
     return [
         {
-            "op": named(record),
-            "shape": record["shape"],
-            "dtype": record["dtype"],
-            "ms": value_of(record, record["ours"], "ms"),
-            "vs compile": value_of(record, "compile", "ratio"),
-            "vs plain": value_of(record, "plain", "ratio"),
-            "vs floor": value_of(record, floor_of(record), "ratio"),
-            "vs float32": value_of(record, "cpp float32", "ratio"),
-            "MB": value_of(record, record["ours"], "memory_mb"),
-            "MB vs compile": value_of(record, "compile", "memory_ratio"),
-            "MB vs plain": value_of(record, "plain", "memory_ratio"),
-            "MB / gradients": value_of(record, record["ours"], "memory_per_gradient"),
+            "op": record.name,
+            "shape": record.shape,
+            "dtype": record.dtype,
+            "ms": record.value(record.ours, "ms"),
+            "vs compile": record.value("compile", "ratio"),
+            "vs plain": record.value("plain", "ratio"),
+            "vs floor": record.value(record.floor, "ratio"),
+            "vs float32": record.value("cpp float32", "ratio"),
+            "MB": record.value(record.ours, "memory_mb"),
+            "MB vs compile": record.value("compile", "memory_ratio"),
+            "MB vs plain": record.value("plain", "memory_ratio"),
+            "MB / gradients": record.value(record.ours, "memory_per_gradient"),
         }
         for record in records
-        if "gain" not in record and record["op"] != "overhead"
+        if record.gain is None and record.op != "overhead"
     ]
 
 
@@ -64,17 +62,17 @@ def ragged_rows(records: Iterable[Record]) -> list[dict[str, Any]]:
     """What packing brings on ragged batches."""
     return [
         {
-            "op": named(record),
-            "shape": record["shape"],
-            "dtype": record["dtype"],
-            "real tokens": record["valid"],
-            "ms packed": value_of(record, record["ours"], "ms"),
-            "ms full length": value_of(record, f"{record['ours']} full length", "ms"),
-            "gain": record["gain"],
-            "ideal gain": record["ideal_gain"],
+            "op": record.name,
+            "shape": record.shape,
+            "dtype": record.dtype,
+            "real tokens": record.valid,
+            "ms packed": record.value(record.ours, "ms"),
+            "ms full length": record.value(f"{record.ours} full length", "ms"),
+            "gain": record.gain,
+            "ideal gain": record.ideal_gain,
         }
         for record in records
-        if "gain" in record
+        if record.gain is not None
     ]
 
 
@@ -82,13 +80,13 @@ def overhead_rows(records: Iterable[Record]) -> list[dict[str, Any]]:
     """Microseconds of tiny losses, and how many calls of mse_loss they take."""
     found = []
     for record in records:
-        floor = value_of(record, floor_of(record), "ratio")
-        if record["op"] == "overhead":
-            ours = value_of(record, record["ours"], "ms")
+        floor = record.value(record.floor, "ratio")
+        if record.op == "overhead":
+            ours = record.value(record.ours, "ms")
             found.append(
                 {
-                    "op": record["case"],
-                    "shape": record["shape"],
+                    "op": record.case,
+                    "shape": record.shape,
                     "microseconds": None if ours is None else ours * 1e3,
                     "times mse_loss": 1 / floor if floor else None,
                 }
@@ -105,7 +103,7 @@ def tables(results: Results, *, style: str = "markdown") -> str:
         ("Ragged batches", ragged_rows),
         ("Overhead", overhead_rows),
     ):
-        found = make(results["entries"])
+        found = make(results.entries)
         # A column that is empty in every row says nothing.
         columns = [
             name for name in (found[0] if found else {}) if any(row[name] is not None for row in found)
@@ -129,15 +127,13 @@ def machine_line(machine: Mapping[str, Any]) -> str:
 def markdown(results: Results, plots: Sequence[str] = ()) -> str:
     """The tables for the documentation, under the machine; `plots` are links to figures that follow them."""
     left_out = [
-        f"- {named(record)} {record['shape']} {record['dtype']}: without {name}, it {why}"
-        for record in results["entries"]
-        for name, why in (record.get("left_out") or {}).items()
+        f"- {record.name} {record.shape} {record.dtype}: without {name}, it {why}"
+        for record in results.entries
+        for name, why in record.left_out.items()
     ]
-    notes = sorted(
-        {r["memory_note"] for r in results["entries"] if r["memory_note"] and r["op"] != "overhead"}
-    )
+    notes = sorted({r.memory_note for r in results.entries if r.memory_note and r.op != "overhead"})
     parts = [
-        machine_line(results["machine"]),
+        machine_line(results.machine),
         tables(results),
         *(f"Memory is missing: {note}." for note in notes),
         "\n".join(left_out),
@@ -149,21 +145,21 @@ def markdown(results: Results, plots: Sequence[str] = ()) -> str:
 def readme_markdown(results: Results) -> str:
     """The short table: one row per op, float32, how many times as long torch.compile takes as we do."""
     found: dict[str, dict[str, Any]] = {}
-    for record in results["entries"]:
-        ratio = value_of(record, "compile", "ratio")
-        if ratio is None or "gain" in record or record["dtype"] != "float32":
+    for record in results.entries:
+        ratio = record.value("compile", "ratio")
+        if ratio is None or record.gain is not None or record.dtype != "float32":
             continue
         row = found.setdefault(
-            named(record), {"op": named(record), **{f"L = {n}": None for n in LENGTHS}, "other": None}
+            record.name, {"op": record.name, **{f"L = {n}": None for n in LENGTHS}, "other": None}
         )
         shown = f"{ratio:.1f}"
-        if record["length"] in LENGTHS:
-            row[f"L = {record['length']}"] = shown
+        if record.length in LENGTHS:
+            row[f"L = {record.length}"] = shown
         else:
-            row["other"] = f"{shown} ({record['shape']})"
+            row["other"] = f"{shown} ({record.shape})"
     lines = [
         "Time of `torch.compile` of the plain code over ours, float32, on",
-        machine_line(results["machine"]) + ":",
+        machine_line(results.machine) + ":",
     ]
     cells = [{key: "-" if value is None else value for key, value in row.items()} for row in found.values()]
     return (
@@ -171,21 +167,6 @@ def readme_markdown(results: Results) -> str:
         if cells
         else "No comparison with torch.compile was measured."
     )
-
-
-def named(record: Record) -> str:
-    """The op with its case, for example `attention_map kl`."""
-    return f"{record['op']} {record['case']}".strip()
-
-
-def value_of(record: Record, name: str | None, key: str) -> Any:
-    return (record["implementations"].get(name) or {}).get(key)
-
-
-def floor_of(record: Record) -> str | None:
-    """The floor that takes longest: nobody can do without any of them."""
-    floors = [name for name in record["implementations"] if name.startswith("floor: ")]
-    return max(floors, key=lambda name: value_of(record, name, "ms"), default=None)
 
 
 # ---- documentation ------------------------------------------------------------------------------------------
@@ -202,7 +183,7 @@ def replace_block(page: Path, block: str, marks: tuple[str, str] = (BEGIN, END))
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
         raise InputError(f"{page.name}: wants one {begin} and after it one {end}")
     before, after = text[: text.index(begin) + len(begin)], text[text.index(end) :]
-    page.write_text(f"{before}\n{block}\n{after}", encoding="utf-8")
+    page.write_text(f"{before}\n{block + chr(10) if block else ''}{after}", encoding="utf-8")
 
 
 # ---- plots --------------------------------------------------------------------------------------------------
@@ -214,20 +195,20 @@ def plot(results: Results, folder: Path, prefix: str = "") -> list[Path]:
     `prefix` begins the names of the files.
     """
     series: dict[str, list[Record]] = {}
-    for record in results["entries"]:
-        if record["length"] is not None and "gain" not in record and _is_attention(record):
-            series.setdefault(named(record), []).append(record)
+    for record in results.entries:
+        if record.length is not None and record.gain is None and _is_attention(record):
+            series.setdefault(record.name, []).append(record)
     folder.mkdir(parents=True, exist_ok=True)
     return [
         _figure(name, records, folder / f"{prefix}{name.replace(' ', '-')}.svg")
         for name, records in series.items()
-        if len({record["length"] for record in records}) > 1
+        if len({record.length for record in records}) > 1
     ]
 
 
 def _is_attention(record: Record) -> bool:
     """Whole steps and extraction have lengths, too, but other batches at each of them."""
-    return record["op"] not in ("step", "extract")
+    return record.op not in ("step", "extract", "teacher")
 
 
 def _figure(name: str, records: Sequence[Record], path: Path) -> Path:
@@ -236,12 +217,12 @@ def _figure(name: str, records: Sequence[Record], path: Path) -> Path:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    dtypes = list(dict.fromkeys(record["dtype"] for record in records))
+    dtypes = list(dict.fromkeys(record.dtype for record in records))
     figure = Figure(figsize=(4.2 * len(dtypes) + 0.6, 6.4))
     FigureCanvasSVG(figure)  # a canvas of our own: pyplot's global state stays untouched
     axes = figure.subplots(2, len(dtypes), squeeze=False, sharex=True, sharey="row")
     for column, dtype in enumerate(dtypes):
-        chosen = sorted((r for r in records if r["dtype"] == dtype), key=lambda r: r["length"])
+        chosen = sorted((r for r in records if r.dtype == dtype), key=lambda r: r.length)
         _lines(axes[0][column], chosen, "ms", lambda key: key != "cpp float32")
         _lines(axes[1][column], chosen, "memory_mb", lambda key: key != "cpp float32" and "floor" not in key)
         axes[0][column].set_title(dtype, fontsize=10)
@@ -258,14 +239,14 @@ def _figure(name: str, records: Sequence[Record], path: Path) -> Path:
 
 
 def _lines(axis: Axes, records: Sequence[Record], key: str, wanted: Callable[[str], bool]) -> None:
-    names = dict.fromkeys(name for record in records for name in record["implementations"] if wanted(name))
+    names = dict.fromkeys(name for record in records for name in record.implementations if wanted(name))
     free = [name for name in names if name not in _COLOURS and not name.startswith("floor: ")]
     others = (f"C{3 + i}" for i in range(len(free)))
     for name in names:
         points = [
-            (record["length"], value)
+            (record.length, value)
             for record in records
-            if (value := value_of(record, name, key)) is not None and value > 0
+            if (value := record.value(name, key)) is not None and value > 0
         ]
         if points:
             lengths, values = zip(*points, strict=True)
@@ -281,7 +262,7 @@ def _lines(axis: Axes, records: Sequence[Record], key: str, wanted: Callable[[st
                 markersize=4 if ours else 3,
                 label=_LABELS.get(name, name),
             )
-    ticks = sorted({record["length"] for record in records})
+    ticks = sorted({record.length for record in records})
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.set_xticks(ticks, [str(length) for length in ticks])
