@@ -39,8 +39,8 @@ void run(const AttentionMapCuda& p, const MapProblem& problem, void* stream) {
 }  // namespace
 
 int64_t map_statistics(Dtype dtype, bool mse) {
-  const int64_t of_softmax = dtype == Dtype::f32 ? SoftmaxRow<float>::kNumbers : SoftmaxRow<__half>::kNumbers;
-  return 2 * of_softmax + (mse ? 1 : 0);
+  const int64_t planes = dtype == Dtype::f32 ? SoftmaxRow<float>::kPlanes : SoftmaxRow<__half>::kPlanes;
+  return 2 * planes + (mse ? 1 : 0);
 }
 
 int64_t map_losses(const AttentionMapCuda& p) {

@@ -26,7 +26,7 @@ struct AttentionMapCuda : AttentionPairCuda {  // partial_losses: [map_losses]
 
 int64_t map_losses(const AttentionMapCuda& p);
 
-// How many numbers the second kernel wants to know of each row.
+// How many float32 planes of [H, T] the second kernel reads: statistics of each row.
 int64_t map_statistics(Dtype dtype, bool mse);
 
 void attention_map_cuda(const AttentionMapCuda& p, void* stream);

@@ -26,9 +26,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_map_cuda_op(Tensor q_studen
 
   AttentionMapCuda problem = pair.problem<AttentionMapCuda>(scale_student, scale_teacher);
   problem.mse = mse;
-  const int64_t numbers = need_grad ? map_statistics(problem.q_student.dtype, mse) : 0;
+  const int64_t planes = need_grad ? map_statistics(problem.q_student.dtype, mse) : 0;
   const Tensor partial_losses = empty_on(q_student, {map_losses(problem)}, ScalarType::Float);
-  const Tensor statistics = empty_on(q_student, {numbers, pair.heads, pair.tokens}, ScalarType::Float);
+  const Tensor statistics = empty_on(q_student, {planes, pair.heads, pair.tokens}, ScalarType::Float);
   problem.partial_losses = floats(partial_losses);
   problem.statistics = need_grad ? floats(statistics) : nullptr;
   attention_map_cuda(problem, device.stream());

@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(ScoreTile<T, BS>::kThreads, ScoreTile<T, BS>::
       if (need_grad && !p.mse) add_direction<T>(grad, student, keys, widths.stride, widths.student);
     });
 #pragma unroll
-    for (int half = 0; half < 2; ++half) rows[half].inner = OnlineSum::row_sum(rows[half].inner);
+    for (int half = 0; half < 2; ++half) rows[half].inner = OnlineSum::sum_of_lanes(rows[half].inner);
 
     if (p.mse && need_grad) {
       sweep([&](float (&student)[Block::kTiles][4], float scale_student, float (&teacher)[Block::kTiles][4],

@@ -1,7 +1,7 @@
 // What both kernels of attention maps share: softmaxes of rows, and how their statistics are stored.
 //
-// Scores are in units of log 2: a row's probabilities are 2^(score - highest - log_sum), highest its highest score and
-// log_sum log2 of the sum of exponentials below it. float32 keeps the two apart, as their sum would round away what
+// Scores are in units of log 2: a row's probabilities are 2^(score - row_max - log_sum), row_max its highest score and
+// log_sum the log2 of the sum of exponentials below it. float32 keeps the two apart, as their sum would round away what
 // distinguishes maps that almost agree. In half precision one number, and one multiply-add, is enough.
 #pragma once
 
@@ -12,7 +12,7 @@ namespace bertxfer {
 struct MapProblem : PairProblem {  // the scales with log2(e); partial_losses: [slots, H]
   float grad_scale;                // of the student's scores, times 2 for MSE
   bool mse, symmetric;
-  float* statistics;  // [map_statistics, H, T] or null: a plane for each number of RowStatistics
+  float* statistics;  // [map_statistics, H, T] or null: a plane for each member of RowStatistics
 };
 
 // Entries of maps are small: times this they are normal numbers of float16, where they multiply keys and queries.
@@ -21,9 +21,9 @@ constexpr float kLift = 256.0f;
 // A score beyond the sequence: its exponential is zero, and differences of two of them are.
 constexpr float kMasked = -1e30f;
 
-// The highest score of a row, and the sum of exponentials below it: of this lane's columns, until row_sum.
+// The highest score of a row, and the sum of exponentials below it: of this lane's columns, until sum_of_lanes.
 struct OnlineSum {
-  float highest = -INFINITY, sum = 0.0f;
+  float row_max = -INFINITY, row_sum = 0.0f;
 
   // Scores of the row are in places 2 * half and 2 * half + 1 of each accumulator, still to be scaled.
   template <int N>
@@ -37,20 +37,20 @@ struct OnlineSum {
 #pragma unroll
       for (int n = 0; n < N; ++n) most = fminf(most, fminf(scores[n][i], scores[n][i + 1]));
     }
-    most = fmaxf(highest, most * scale);
+    most = fmaxf(row_max, most * scale);
     most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 1));
     most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 2));
-    sum *= ptx::exp2_approx(highest - most);
+    row_sum *= ptx::exp2_approx(row_max - most);
 #pragma unroll
     for (int n = 0; n < N; ++n) {
-      sum +=
+      row_sum +=
           ptx::exp2_approx(fmaf(scores[n][i], scale, -most)) + ptx::exp2_approx(fmaf(scores[n][i + 1], scale, -most));
     }
-    highest = most;
+    row_max = most;
   }
 
   // The sum over a row's four lanes, in every one of them.
-  __device__ static __forceinline__ float row_sum(float value) {
+  __device__ static __forceinline__ float sum_of_lanes(float value) {
     value += __shfl_xor_sync(kAllLanes, value, 1);
     return value + __shfl_xor_sync(kAllLanes, value, 2);
   }
@@ -59,50 +59,50 @@ struct OnlineSum {
 // What turns a row's scores into probabilities, half precision.
 template <class T>
 struct SoftmaxRow {
-  static constexpr int kNumbers = 1;
-  float log_sum;  // of all exponentials
+  static constexpr int kPlanes = 1;
+  float softmax_lse;  // log2 of the sum of all exponentials
 
   SoftmaxRow() = default;
   __device__ __forceinline__ explicit SoftmaxRow(const OnlineSum& online)
-      : log_sum(online.highest + log2f(OnlineSum::row_sum(online.sum))) {}
+      : softmax_lse(online.row_max + log2f(OnlineSum::sum_of_lanes(online.row_sum))) {}
 
   __device__ __forceinline__ float log2_probability(float score, float scale) const {
-    return fmaf(score, scale, -log_sum);
+    return fmaf(score, scale, -softmax_lse);
   }
   __device__ __forceinline__ float probability(float score, float scale) const {
     return ptx::exp2_approx(log2_probability(score, scale));
   }
-  __device__ __forceinline__ void store(float* place, int64_t) const { *place = log_sum; }
-  __device__ __forceinline__ void load(const float* place, int64_t) { log_sum = *place; }
+  __device__ __forceinline__ void store(float* place, int64_t) const { *place = softmax_lse; }
+  __device__ __forceinline__ void load(const float* place, int64_t) { softmax_lse = *place; }
   // A row beyond the sequence: probabilities of zero.
-  __device__ __forceinline__ void clear() { log_sum = INFINITY; }
+  __device__ __forceinline__ void clear() { softmax_lse = INFINITY; }
 };
 
 template <>
 struct SoftmaxRow<float> {
-  static constexpr int kNumbers = 2;
-  float highest, log_sum;
+  static constexpr int kPlanes = 2;
+  float row_max, log_sum;
 
   SoftmaxRow() = default;
   __device__ __forceinline__ explicit SoftmaxRow(const OnlineSum& online)
-      : highest(online.highest), log_sum(log2f(OnlineSum::row_sum(online.sum))) {}
+      : row_max(online.row_max), log_sum(log2f(OnlineSum::sum_of_lanes(online.row_sum))) {}
 
   __device__ __forceinline__ float log2_probability(float score, float scale) const {
-    return fmaf(score, scale, -highest) - log_sum;
+    return fmaf(score, scale, -row_max) - log_sum;
   }
   __device__ __forceinline__ float probability(float score, float scale) const {
     return ptx::exp2_approx(log2_probability(score, scale));
   }
   __device__ __forceinline__ void store(float* place, int64_t plane) const {
-    place[0] = highest;
+    place[0] = row_max;
     place[plane] = log_sum;
   }
   __device__ __forceinline__ void load(const float* place, int64_t plane) {
-    highest = place[0];
+    row_max = place[0];
     log_sum = place[plane];
   }
   __device__ __forceinline__ void clear() {
-    highest = INFINITY;
+    row_max = INFINITY;
     log_sum = 0.0f;
   }
 };
@@ -117,8 +117,8 @@ struct RowStatistics {
     float* const place = place_of(p, tile, head, row);
     const int64_t plane = plane_of(p);
     student.store(place, plane);
-    teacher.store(place + SoftmaxRow<T>::kNumbers * plane, plane);
-    if (p.mse) place[2 * SoftmaxRow<T>::kNumbers * plane] = inner;
+    teacher.store(place + SoftmaxRow<T>::kPlanes * plane, plane);
+    if (p.mse) place[2 * SoftmaxRow<T>::kPlanes * plane] = inner;
   }
 
   static __device__ __forceinline__ RowStatistics load(const MapProblem& p, const Tile& tile, int head, int row) {
@@ -132,8 +132,8 @@ struct RowStatistics {
     const float* const place = place_of(p, tile, head, row);
     const int64_t plane = plane_of(p);
     result.student.load(place, plane);
-    result.teacher.load(place + SoftmaxRow<T>::kNumbers * plane, plane);
-    if (p.mse) result.inner = place[2 * SoftmaxRow<T>::kNumbers * plane];
+    result.teacher.load(place + SoftmaxRow<T>::kPlanes * plane, plane);
+    if (p.mse) result.inner = place[2 * SoftmaxRow<T>::kPlanes * plane];
     return result;
   }
 

@@ -35,14 +35,16 @@ struct Buffers {
 
 struct Problem {
   RowSource student, weight;
-  const void *bias, *teacher;
+  const void* bias;     // [width] or null
+  const void* teacher;  // [rows, width]
   Dtype teacher_dtype;
   int64_t teacher_stride, rows;
   int width, depth, column_tiles;
   bool vectors;  // four neighbouring columns move as one
   float scale;
-  void* direction;
-  float *sums, *column_sums;
+  void* direction;     // [rows, width] or null
+  float* sums;         // [tiles of rows, tiles of columns]
+  float* column_sums;  // [tiles of rows, width] or null
 };
 
 // The columns of a tile that a thread looks at: lane and 32 apart, or four neighbours.
@@ -53,18 +55,18 @@ __device__ int column_of(bool vectors, int i) {
 
 template <class T>
 __device__ void load_four(float (&out)[4], const void* row, int first, int width, bool vectors) {
-  const T* const numbers = static_cast<const T*>(row) + first;
+  const T* const from = static_cast<const T*>(row) + first;
   if (vectors) {
     const int column = column_of(true, 0);
     if (first + column >= width) return;
-    const auto loaded = *reinterpret_cast<const Run<T, 4>*>(numbers + column);
+    const auto loaded = *reinterpret_cast<const Run<T, 4>*>(from + column);
 #pragma unroll
     for (int i = 0; i < 4; ++i) out[i] = to_float(loaded.values[i]);
   } else {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int column = column_of(false, i);
-      if (first + column < width) out[i] = to_float(numbers[column]);
+      if (first + column < width) out[i] = to_float(from[column]);
     }
   }
 }
@@ -85,10 +87,10 @@ __device__ void store_four(const float (&values)[4], T* row, int first, int widt
   if (vectors) {
     const int column = column_of(true, 0);
     if (first + column >= width) return;
-    Run<T, 4> stored;
+    Run<T, 4> four;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) from_float(values[i], stored.values[i]);
-    *reinterpret_cast<Run<T, 4>*>(row + first + column) = stored;
+    for (int i = 0; i < 4; ++i) from_float(values[i], four.values[i]);
+    *reinterpret_cast<Run<T, 4>*>(row + first + column) = four;
   } else {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -99,7 +101,7 @@ __device__ void store_four(const float (&values)[4], T* row, int first, int widt
 }
 
 // What follows the projection, for rows [first_row, + 128) and columns [first_column, + 128). A warp takes every eighth
-// row. `projected(row, numbers)` gives a thread its four numbers of a row of the tile. Then
+// row. `projected(row, values)` gives a thread its four values of a row of the tile. Then
 // `scratch`, [kWarps, 128], is written, which may be where they were.
 template <class T, class Projected>
 __device__ void compare(const Problem& p, int64_t first_row, int first_column, float* scratch, Projected projected) {
@@ -207,9 +209,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 1 : 2) project_kern
     }
   }
   __syncthreads();
-  compare<T>(p, first_row, first_column, projected, [&](int row, float (&numbers)[4]) {
+  compare<T>(p, first_row, first_column, projected, [&](int row, float (&values)[4]) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) numbers[i] = projected[row * kSumStride + column_of(p.vectors, i)];
+    for (int i = 0; i < 4; ++i) values[i] = projected[row * kSumStride + column_of(p.vectors, i)];
   });
 }
 
@@ -219,9 +221,9 @@ __global__ void __launch_bounds__(kThreads) compare_kernel(const __grid_constant
   __shared__ float scratch[kWarps * kColumns];
   const int64_t first_row = static_cast<int64_t>(blockIdx.x / p.column_tiles) * kRows;
   const int first_column = blockIdx.x % p.column_tiles * kColumns;
-  compare<T>(p, first_row, first_column, scratch, [&](int row, float (&numbers)[4]) {
+  compare<T>(p, first_row, first_column, scratch, [&](int row, float (&values)[4]) {
     const T* const student = static_cast<const T*>(p.student.data) + (first_row + row) * p.student.token_stride;
-    load_four<T>(numbers, student, first_column, p.width, p.vectors);
+    load_four<T>(values, student, first_column, p.width, p.vectors);
   });
 }
 
@@ -284,8 +286,8 @@ void hidden_mse(const HiddenMse& p, void* stream) {
   problem.sums = p.sums;
   problem.column_sums = p.column_sums;
   const int64_t blocks = ceil_div(p.rows, kHiddenRows) * problem.column_tiles;
-  with_dtype(p.dtype, [&](auto tag) {
-    using T = decltype(tag);
+  with_dtype(p.dtype, [&](auto number) {
+    using T = decltype(number);
     if (p.weight == nullptr) {
       BERTXFER_LAUNCH(compare_kernel<T>, blocks, kThreads, 0, stream, problem);
     } else {

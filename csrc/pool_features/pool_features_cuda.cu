@@ -339,8 +339,8 @@ void pool_features(const PoolFeaturesForward& p, void* stream) {
   problem.partial_rows = p.partial_rows;
   const int64_t blocks = pool_slots(p.tokens, problem.sequences) * problem.chunks;
   const bool max = problem.mode == Mode::max, vectors = is_aligned(p.problem);
-  with_dtype(p.problem.dtype, [&](auto tag) {
-    using T = decltype(tag);
+  with_dtype(p.problem.dtype, [&](auto number) {
+    using T = decltype(number);
     if (problem.mode != Mode::cls) {
       const auto kernel = max       ? vectors ? tiles_kernel<T, kVector<T>, true> : tiles_kernel<T, 1, true>
                           : vectors ? tiles_kernel<T, kVector<T>, false>
@@ -360,8 +360,8 @@ void pool_features_backward(const PoolFeaturesBackward& p, void* stream) {
   problem.grad_weights = p.grad_weights;
   const int64_t blocks = pool_slots(p.tokens, problem.sequences) * problem.chunks;
   const bool vectors = is_aligned(p.problem);
-  with_dtype(p.problem.dtype, [&](auto tag) {
-    using T = decltype(tag);
+  with_dtype(p.problem.dtype, [&](auto number) {
+    using T = decltype(number);
     BERTXFER_LAUNCH(gradient_kernel<T>, problem.sequences, kThreads, 0, stream, problem);
     const auto kernel = vectors ? spread_kernel<T, kVector<T>> : spread_kernel<T, 1>;
     BERTXFER_LAUNCH(kernel, blocks, kThreads, 0, stream, problem);

@@ -32,9 +32,9 @@ std::tuple<Tensor, Tensor, Tensor> relation_kl_cuda_op(Tensor x_student,        
 
   AttentionMapCuda problem = pair.problem<AttentionMapCuda>(scale_student, scale_teacher);
   problem.symmetric = true;
-  const int64_t numbers = need_grad ? map_statistics(problem.q_student.dtype, false) : 0;
+  const int64_t planes = need_grad ? map_statistics(problem.q_student.dtype, false) : 0;
   const Tensor partial_losses = empty_on(x_student, {map_losses(problem)}, ScalarType::Float);
-  const Tensor statistics = empty_on(x_student, {numbers, heads, pair.tokens}, ScalarType::Float);
+  const Tensor statistics = empty_on(x_student, {planes, heads, pair.tokens}, ScalarType::Float);
   problem.partial_losses = floats(partial_losses);
   problem.statistics = need_grad ? floats(statistics) : nullptr;
   attention_map_cuda(problem, device.stream());

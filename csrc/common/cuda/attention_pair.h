@@ -9,11 +9,11 @@ namespace bertxfer {
 
 // How a loss and its gradients are scaled. Lengths are known to the device alone, and so is what a mean divides by.
 struct LossReduction {
-  bool mean;             // over heads * sum of lengths, or of squared lengths where `squared_lengths`; else the sum
-  bool squared_lengths;  // see mean
-  float grad_scale;      // what gradients are stored with; 0: normalised as the loss is
-  float* loss;           // [1]
-  float* grad_factor;    // [1]: what the stored gradients are still to be multiplied by
+  bool mean;  // over heads * sum of lengths, or of squared lengths where `squared_lengths`; else the sum
+  bool squared_lengths;
+  float grad_scale;    // what gradients are stored with; 0: normalised as the loss is
+  float* loss;         // [1]
+  float* grad_factor;  // [1]: what the stored gradients are still to be multiplied by
 };
 
 struct AttentionPairCuda {

@@ -169,7 +169,7 @@ inline bool is_aligned_16(const void* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
 }
 
-// Packed sequences on the device. Lengths are not known to the host; indices are kept inside `tokens`.
+// Packed sequences on the device. The host does not know their lengths; indices are kept inside `tokens`.
 struct Span {
   int start, length;
 };

@@ -8,7 +8,9 @@ namespace {
 
 constexpr int kThreads = 256;
 
-__global__ void __launch_bounds__(kThreads) total_kernel(const float* partials, int64_t count, float* result) {
+__global__ void __launch_bounds__(kThreads) total_kernel(const float* partials,  // [rows, count]
+                                                         int64_t count,
+                                                         float* result) {  // [rows]
   const float* row = partials + blockIdx.x * count;
   double sum = 0.0;
   for (int64_t i = threadIdx.x; i < count; i += kThreads) sum += static_cast<double>(row[i]);
@@ -17,7 +19,9 @@ __global__ void __launch_bounds__(kThreads) total_kernel(const float* partials, 
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) add_kernel(const T* terms, float* sums, int64_t size, bool accumulate) {
+__global__ void __launch_bounds__(kThreads) add_kernel(const T* terms,  // [size]
+                                                       float* sums,     // [size]
+                                                       int64_t size, bool accumulate) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i < size) sums[i] = to_float(terms[i]) + (accumulate ? sums[i] : 0.0f);
 }
@@ -29,8 +33,8 @@ void total(const float* partials, int64_t count, int64_t rows, float* result, vo
 }
 
 void add(const void* terms, Dtype dtype, float* sums, int64_t size, bool accumulate, void* stream) {
-  with_dtype(dtype, [&](auto tag) {
-    using T = decltype(tag);
+  with_dtype(dtype, [&](auto number) {
+    using T = decltype(number);
     BERTXFER_LAUNCH(add_kernel<T>, ceil_div<int64_t>(size, kThreads), kThreads, 0, stream, static_cast<const T*>(terms),
                     sums, size, accumulate);
   });
