@@ -303,6 +303,27 @@ def test_what_does_not_run_is_named_and_costs_nobody_else() -> None:
         next(jobs.check(spec, "peer: x"))
 
 
+def test_in_the_background_kernels_are_compiled_and_not_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    jit = pytest.importorskip("triton.runtime.jit")
+    seen: list[bool] = []
+    monkeypatch.setattr(jit.JITFunction, "run", lambda self, *_, grid, warmup, **__: seen.append(warmup))
+    kernel = jit.JITFunction(test_the_summary_shows_everything_and_whether_it_passed)
+    spec = problem(triton=lambda: kernel[(1,)](3))
+    assert [fact["kind"] for fact in jobs.compile_triton(spec)] == ["compiling"]
+    kernel[(1,)](3)
+    assert seen == [True, False] and not jobs._built
+
+
+def test_a_measured_problem_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its tensors: forty of them do not fit on one GPU."""
+    events = device.Events(FakeCuda(), where="cpu")
+    monkeypatch.setattr(jobs, "_events", [events])
+    events.ahead[int] = 1.0
+    problem(cuda=int)
+    jobs._forget()
+    assert not (jobs._built or jobs._truths or events.ahead)
+
+
 def test_verdicts_of_tests_are_facts_when_they_are_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
