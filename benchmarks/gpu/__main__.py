@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -117,14 +118,18 @@ def _run(plan: Plan, args: argparse.Namespace) -> int:
         background=pool,
         show=lambda line: print(line, flush=True),
     )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a run that is ended says what it found
+    ended = True
     try:
         schedule.run()
     except KeyboardInterrupt:
+        ended = False
         print("interrupted; what was found is kept", flush=True)
     finally:
         runner.close()
         pool.close()
-    return _finish(path, args)
+    code = _finish(path, args)
+    return code if ended else 130
 
 
 def _finish(path: Path, args: argparse.Namespace) -> int:
@@ -133,8 +138,6 @@ def _finish(path: Path, args: argparse.Namespace) -> int:
     results = results_of(facts, quick=args.dry_run)
     if results is None:
         raise InputError(f"{path.name}: says nothing of a device")
-    if results.entries:
-        _keep(results, args)
     print(f"\n{gpu_line(results.machine)}")
     for fact in facts:
         if fact["kind"] == "ceiling":
@@ -144,13 +147,16 @@ def _finish(path: Path, args: argparse.Namespace) -> int:
             what = f"{fact['module']}.{fact['table']} {fact['bounds']} {fact['meta']}"
             print(f"{fact['ms'] * 1e3:8.1f} us  {what}{'  (stands in the table)' * fact['standing']}")
     print(f"\n{summary(results)}\n")
-    failures = [f"{x['step']}: {x['failed']}" for x in facts if x["kind"] == "step" and x["failed"]]
+    failures = [f"build: {x['failed']}" for x in facts if x["kind"] == "build" and x["failed"]]
+    failures += [f"{x['step']}: {x['failed']}" for x in facts if x["kind"] == "step" and x["failed"]]
     failures += [f"test {name}" for name in failed_tests(facts)]
     for failure in failures:
         print(f"FAILED {failure}")
     late = [x["step"] for x in facts if x["kind"] == "skipped" and not x["failed"]]
     if late:
         print(f"no time for {len(late)} steps: {', '.join(late)}")
+    if results.entries:
+        _keep(results, args)
     return int(bool(failures))
 
 
@@ -164,7 +170,7 @@ def _keep(results: Results, args: argparse.Namespace) -> None:
     if path is None:
         return
     kept = results.save(path)
-    print(f"results in {path}")
+    print(f"results in {path}", flush=True)
     plot(kept, args.results / "plots" if args.results is not None else ROOT / "docs" / "plots", GPU_PLOTS)
 
 
@@ -185,6 +191,7 @@ def _environment(args: argparse.Namespace, facts: Path) -> dict[str, str]:
         "TRITON_CACHE_DIR": str(caches / "triton"),
         "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
         "TORCHINDUCTOR_FX_GRAPH_CACHE": "1",
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",  # of each process: there are as many as cores
     }
     if args.peers is not None:
         chosen["BERTXFER_BENCH_PEERS"] = str(args.peers.resolve())
@@ -198,7 +205,7 @@ def _environment(args: argparse.Namespace, facts: Path) -> dict[str, str]:
 
 def _compiling(environment: Mapping[str, str]) -> dict[str, str]:
     """One thread each: there are as many processes as cores."""
-    return {**environment, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    return {**environment, "OMP_NUM_THREADS": "1"}
 
 
 def _build(environment: Mapping[str, str], seconds: float) -> str | None:

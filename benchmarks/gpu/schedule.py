@@ -105,7 +105,8 @@ class Schedule:
 
     def run(self) -> None:
         while self.pending:
-            self.background.poll(self._tell)
+            if self.succeeded:  # the first step, which has to load everything, is let alone
+                self.background.poll(self._tell)
             step = self._next()
             if step is not None:
                 self.pending.remove(step)
