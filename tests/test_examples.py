@@ -38,6 +38,15 @@ def test_the_short_demo_learns_from_the_first_rows(demo: ModuleType, tmp_path: P
     assert (demo.SHORT.alone_epochs, demo.FULL.alone_epochs) == (3, 5)
 
 
+@pytest.mark.parametrize(("instruction_set", "bf16"), [("amx", True), ("avx512_bf16", True), ("avx2", False)])
+def test_the_demo_uses_bf16_where_the_processor_does(
+    demo: ModuleType, monkeypatch: pytest.MonkeyPatch, instruction_set: str, bf16: bool
+) -> None:
+    monkeypatch.setattr(demo, "build_info", lambda: {"instruction_set": instruction_set})
+    monkeypatch.setattr(demo.torch.cuda, "is_available", lambda: False)
+    assert demo.training() == {**demo.SETTINGS["training"], "bf16": bf16}
+
+
 def test_fetch_parses_ratings(fetch):
     raw = "1\t2.5\tLovely &amp; amazing\xa0 film \r\n2\t-0.5\tEh.\r\n3\t0.4\tQuite\r\n\r\n"
     rows = fetch.parse(raw)

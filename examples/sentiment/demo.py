@@ -7,6 +7,8 @@
 5. Train the same start on the labels, without a teacher, for as many passes over the text.
 6. Measure the three on the test split; write a table and a plot of the loss curves.
 
+Where a processor has instructions for bf16 the trainings use it; elsewhere it is emulated, slower than float32.
+
 By default all of that is done on 4 000 of the snippets in minutes; `--full` takes all 8 056 that are for training, more
 often. Finished steps are kept under DIR, so that a second call goes on where the first one stopped.
 """
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import fetch
+import torch
 import yaml
 from datasets import disable_progress_bars
 from transformers import (
@@ -36,7 +39,15 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from bertxfer_fast import DistillationArguments, DistillationTrainer, Distiller, cli, data, students
+from bertxfer_fast import (
+    DistillationArguments,
+    DistillationTrainer,
+    Distiller,
+    build_info,
+    cli,
+    data,
+    students,
+)
 from bertxfer_fast.distillation.objectives import Labels
 from bertxfer_fast.evaluation.curves import loss_curves
 from bertxfer_fast.evaluation.evaluate import summary
@@ -117,6 +128,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def training() -> dict[str, Any]:
+    """The recipe's arguments for all stages, in float32 where bf16 would be emulated."""
+    native = torch.cuda.is_available() or build_info().get("instruction_set") in ("avx512_bf16", "amx")
+    return {**SETTINGS["training"], "bf16": SETTINGS["training"]["bf16"] and native}
+
+
 @contextmanager
 def step(name: str) -> Iterator[None]:
     print(f"-- {name}", flush=True)
@@ -155,7 +172,8 @@ def run(output: Path, size: Size, seed: int) -> dict[str, dict[str, Any]]:
         paths = {"teacher": folder / "teacher", "student": start, "output_dir": folder / "student"}
         paths |= {f"data.{name}": path for name, path in files.items()}
         epochs = {f"stages.{name}.num_train_epochs": count for name, count in size.stage_epochs.items()}
-        flags = [f"--{key}={value}" for key, value in {**paths, **epochs, "seed": seed}.items()]
+        chosen = {**paths, **epochs, "seed": seed, "training.bf16": training()["bf16"]}
+        flags = [f"--{key}={value}" for key, value in chosen.items()]
         if code := cli.main(["distill", str(RECIPE), *flags]):
             raise SystemExit(code)
     with step(f"seed {seed}: the same student without a teacher"):
@@ -195,7 +213,7 @@ def fine_tune(
         learning_rate=LEARNING_RATE,
         save_strategy="no",
         disable_tqdm=not sys.stderr.isatty(),
-        **SETTINGS["training"],
+        **training(),
     )
     set_seed(seed)
     trainer = DistillationTrainer(
