@@ -21,7 +21,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_map_loss_cpu(Tensor q_stude
                                                                   std::string reduction, bool need_grad) {
   check_attention_pair(q_student, k_student, q_teacher, k_teacher);
   const int64_t tokens = q_student.size(0), heads = q_student.size(1), ds = q_student.size(2);
-  STD_TORCH_CHECK(kind == "kl" || kind == "mse", "kind: want 'kl' or 'mse'");
+  STD_TORCH_CHECK(kind == "kl" || kind == "mse", "kind: got '", kind, "', want 'kl' or 'mse'");
   q_student = rows_contiguous(q_student);
   k_student = rows_contiguous(k_student);
   q_teacher = rows_contiguous(q_teacher);

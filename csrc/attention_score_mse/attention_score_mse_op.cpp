@@ -13,7 +13,7 @@ namespace {
 AttentionScoreMse::Method method_of(const std::string& name) {
   if (name == "auto") return AttentionScoreMse::Method::automatic;
   if (name == "gram") return AttentionScoreMse::Method::gram;
-  STD_TORCH_CHECK(name == "tiled", "method: want 'auto', 'gram' or 'tiled'");
+  STD_TORCH_CHECK(name == "tiled", "method: got '", name, "', want 'auto', 'gram' or 'tiled'");
   return AttentionScoreMse::Method::tiled;
 }
 

@@ -31,21 +31,23 @@ class LinearLogitsKl {
         weight_teacher_(dense(weight_teacher)),
         tokens_(student.size(0)),
         classes_(weight_student.size(0)) {
-    STD_TORCH_CHECK(student.dim() == 2 && teacher.dim() == 2 && teacher.size(0) == tokens_, "want [T, Ds] and [T, Dt]");
+    STD_TORCH_CHECK(student.dim() == 2 && teacher.dim() == 2 && teacher.size(0) == tokens_, "teacher: got ",
+                    shown(teacher), ", want [T, Dt] with T of student, ", shown(student));
     STD_TORCH_CHECK(weight_student.dim() == 2 && weight_student.size(1) == student.size(1) &&
                         weight_student.scalar_type() == student.scalar_type(),
-                    "weight_student: want [V, Ds] in the dtype of student");
-    STD_TORCH_CHECK(weight_teacher.dim() == 2 && weight_teacher.size(0) == classes_ &&
-                        weight_teacher.size(1) == teacher.size(1) &&
-                        weight_teacher.scalar_type() == teacher.scalar_type(),
-                    "weight_teacher: want [V, Dt] in the dtype of teacher");
+                    "weight_student: got ", shown(weight_student), ", want [V, Ds] in the dtype of student, ",
+                    shown(student));
+    STD_TORCH_CHECK(
+        weight_teacher.dim() == 2 && weight_teacher.size(0) == classes_ && weight_teacher.size(1) == teacher.size(1) &&
+            weight_teacher.scalar_type() == teacher.scalar_type(),
+        "weight_teacher: got ", shown(weight_teacher), ", want [V, Dt] in the dtype of teacher, ", shown(teacher));
     bias_student_ = checked_bias(bias_student, student);
     bias_teacher_ = checked_bias(bias_teacher, teacher);
   }
 
   std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run(double temperature, const std::string& reduction,
                                                          bool need_grad) {
-    STD_TORCH_CHECK(temperature > 0, "temperature: want a positive number");
+    STD_TORCH_CHECK(temperature > 0, "temperature: got ", temperature, ", want a positive number");
     const ScalarType dtype = student_.scalar_type();
     const int64_t ds = student_.size(1);
     Tensor grad_student = need_grad ? empty({tokens_, ds}, dtype) : empty({0}, dtype);
@@ -85,8 +87,8 @@ class LinearLogitsKl {
  private:
   std::optional<Tensor> checked_bias(const std::optional<Tensor>& bias, const Tensor& side) const {
     if (!bias) return std::nullopt;
-    STD_TORCH_CHECK(bias->numel() == classes_ && bias->scalar_type() == side.scalar_type(),
-                    "bias: want [V] in its side's dtype");
+    STD_TORCH_CHECK(bias->numel() == classes_ && bias->scalar_type() == side.scalar_type(), "bias: got ", shown(*bias),
+                    ", want [V] in its side's dtype, ", shown(side));
     return torch::stable::contiguous(*bias);
   }
 

@@ -15,8 +15,8 @@ std::tuple<Tensor, Tensor, Tensor> logits_kl_cpu(Tensor student,  // [T, V]
                                                  double temperature, std::string reduction, bool need_grad) {
   STD_TORCH_CHECK(student.dim() == 2 && teacher.dim() == 2 && student.size(0) == teacher.size(0) &&
                       student.size(1) == teacher.size(1),
-                  "want student and teacher of one shape [T, V]");
-  STD_TORCH_CHECK(temperature > 0, "temperature: want a positive number");
+                  "teacher: got ", shown(teacher), ", want [T, V] as student, ", shown(student));
+  STD_TORCH_CHECK(temperature > 0, "temperature: got ", temperature, ", want a positive number");
   student = rows_contiguous(student);
   teacher = rows_contiguous(teacher);
   const int64_t rows = student.size(0), classes = student.size(1);

@@ -14,8 +14,20 @@ PoolFeatures::Mode mode_of(const std::string& name) {
   if (name == "mean") return PoolFeatures::Mode::mean;
   if (name == "cls") return PoolFeatures::Mode::cls;
   if (name == "max") return PoolFeatures::Mode::max;
-  STD_TORCH_CHECK(name == "mean_sqrt", "mode: want 'mean', 'cls', 'max' or 'mean_sqrt'");
+  STD_TORCH_CHECK(name == "mean_sqrt", "mode: got '", name, "', want 'mean', 'cls', 'max' or 'mean_sqrt'");
   return PoolFeatures::Mode::mean_sqrt;
+}
+
+// Checks that every sequence's highest rows are its own; the backward pass indexes with them.
+void check_argmax(const Packing& packing, int64_t width, const int32_t* argmax) {
+  for (int64_t n = 0; n < packing.sequences; ++n) {
+    const int64_t first = packing.start(n), used = packing.used(n);
+    for (int64_t d = 0; d < width && used > 0; ++d) {
+      const int64_t row = argmax[n * width + d];
+      STD_TORCH_CHECK(row >= first && row < first + used, "argmax: got ", row, " at sequence ", n, ", want ", first,
+                      " to ", first + used - 1);
+    }
+  }
 }
 
 // Owns what a PoolFeatures points to.
@@ -28,15 +40,15 @@ struct Inputs {
   Inputs(const std::vector<Tensor>& layers, const Tensor& cu_seqlens, const std::optional<Tensor>& seqused,
          const Tensor& layer_weights, const std::string& mode, bool normalize)
       : weights(torch::stable::contiguous(layer_weights)) {
-    STD_TORCH_CHECK(!layers.empty(), "hidden: want at least one layer");
+    STD_TORCH_CHECK(!layers.empty(), "hidden: got no layer, want at least one");
     STD_TORCH_CHECK(
         weights.scalar_type() == ScalarType::Float && weights.numel() == static_cast<int64_t>(layers.size()),
-        "layer_weights: want one float32 number per layer");
+        "layer_weights: got ", shown(weights), ", want one float32 number per layer");
     const int64_t tokens = layers[0].size(0), width = layers[0].size(1);
     for (const Tensor& layer : layers) {
       STD_TORCH_CHECK(layer.dim() == 2 && layer.size(0) == tokens && layer.size(1) == width &&
                           layer.scalar_type() == layers[0].scalar_type(),
-                      "hidden: want [T, D] layers of one shape and dtype");
+                      "hidden: got ", shown(layer), ", want [T, D] as the first layer, ", shown(layers[0]));
       hidden.push_back(rows_contiguous(layer));
       views.push_back(packed_view(hidden.back(), "hidden"));
     }
@@ -83,11 +95,24 @@ std::tuple<std::vector<Tensor>, Tensor> pool_features_backward_cpu(Tensor grad, 
   Inputs inputs(hidden, cu_seqlens, seqused, layer_weights, mode, normalize);
   PoolFeatures& p = inputs.problem;
   const int64_t sequences = p.packing.sequences;
+  dtype_of(grad, "grad");  // refuses what has no conversion
   grad = torch::stable::contiguous(torch::stable::to(grad, hidden[0].scalar_type()));
-  STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == sequences && grad.size(1) == p.width, "grad: want [N, D]");
+  STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == sequences && grad.size(1) == p.width, "grad: got ", shown(grad),
+                  ", want [N, D]");
+  const bool max = p.mode == PoolFeatures::Mode::max;
+  STD_TORCH_CHECK(!max || (argmax.scalar_type() == ScalarType::Int && argmax.numel() == sequences * p.width &&
+                           argmax.is_contiguous()),
+                  "argmax: got ", shown(argmax), ", want contiguous int32 [N, D]");
+  STD_TORCH_CHECK(
+      !normalize || (norm.scalar_type() == ScalarType::Float && norm.numel() == sequences && norm.is_contiguous()),
+      "norm: got ", shown(norm), ", want contiguous float32 [N]");
+  STD_TORCH_CHECK(!normalize || (pooled.scalar_type() == hidden[0].scalar_type() &&
+                                 pooled.numel() == sequences * p.width && pooled.is_contiguous()),
+                  "pooled: got ", shown(pooled), ", want contiguous [N, D] in the dtype of hidden, ", shown(hidden[0]));
   p.pooled = pooled.data_ptr();
   p.argmax = static_cast<int32_t*>(argmax.data_ptr());
   p.norm = static_cast<float*>(norm.data_ptr());
+  if (max) check_argmax(p.packing, p.width, p.argmax);
 
   std::vector<Tensor> grad_hidden;
   std::vector<void*> targets;

@@ -14,7 +14,7 @@ namespace {
 // [T, D] as [T, heads, D / heads]
 PackedView split_heads(const Tensor& x, const char* name, int64_t heads) {
   PackedView view = packed_view(x, name);
-  STD_TORCH_CHECK(heads > 0 && view.dim % heads == 0, "heads: want a divisor of the width of ", name);
+  STD_TORCH_CHECK(heads > 0 && view.dim % heads == 0, "heads: got ", heads, ", want a divisor of the width of ", name);
   view.dim /= heads;
   view.head_stride = view.dim;
   return view;
@@ -27,7 +27,7 @@ std::tuple<Tensor, Tensor, Tensor> relation_kl_cpu(Tensor x_student,            
                                                    int64_t /*max_seqlen*/, int64_t heads, double scale_student,
                                                    double scale_teacher, std::string reduction, bool need_grad) {
   STD_TORCH_CHECK(x_student.dim() == 2 && x_teacher.dim() == 2 && x_student.size(0) == x_teacher.size(0),
-                  "want [T, Ds] and [T, Dt]");
+                  "x_teacher: got ", shown(x_teacher), ", want [T, Dt] with T of x_student, ", shown(x_student));
   x_student = rows_contiguous(x_student);
   x_teacher = rows_contiguous(x_teacher);
   const int64_t tokens = x_student.size(0);

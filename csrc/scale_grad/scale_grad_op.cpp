@@ -10,8 +10,8 @@ namespace bertxfer {
 namespace {
 
 float number_of(const Tensor& tensor, const char* name) {
-  STD_TORCH_CHECK(tensor.numel() == 1 && tensor.is_cpu() && tensor.scalar_type() == ScalarType::Float, name,
-                  ": want one float32 number on the CPU");
+  STD_TORCH_CHECK(tensor.numel() == 1 && tensor.is_cpu() && tensor.scalar_type() == ScalarType::Float, name, ": got ",
+                  shown(tensor), ", want one float32 number on the CPU");
   return *static_cast<const float*>(tensor.data_ptr());
 }
 
@@ -27,7 +27,8 @@ Tensor scale_grad_cpu(Tensor grad, Tensor scale, ScalarType dtype) {
 void scale_grad_in_place_cpu(std::vector<Tensor> grads, Tensor grad_scale, Tensor upstream) {
   const float product = number_of(grad_scale, "grad_scale") * number_of(upstream, "upstream");
   for (const Tensor& grad : grads) {
-    STD_TORCH_CHECK(grad.is_cpu() && grad.is_contiguous(), "grads: want contiguous CPU tensors");
+    STD_TORCH_CHECK(grad.is_cpu() && grad.is_contiguous(), "grads: got ", shown(grad),
+                    ", strided or on another device, want contiguous CPU tensors");
     const Dtype dtype = dtype_of(grad, "grads");
     if (product == 1.0f) continue;
     BERTXFER_DISPATCH(scale_grad)({grad.data_ptr(), dtype, grad.data_ptr(), dtype, grad.numel(), product});

@@ -9,19 +9,17 @@
 namespace bertxfer {
 namespace {
 
-void check_shapes(const Tensor& q, const Tensor& k, const Tensor& v) {
-  STD_TORCH_CHECK(q.dim() == 3, "q: want [T, H, D]");
-  for (const Tensor* x : {&k, &v}) {
-    STD_TORCH_CHECK(x->dim() == 3 && x->size(0) == q.size(0) && x->size(1) == q.size(1) && x->size(2) == q.size(2) &&
-                        x->scalar_type() == q.scalar_type(),
-                    "want q, k and v of one shape and dtype");
-  }
+void check_like_q(const Tensor& q, const Tensor& x, const char* name) {
+  STD_TORCH_CHECK(q.dim() == 3, "q: got ", shown(q), ", want [T, H, D]");
+  STD_TORCH_CHECK(x.dim() == 3 && x.size(0) == q.size(0) && x.size(1) == q.size(1) && x.size(2) == q.size(2) &&
+                      x.scalar_type() == q.scalar_type(),
+                  name, ": got ", shown(x), ", want the shape and dtype of q, ", shown(q));
 }
 
 VarlenAttention problem_of(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens, double scale,
                            double dropout_p, const std::optional<Tensor>& seed) {
-  STD_TORCH_CHECK(dropout_p >= 0.0 && dropout_p < 1.0, "dropout_p: want 0 <= p < 1");
-  STD_TORCH_CHECK(dropout_p == 0.0 || seed, "seed: wanted with dropout");
+  STD_TORCH_CHECK(dropout_p >= 0.0 && dropout_p < 1.0, "dropout_p: got ", dropout_p, ", want 0 <= p < 1");
+  STD_TORCH_CHECK(dropout_p == 0.0 || seed, "seed: got none with dropout, want one");
   VarlenAttention problem{};
   problem.q = packed_view(q, "q");
   problem.k = packed_view(k, "k");
@@ -32,8 +30,8 @@ VarlenAttention problem_of(const Tensor& q, const Tensor& k, const Tensor& v, co
   problem.scale = static_cast<float>(scale);
   problem.dropout_p = static_cast<float>(dropout_p);
   if (seed) {
-    STD_TORCH_CHECK(seed->is_cpu() && seed->scalar_type() == ScalarType::Long && seed->numel() == 1,
-                    "seed: want one int64 number on the CPU");
+    STD_TORCH_CHECK(seed->is_cpu() && seed->scalar_type() == ScalarType::Long && seed->numel() == 1, "seed: got ",
+                    shown(*seed), ", want one int64 number on the CPU");
     problem.seed = static_cast<uint64_t>(*static_cast<const int64_t*>(seed->data_ptr()));
   }
   return problem;
@@ -45,7 +43,8 @@ std::tuple<Tensor, Tensor> varlen_attention_cpu(Tensor q,           // [T, H, D]
                                                 Tensor cu_seqlens,  // [N + 1]
                                                 int64_t /*max_seqlen*/, double scale, double dropout_p,
                                                 std::optional<Tensor> seed) {
-  check_shapes(q, k, v);
+  check_like_q(q, k, "k");
+  check_like_q(q, v, "v");
   q = rows_contiguous(q);
   k = rows_contiguous(k);
   v = rows_contiguous(v);
@@ -67,10 +66,13 @@ std::tuple<Tensor, Tensor, Tensor> varlen_attention_backward_cpu(Tensor grad,   
                                                                  Tensor cu_seqlens,  // [N + 1]
                                                                  int64_t /*max_seqlen*/, double scale, double dropout_p,
                                                                  std::optional<Tensor> seed) {
-  check_shapes(q, k, v);
-  check_shapes(q, out, grad);
-  STD_TORCH_CHECK(lse.is_contiguous() && lse.numel() == q.size(0) * q.size(1), "lse: want contiguous [H, T]");
-  STD_TORCH_CHECK(out.is_contiguous(), "out: want a contiguous tensor");
+  check_like_q(q, k, "k");
+  check_like_q(q, v, "v");
+  check_like_q(q, out, "out");
+  check_like_q(q, grad, "grad");
+  STD_TORCH_CHECK(lse.scalar_type() == ScalarType::Float && lse.is_contiguous() && lse.numel() == q.size(0) * q.size(1),
+                  "lse: got ", shown(lse), ", want contiguous float32 [H, T]");
+  STD_TORCH_CHECK(out.is_contiguous(), "out: got a strided tensor, want a contiguous one");
   q = rows_contiguous(q);
   k = rows_contiguous(k);
   v = rows_contiguous(v);

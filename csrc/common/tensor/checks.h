@@ -19,12 +19,27 @@ namespace bertxfer {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// A tensor as a message shows it: "float32 [3, 4]".
+inline std::string shown(const Tensor& tensor) {
+  std::string text;
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: text = "float32 ["; break;
+    case ScalarType::BFloat16: text = "bfloat16 ["; break;
+    case ScalarType::Half: text = "float16 ["; break;
+    case ScalarType::Int: text = "int32 ["; break;
+    case ScalarType::Long: text = "int64 ["; break;
+    default: text = "another dtype [";
+  }
+  for (int64_t d = 0; d < tensor.dim(); ++d) text += (d > 0 ? ", " : "") + std::to_string(tensor.size(d));
+  return text + "]";
+}
+
 inline Dtype dtype_of(const Tensor& tensor, const char* name) {
   switch (tensor.scalar_type()) {
     case ScalarType::Float: return Dtype::f32;
     case ScalarType::BFloat16: return Dtype::bf16;
     case ScalarType::Half: return Dtype::f16;
-    default: STD_TORCH_CHECK(false, name, ": want float32, bfloat16 or float16");
+    default: STD_TORCH_CHECK(false, name, ": got ", shown(tensor), ", want float32, bfloat16 or float16");
   }
 }
 
@@ -36,23 +51,26 @@ inline Tensor rows_contiguous(const Tensor& tensor) {
 
 // [T, H, D] or, with H = 1, [T, D]. `tensor` must outlive the view.
 inline PackedView packed_view(const Tensor& tensor, const char* name) {
-  STD_TORCH_CHECK(tensor.is_cpu(), name, ": want a CPU tensor");
-  STD_TORCH_CHECK(tensor.dim() == 2 || tensor.dim() == 3, name, ": want [T, H, D] or [T, D]");
+  STD_TORCH_CHECK(tensor.is_cpu(), name, ": got a tensor on another device, want a CPU tensor");
+  STD_TORCH_CHECK(tensor.dim() == 2 || tensor.dim() == 3, name, ": got ", shown(tensor), ", want [T, H, D] or [T, D]");
   const bool heads = tensor.dim() == 3;
   return {tensor.data_ptr(), dtype_of(tensor, name), tensor.stride(0), heads ? tensor.stride(1) : 0,
           tensor.size(tensor.dim() - 1)};
 }
 
 inline const int32_t* index_data(const Tensor& tensor, const char* name, int64_t length) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == ScalarType::Int, name, ": want an int32 CPU tensor");
-  STD_TORCH_CHECK(tensor.dim() == 1 && tensor.size(0) == length, name, ": want ", length, " entries");
-  STD_TORCH_CHECK(tensor.is_contiguous(), name, ": want a contiguous tensor");
+  STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == ScalarType::Int, name, ": got ", shown(tensor),
+                  ", want int32 on the CPU");
+  STD_TORCH_CHECK(tensor.dim() == 1 && tensor.size(0) == length, name, ": got ", shown(tensor), ", want ", length,
+                  " entries");
+  STD_TORCH_CHECK(tensor.is_contiguous(), name, ": got a strided tensor, want a contiguous one");
   return static_cast<const int32_t*>(tensor.data_ptr());
 }
 
 // Checks that the sequences lie inside `tokens` rows; a kernel indexes with these numbers.
 inline Packing packing_of(int64_t tokens, const Tensor& cu_seqlens, const std::optional<Tensor>& seqused) {
-  STD_TORCH_CHECK(cu_seqlens.dim() == 1 && cu_seqlens.size(0) >= 1, "cu_seqlens: want [N + 1]");
+  STD_TORCH_CHECK(cu_seqlens.dim() == 1 && cu_seqlens.size(0) >= 1, "cu_seqlens: got ", shown(cu_seqlens),
+                  ", want [N + 1]");
   Packing packing{};
   packing.sequences = cu_seqlens.size(0) - 1;
   packing.cu_seqlens = index_data(cu_seqlens, "cu_seqlens", packing.sequences + 1);
@@ -72,13 +90,19 @@ inline Packing packing_of(int64_t tokens, const Tensor& cu_seqlens, const std::o
 // The four [T, H, D] arguments of an attention loss against each other.
 inline void check_attention_pair(const Tensor& q_student, const Tensor& k_student, const Tensor& q_teacher,
                                  const Tensor& k_teacher) {
-  for (const Tensor* x : {&q_student, &k_student, &q_teacher, &k_teacher}) {
-    STD_TORCH_CHECK(x->dim() == 3 && x->size(0) == q_student.size(0) && x->size(1) == q_student.size(1),
-                    "want [T, H, D] tensors of one T and H");
+  const char* names[] = {"q_student", "k_student", "q_teacher", "k_teacher"};
+  const Tensor* tensors[] = {&q_student, &k_student, &q_teacher, &k_teacher};
+  for (int i = 0; i < 4; ++i) {
+    const Tensor& x = *tensors[i];
+    STD_TORCH_CHECK(x.dim() == 3 && x.size(0) == q_student.size(0) && x.size(1) == q_student.size(1), names[i],
+                    ": got ", shown(x), ", want [T, H, D] with T and H of q_student, ", shown(q_student));
   }
-  STD_TORCH_CHECK(k_student.size(2) == q_student.size(2) && k_teacher.size(2) == q_teacher.size(2),
-                  "want one head_dim for q and k");
-  STD_TORCH_CHECK(k_student.scalar_type() == q_student.scalar_type(), "want one dtype for q_student and k_student");
+  STD_TORCH_CHECK(k_student.size(2) == q_student.size(2), "k_student: got head_dim ", k_student.size(2), ", want ",
+                  q_student.size(2), " as q_student");
+  STD_TORCH_CHECK(k_teacher.size(2) == q_teacher.size(2), "k_teacher: got head_dim ", k_teacher.size(2), ", want ",
+                  q_teacher.size(2), " as q_teacher");
+  STD_TORCH_CHECK(k_student.scalar_type() == q_student.scalar_type(), "k_student: got ", shown(k_student),
+                  ", want the dtype of q_student, ", shown(q_student));
 }
 
 // What the sum of a loss's terms is multiplied by: 1, or the reciprocal of their number (0 where there is none).

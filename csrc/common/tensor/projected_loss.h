@@ -29,16 +29,18 @@ class ProjectedLoss {
         width_(teacher.size(1)),
         need_grad_(need_grad),
         pass_(pass) {
-    STD_TORCH_CHECK(student.dim() == 2 && teacher.dim() == 2 && student.size(0) == tokens_, "want [T, Ds] and [T, Dt]");
+    STD_TORCH_CHECK(student.dim() == 2 && teacher.dim() == 2 && student.size(0) == tokens_, "teacher: got ",
+                    shown(teacher), ", want [T, Dt] with T of student, ", shown(student));
     if (bias) bias_ = torch::stable::contiguous(*bias);
     if (weight) {
       STD_TORCH_CHECK(weight->dim() == 2 && weight->size(0) == width_ && weight->size(1) == student.size(1) &&
                           weight->scalar_type() == student.scalar_type(),
-                      "weight: want [Dt, Ds] in the dtype of student");
+                      "weight: got ", shown(*weight), ", want [Dt, Ds] in the dtype of student, ", shown(student));
       weight_ = dense(in_dtype(*weight));
     }
-    STD_TORCH_CHECK(weight || student.size(1) == width_, "weight: wanted where the widths differ");
-    STD_TORCH_CHECK(!bias || bias->numel() == width_, "bias: want [Dt]");
+    STD_TORCH_CHECK(weight || student.size(1) == width_, "weight: got none with widths ", student.size(1), " and ",
+                    width_, ", want [Dt, Ds]");
+    STD_TORCH_CHECK(!bias || bias->numel() == width_, "bias: got ", shown(*bias), ", want [Dt]");
     const int64_t ds = student.size(1);
     grad_student_ = need_grad ? empty({tokens_, ds}, student.scalar_type()) : empty({0}, student.scalar_type());
     grad_weight_ = need_grad && weight ? empty({width_, ds}, ScalarType::Float) : empty({0}, ScalarType::Float);
