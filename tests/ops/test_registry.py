@@ -103,6 +103,36 @@ def test_what_runs_in_a_backward_pass_has_no_derivative(name: str) -> None:
         tensors_of(results)[0].sum().backward()
 
 
+@pytest.mark.parametrize("name", [name for name, info in OPS.items() if "cpp" in info.compiled])
+def test_compiled_operators_name_what_is_wrong(name: str) -> None:
+    """Callers of torch.ops have no checks but these, in the grammar of all errors."""
+    if library.extension is None:
+        pytest.skip(library.extension_error)
+    info = OPS[name]
+    everything = {
+        "pool_features_backward": {"mode": "max", "normalize": True}
+    }  # or else three arguments are not read
+    example = info.example(**everything.get(name, {}))
+    for argument, kind in info.arguments.items():
+        if "Tensor" not in kind or example[argument] is None:
+            continue
+        with pytest.raises(RuntimeError) as caught:
+            wrong = torch.utils._pytree.tree_map(lambda t: t.to(torch.complex64), example[argument])
+            library.overload(name, "cpp")(*{**example, argument: wrong}.values())
+        assert re.search(r", \w+: got .+, want .+", str(caught.value)), argument
+
+
+@pytest.mark.parametrize("row", [-1, 5, 2**31 - 1])
+def test_rows_that_are_not_the_sequences_own_are_not_written(row: int) -> None:
+    """Sequence 0 has tokens 0 to 4."""
+    if library.extension is None:
+        pytest.skip(library.extension_error)
+    example = OPS["pool_features_backward"].example(mode="max")
+    example["argmax"][0, 1] = row
+    with pytest.raises(RuntimeError, match=f"argmax: got {row} at sequence 0, want 0 to 4"):
+        library.overload("pool_features_backward", "cpp")(*example.values())
+
+
 def test_every_operator_has_its_rooms() -> None:
     for info in OPS.values():
         assert (ROOT / "bertxfer_fast" / "ops" / info.room / "eager.py").is_file()

@@ -39,7 +39,8 @@ def run(name: str, device_type: str, *args: Any) -> Tensor:
     differentiable get no gradient, whether they require one or not.
     """
     formula = FORMULAS[name]
-    op = library.overload(name, backend.pick(name, device_type, gpu_size(device_type, args[0])))
+    size = gpu_size(device_type, args[0]) if device_type == "cuda" else None
+    op = library.overload(name, backend.pick(name, device_type, size))
     need_grad = formula.need_grad(args)
     if formula.takes_need_grad:
         args = (*args, need_grad)

@@ -87,9 +87,10 @@ class Formula:
             return False
         for i in self.positions:
             x = args[i]
-            if x is None:
-                continue
-            if any(y.requires_grad for y in x) if isinstance(x, list) else x.requires_grad:
+            if type(x) is list:
+                if any(y.requires_grad for y in x):
+                    return True
+            elif x is not None and x.requires_grad:
                 return True
         return False
 
