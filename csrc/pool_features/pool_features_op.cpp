@@ -52,6 +52,31 @@ std::tuple<Tensor, Tensor, Tensor> pool_features_cpu(std::vector<Tensor> hidden,
   return {pooled, argmax, norm};
 }
 
+// What the backward pass reads of the forward pass's results. It writes to the rows that argmax names.
+void check_stored(const PoolFeatures& p, const Tensor& pooled, const Tensor& argmax, const Tensor& norm,
+                  ScalarType dtype) {
+  const int64_t sequences = p.packing.sequences;
+  const auto fits = [](const Tensor& x, ScalarType type, int64_t size) {
+    return x.is_cpu() && x.scalar_type() == type && x.numel() == size && x.is_contiguous();
+  };
+  STD_TORCH_CHECK(!p.normalize || fits(norm, ScalarType::Float, sequences), "norm: got ", described(norm),
+                  ", want contiguous float32 [", sequences, "]");
+  STD_TORCH_CHECK(!p.normalize || fits(pooled, dtype, sequences * p.width), "pooled: got ", described(pooled),
+                  ", want contiguous [", sequences, ", ", p.width, "] in the dtype of hidden");
+  if (p.mode != PoolFeatures::Mode::max) return;
+  STD_TORCH_CHECK(fits(argmax, ScalarType::Int, sequences * p.width), "argmax: got ", described(argmax),
+                  ", want contiguous int32 [", sequences, ", ", p.width, "]");
+  const int32_t* rows = static_cast<const int32_t*>(argmax.data_ptr());
+  for (int64_t n = 0; n < sequences; ++n) {
+    const int64_t first = p.packing.start(n), used = p.packing.used(n);
+    for (int64_t d = 0; d < p.width && used > 0; ++d) {
+      const int64_t row = rows[n * p.width + d];
+      STD_TORCH_CHECK(row >= first && row < first + used, "argmax: got ", row, " at sequence ", n, ", want ", first,
+                      " to ", first + used - 1);
+    }
+  }
+}
+
 std::tuple<std::vector<Tensor>, Tensor> pool_features_backward_cpu(Tensor grad,                    // [N, D]
                                                                    std::vector<Tensor> hidden,     // [layers] of [T, D]
                                                                    Tensor cu_seqlens,              // [N + 1]
@@ -65,9 +90,11 @@ std::tuple<std::vector<Tensor>, Tensor> pool_features_backward_cpu(Tensor grad, 
   Inputs inputs(hidden, cu_seqlens, seqused, layer_weights, mode, normalize);
   PoolFeatures& p = inputs.problem;
   const int64_t sequences = p.packing.sequences;
+  dtype_of(grad, "grad");  // refuses what has no conversion
   grad = torch::stable::contiguous(torch::stable::to(grad, hidden[0].scalar_type()));
   STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == sequences && grad.size(1) == p.width, "grad: got ",
                   described(grad), ", want [", sequences, ", ", p.width, "]");
+  check_stored(p, pooled, argmax, norm, hidden[0].scalar_type());
   p.pooled = pooled.data_ptr();
   p.argmax = static_cast<int32_t*>(argmax.data_ptr());
   p.norm = static_cast<float*>(norm.data_ptr());

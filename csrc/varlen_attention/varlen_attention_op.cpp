@@ -71,8 +71,8 @@ std::tuple<Tensor, Tensor, Tensor> varlen_attention_backward_cpu(Tensor grad,   
   check_like_q(q, v, "v");
   check_like_q(q, out, "out");
   check_like_q(q, grad, "grad");
-  STD_TORCH_CHECK(lse.is_contiguous() && lse.numel() == q.size(0) * q.size(1), "lse: got ", described(lse),
-                  ", want contiguous [", q.size(1), ", ", q.size(0), "]");
+  STD_TORCH_CHECK(lse.scalar_type() == ScalarType::Float && lse.is_contiguous() && lse.numel() == q.size(0) * q.size(1),
+                  "lse: got ", described(lse), ", want contiguous float32 [", q.size(1), ", ", q.size(0), "]");
   STD_TORCH_CHECK(out.is_contiguous(), "out: got a strided tensor, want a contiguous one");
   q = rows_contiguous(q);
   k = rows_contiguous(k);
