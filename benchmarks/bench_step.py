@@ -50,37 +50,46 @@ class Plain(nn.Module):
         self.scores, self.student = scores, student
         self.projection = nn.Linear(STUDENT[1], TEACHER[1])
         self.teacher = [teacher.eval()]
+        self.squares: Squares = squares
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         wanted = {"output_hidden_states": True, "output_attentions": self.scores}
         with torch.no_grad():
             teacher = self.teacher[0](**batch, **wanted)
         student = self.student(**batch, **wanted)
-        return self.loss(student, teacher, batch["attention_mask"])
-
-    def loss(self, student: Any, teacher: Any, mask: Tensor) -> Tensor:
-        tokens = mask.to(student.hidden_states[0].dtype)
-        loss = hidden_loss(student.hidden_states, teacher.hidden_states, tokens, self.projection)
+        tokens = batch["attention_mask"].to(student.hidden_states[0].dtype)
+        loss = hidden_loss(
+            student.hidden_states, teacher.hidden_states, tokens, self.projection, self.squares
+        )
         if self.scores:
-            loss = loss + scores_loss(student.attentions, teacher.attentions, tokens)
+            loss = loss + scores_loss(student.attentions, teacher.attentions, tokens, self.squares)
         return loss
 
 
+Squares = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def squares(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
+    """Sum of the squared differences that count."""
+    return ((a - b).square() * mask).sum()
+
+
 def hidden_loss(
-    student: Sequence[Tensor], teacher: Sequence[Tensor], tokens: Tensor, linear: nn.Linear
+    student: Sequence[Tensor], teacher: Sequence[Tensor], tokens: Tensor, linear: nn.Linear, squares: Squares
 ) -> Tensor:
     """MSE of projected hidden states, mean over real tokens, summed over the layers. ``tokens``: ``[B, L]``, 0 or 1."""
     count = tokens.float().sum() * linear.out_features
-    differences = (linear(x) - teacher[i * EVERY] for i, x in enumerate(student))
-    return sum((d.square() * tokens[:, :, None]).sum() / count for d in differences)
+    mask = tokens[:, :, None]
+    return sum(squares(linear(x), teacher[i * EVERY], mask) for i, x in enumerate(student)) / count
 
 
-def scores_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], tokens: Tensor) -> Tensor:
+def scores_loss(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], tokens: Tensor, squares: Squares
+) -> Tensor:
     """MSE of attention scores, mean over pairs of real tokens, summed over the layers."""
     pairs = tokens[:, None, :, None] * tokens[:, None, None, :]
     count = tokens.float().sum(1).square().sum() * student[0].shape[1]
-    differences = (x - teacher[(i + 1) * EVERY - 1] for i, x in enumerate(student))
-    return sum((d.square() * pairs).sum() / count for d in differences)
+    return sum(squares(x, teacher[(i + 1) * EVERY - 1], pairs) for i, x in enumerate(student)) / count
 
 
 def step(module: nn.Module, loss: Callable[[], Tensor]) -> Call:
@@ -155,10 +164,10 @@ def problem(sequences: int, length: int, dtype: torch.dtype, case: str) -> Probl
 
 
 def compiled_step(module: Plain, rows: dict[str, Tensor]) -> Call:
-    """Layers of both models and the loss through torch.compile."""
+    """A layer of each model and the losses of a layer through torch.compile."""
     for model in (module.student, *module.teacher):
         compile_layers(model)
-    module.loss = torch.compile(module.loss)
+    module.squares = torch.compile(squares)
     return step(module, lambda: module(rows))
 
 

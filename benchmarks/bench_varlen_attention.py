@@ -82,7 +82,10 @@ def problem(shape: tuple[int, ...], dtype: torch.dtype) -> Problem:
         dtype=dtype,
         gradient_bytes=nbytes(qkv),
         truth=lambda: in_float64(
-            lambda *x: plain(*(y.transpose(1, 2) for y in x)).transpose(1, 2), qkv, grad, parts=shape[0]
+            lambda *x: plain(*(y.transpose(1, 2) for y in x)).transpose(1, 2).flatten(0, 1),
+            qkv,
+            packed_grad,
+            parts=shape[0],
         ),
     )
 

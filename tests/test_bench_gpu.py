@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+import bertxfer_fast
 from benchmarks import device, docs, harness, machine, peers, report
 from benchmarks import gpu_report as tables
 from benchmarks.gpu import __main__ as gpu
@@ -278,6 +279,27 @@ def test_a_check_sees_elements_that_nobody_writes() -> None:
         return out
 
     assert not checked(problem(cuda=forgets, plain=lambda: torch.ones(3)))["ok"]
+
+
+CHECK_ALL = """
+from benchmarks.gpu import jobs
+from benchmarks.gpu.problems import HALF
+for spec in HALF:
+    if spec.part not in ("step", "teacher"):  # which have no truth but the plain code
+        (fact,) = jobs.check({**spec.job(dry=True), "dtype": "float32"}, "cpp")
+        print(spec.label, fact["errors"])
+"""
+
+
+def test_the_truth_of_every_problem_is_what_our_kernels_compute() -> None:
+    """In tiny, in float32, on the CPU, whose kernels are tested elsewhere: so it is the truths that are tested here."""
+    if not bertxfer_fast.build_info()["compiled"]:
+        pytest.skip("no compiled extension")
+    environment = {**os.environ, "BERTXFER_BENCH_QUICK": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK_ALL], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.count("\n") == len(HALF) - 3, done.stdout + done.stderr
 
 
 def test_what_does_not_run_is_named_and_costs_nobody_else() -> None:
