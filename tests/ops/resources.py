@@ -280,15 +280,23 @@ def launches(variant: Variant, dtype: torch.dtype, target: int) -> Iterator[Comp
     yield from found
 
 
-def everything(targets: tuple[int, ...] = TARGETS, *, quick: bool = False) -> list[Compiled]:
-    """Every distinct kernel of every variant, for each target; quickly: of float32 for Hopper alone."""
+def everything(targets: tuple[int, ...] = TARGETS) -> list[Compiled]:
+    """Every distinct kernel of every variant, for each target."""
     distinct: dict[str, Compiled] = {}
     for target in targets:
         for variant in VARIANTS:
-            for dtype in DTYPES[: 1 if quick and target != 90 else 2]:
+            for dtype in DTYPES:
                 for launch in launches(variant, dtype, target):
                     distinct.setdefault(launch.key, launch)
     return list(distinct.values())
+
+
+def sample() -> list[Compiled]:
+    """Each kernel once, as the first variant launches it: in half precision and for Hopper."""
+    first: dict[tuple[str, str], Compiled] = {}
+    for launch in everything((90,)):
+        first.setdefault((launch.module, launch.kernel), launch)
+    return list(first.values())
 
 
 @dataclass
@@ -356,14 +364,19 @@ def table(usages: list[Usage]) -> str:
     return "\n".join(lines)
 
 
-def record(usage: Usage) -> dict[str, Any]:
-    launch = usage.launch
+def named(launch: Compiled) -> dict[str, Any]:
     return {
         "operator": launch.op,
         "kernel": launch.kernel.strip("_"),
         "sizes": launch.label,
         "dtype": launch.dtype,
         "target": launch.target,
+    }
+
+
+def record(usage: Usage) -> dict[str, Any]:
+    return {
+        **named(usage.launch),
         "registers": usage.registers,
         "shared": usage.shared,
         "spilled": usage.spilled,
@@ -382,10 +395,15 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--only", default="", help="part of an operator's or kernel's name")
     parser.add_argument("--target", type=int, action="append")
-    parser.add_argument("--quick", action="store_true", help="float32 for one target alone")
+    parser.add_argument("--sample", action="store_true", help="each kernel once, for one target")
+    parser.add_argument("--list", action="store_true", help="names as JSON, compiling nothing")
     options = parser.parse_args()
     targets = tuple(options.target or TARGETS)
-    found = [launch for launch in everything(targets, quick=options.quick) if options.only in launch.name]
+    chosen = sample() if options.sample else everything(targets)
+    found = [launch for launch in chosen if options.only in launch.name]
+    if options.list:
+        print(json.dumps([named(launch) for launch in found]))
+        return
     usages = compile_all(found, os.cpu_count() or 1)
     text = table(usages)
     if options.json:

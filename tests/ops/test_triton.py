@@ -26,7 +26,7 @@ from .reference import relative_error
 from .test_accuracy import CHECKS, ONE_CASE
 
 #: Cases for each op.
-FEW = 18
+FEW = 9
 
 
 # NaN is part of the tests, and numpy tells.

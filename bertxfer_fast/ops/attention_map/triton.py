@@ -35,20 +35,34 @@ from .._triton.packing import (
 )
 from .._triton.reductions import mean_scale, scalars, store_loss, total_kernel
 from .triton_kl_rows import kl_rows_kernel
-from .triton_rows import LIFT, log_weights, rows_kernel, store_gradient
+from .triton_rows import LIFT, log_weights, rows_kernel, store_gradient, unmasked_length
 
 LOG2_E = 1.4426950408889634
 
 # Made by compiling for sm_80, sm_90 and sm_100 until nothing spilled (docs/kernel_resources.md); not yet timed.
+# Tiles inside a sequence need no mask; where registers are short, all are MASKED in one loop.
 # ((compute capability, bytes of an element, wider padded head dim), ...)
 TABLE: list[Choice] = [
-    ((89, 2, 64), {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}),
-    ((999, 2, 64), {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}),
-    ((999, 2, 128), {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2, "maxnreg": 255}),
-    ((999, 2, 256), {"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1}),
-    ((999, 4, 64), {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1, "maxnreg": 255}),
-    ((999, 4, 128), {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1}),
-    ((999, 4, 256), {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1, "maxnreg": 255}),
+    ((89, 2, 64), {"BLOCK_M": 64, "BLOCK_N": 32, "MASKED": False, "num_warps": 4, "num_stages": 2}),
+    ((999, 2, 64), {"BLOCK_M": 64, "BLOCK_N": 64, "MASKED": False, "num_warps": 4, "num_stages": 2}),
+    (
+        (89, 2, 128),
+        {"BLOCK_M": 64, "BLOCK_N": 32, "MASKED": True, "num_warps": 8, "num_stages": 2, "maxnreg": 255},
+    ),
+    (
+        (999, 2, 128),
+        {"BLOCK_M": 64, "BLOCK_N": 32, "MASKED": False, "num_warps": 8, "num_stages": 2, "maxnreg": 255},
+    ),
+    ((999, 2, 256), {"BLOCK_M": 32, "BLOCK_N": 16, "MASKED": True, "num_warps": 8, "num_stages": 1}),
+    (
+        (999, 4, 64),
+        {"BLOCK_M": 32, "BLOCK_N": 32, "MASKED": True, "num_warps": 8, "num_stages": 1, "maxnreg": 255},
+    ),
+    ((999, 4, 128), {"BLOCK_M": 16, "BLOCK_N": 16, "MASKED": True, "num_warps": 8, "num_stages": 1}),
+    (
+        (999, 4, 256),
+        {"BLOCK_M": 16, "BLOCK_N": 16, "MASKED": True, "num_warps": 8, "num_stages": 1, "maxnreg": 255},
+    ),
 ]
 
 
@@ -151,6 +165,7 @@ def cols_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """``BLOCK_M`` columns of both maps, over all rows: grad_k; SYMMETRIC adds what grad_q is, as k = q.
@@ -176,14 +191,14 @@ def cols_kernel(
             own_max_s, own_sum_s, own_max_t, own_sum_t = _load_statistics(
                 stats_ptr, plane, cols, length, EXACT, False
             )
-        whole = length // BLOCK_N * BLOCK_N
+        whole = unmasked_length(length, BLOCK_N, MASKED)
         for row in range(0, whole, BLOCK_N):
             grad = _add_rows(
                 grad, q_s, q_t, ks, kt, head, start, row, length, scale_s, scale_t, stats_ptr, plane,
                 own_max_s, own_sum_s, own_max_t, own_sum_t,
-                MSE, EXACT, SYMMETRIC, DIM_S, DIM_T, BLOCK_S, BLOCK_T, BLOCK_N, PRECISION, True,
+                MSE, EXACT, SYMMETRIC, DIM_S, DIM_T, BLOCK_S, BLOCK_T, BLOCK_N, PRECISION, not MASKED,
             )  # fmt: skip
-        if whole < length:
+        if not MASKED and whole < length:
             grad = _add_rows(
                 grad, q_s, q_t, ks, kt, head, start, whole, length, scale_s, scale_t, stats_ptr, plane,
                 own_max_s, own_sum_s, own_max_t, own_sum_t,

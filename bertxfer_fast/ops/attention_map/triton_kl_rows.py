@@ -15,7 +15,7 @@ import triton.language as tl
 
 from .._triton.launching import kernel
 from .._triton.packing import Packing, find_tile, load_rows
-from .triton_rows import LN_2, scaled_scores, store_gradient, store_statistics, weights_of
+from .triton_rows import LN_2, scaled_scores, store_gradient, store_statistics, unmasked_length, weights_of
 
 
 @triton.jit
@@ -87,6 +87,7 @@ def kl_rows_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    MASKED: tl.constexpr,
 ):
     """``BLOCK_M`` rows of both maps: their loss, log-sum-exps and grad_q."""
     packing = Packing(cu_seqlens_ptr, seqused_ptr, tokens, sequences)
@@ -107,13 +108,13 @@ def kl_rows_kernel(
         cross = sum_s
         keys_s = tl.zeros((BLOCK_M, BLOCK_S), tl.float32)
         keys_t = keys_s
-        whole = length // BLOCK_N * BLOCK_N
+        whole = unmasked_length(length, BLOCK_N, MASKED)
         for col in range(0, whole, BLOCK_N):
             max_s, sum_s, max_t, sum_t, cross, keys_s, keys_t = _sweep(
                 qs, qt, k_s, k_t, head, start, col, length, scale_s, scale_t, max_s, sum_s, max_t, sum_t, cross,
-                keys_s, keys_t, NEED_GRAD, DIM_S, DIM_T, BLOCK_S, BLOCK_T, BLOCK_N, True,
+                keys_s, keys_t, NEED_GRAD, DIM_S, DIM_T, BLOCK_S, BLOCK_T, BLOCK_N, not MASKED,
             )  # fmt: skip
-        if whole < length:
+        if not MASKED and whole < length:
             max_s, sum_s, max_t, sum_t, cross, keys_s, keys_t = _sweep(
                 qs, qt, k_s, k_t, head, start, whole, length, scale_s, scale_t, max_s, sum_s, max_t, sum_t, cross,
                 keys_s, keys_t, NEED_GRAD, DIM_S, DIM_T, BLOCK_S, BLOCK_T, BLOCK_N, False,

@@ -15,6 +15,12 @@ LIFT = tl.constexpr(256.0)
 
 
 @triton.jit
+def unmasked_length(length, BLOCK_N: tl.constexpr, MASKED: tl.constexpr):
+    """Where the loop over tiles ends: after the last whole one, or where all are MASKED after the last."""
+    return length if MASKED else length // BLOCK_N * BLOCK_N
+
+
+@triton.jit
 def scaled_scores(x, y, scale, cols, length, PRECISION: tl.constexpr, WHOLE: tl.constexpr):
     """``scale x y^T``, and -inf in the columns beyond the sequence; with WHOLE there is none."""
     scores = scale * tl.dot(x, tl.trans(y), input_precision=PRECISION)
@@ -72,17 +78,19 @@ def _statistics(
     BLOCK_DIM: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
+    MASKED: tl.constexpr,
 ):
     """The highest score of each row, and log2 of the sum of exponentials below it."""
     row_max = tl.full(rows.shape, float("-inf"), tl.float32)
     row_sum = tl.zeros(rows.shape, tl.float32)
     queries = load_rows(q, head, start, rows, length, DIM, BLOCK_DIM)
-    whole = length // BLOCK_N * BLOCK_N
+    whole = unmasked_length(length, BLOCK_N, MASKED)
     for col in range(0, whole, BLOCK_N):
         row_max, row_sum = _count_tile(
-            queries, k, head, start, col, length, scale, row_max, row_sum, DIM, BLOCK_DIM, BLOCK_N, PRECISION, True
+            queries, k, head, start, col, length, scale, row_max, row_sum,
+            DIM, BLOCK_DIM, BLOCK_N, PRECISION, not MASKED,
         )  # fmt: skip
-    if whole < length:
+    if not MASKED and whole < length:
         row_max, row_sum = _count_tile(
             queries, k, head, start, whole, length, scale, row_max, row_sum, DIM, BLOCK_DIM, BLOCK_N, PRECISION, False
         )  # fmt: skip
@@ -232,6 +240,7 @@ def rows_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """``BLOCK_M`` rows of both maps: their loss, statistics and grad_q.
@@ -249,10 +258,10 @@ def rows_kernel(
     NEED_GRAD: tl.constexpr = grad_q is not None
     if row < length:
         max_s, sum_s = _statistics(
-            q_s, k_s, head, start, rows, length, scale_s, DIM_S, BLOCK_S, BLOCK_N, PRECISION
+            q_s, k_s, head, start, rows, length, scale_s, DIM_S, BLOCK_S, BLOCK_N, PRECISION, MASKED
         )
         max_t, sum_t = _statistics(
-            q_t, k_t, head, start, rows, length, scale_t, DIM_T, BLOCK_T, BLOCK_N, PRECISION
+            q_t, k_t, head, start, rows, length, scale_t, DIM_T, BLOCK_T, BLOCK_N, PRECISION, MASKED
         )
         if not EXACT:
             max_s += sum_s
@@ -261,14 +270,14 @@ def rows_kernel(
         qt = load_rows(q_t, head, start, rows, length, DIM_T, BLOCK_T)
         inner = tl.zeros((BLOCK_M,), tl.float32)
         weighted = tl.zeros((BLOCK_M, BLOCK_S), tl.float32)
-        whole = length // BLOCK_N * BLOCK_N
+        whole = unmasked_length(length, BLOCK_N, MASKED)
         for col in range(0, whole, BLOCK_N):
             loss, inner, grad, weighted = _differ(
                 qs, qt, k_s, k_t, head, start, col, length, scale_s, scale_t, max_s, sum_s, max_t, sum_t,
                 loss, inner, grad, weighted,
-                MSE, EXACT, NEED_GRAD, DIM_S, DIM_T, BLOCK_S, BLOCK_T, BLOCK_N, PRECISION, True,
+                MSE, EXACT, NEED_GRAD, DIM_S, DIM_T, BLOCK_S, BLOCK_T, BLOCK_N, PRECISION, not MASKED,
             )  # fmt: skip
-        if whole < length:
+        if not MASKED and whole < length:
             loss, inner, grad, weighted = _differ(
                 qs, qt, k_s, k_t, head, start, whole, length, scale_s, scale_t, max_s, sum_s, max_t, sum_t,
                 loss, inner, grad, weighted,

@@ -46,10 +46,12 @@ GRAM_TABLE: list[Choice] = [
     ((999, 4, 64), {"BLOCK_L": 16, "num_warps": 8, "num_stages": 1, "maxnreg": 255}),
 ]
 GRAD_TABLE: list[Choice] = [
+    ((89, 2, 64), {"BLOCK_L": 32, "num_warps": 4, "num_stages": 1}),
     ((999, 2, 64), {"BLOCK_L": 128, "num_warps": 8, "num_stages": 1}),
-    ((999, 4, 64), {"BLOCK_L": 16, "num_warps": 8, "num_stages": 1, "maxnreg": 255}),
+    ((999, 4, 64), {"BLOCK_L": 16, "num_warps": 16, "num_stages": 1, "maxnreg": 128}),
 ]
 TILE_TABLE: list[Choice] = [
+    ((89, 2, 64), {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}),
     ((999, 2, 64), {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}),
     ((999, 2, 128), {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}),
     ((999, 2, 256), {"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1, "maxnreg": 255}),

@@ -33,7 +33,6 @@ WHOLE_ROWS: list[Choice] = [
     ((4, 4096), {"BLOCK": 4096, "num_warps": 8}),
     ((4, 8192), {"BLOCK": 8192, "num_warps": 16}),
     ((2, 16384), {"BLOCK": 16384, "num_warps": 16}),
-    ((2, 32768), {"BLOCK": 32768, "num_warps": 16}),
 ]
 # and those read block by block. Two (in float32 one) of them are under way on a multiprocessor: more would push each
 # other out of the second-level cache.
