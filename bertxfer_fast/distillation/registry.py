@@ -40,7 +40,9 @@ class Registry(Generic[Entry]):
             ValueError: there is none; the message names the nearest one.
         """
         if name not in self._entries:
-            raise ValueError(f"{self.what}: got {name!r}, want a known one{did_you_mean(name, self._entries)}")
+            raise ValueError(
+                f"{self.what}: got {name!r}, want a known one{did_you_mean(name, self._entries)}"
+            )
         return self._entries[name]
 
     def names(self) -> list[str]:

@@ -209,7 +209,9 @@ def test_a_name_is_given_once(new):
     assert objectives.register(new.objective.Cosine) is new.objective.Cosine  # the same again changes nothing
     with pytest.raises(ValueError, match="objective: got 'toy_cosine' twice"):
         objectives.register(type("Other", (objectives.Objective,), {"default_name": "toy_cosine"}))
-    with pytest.raises(ValueError, match="objective: got 'toy_cosin', want a known one; did you mean 'toy_cosine'"):
+    with pytest.raises(
+        ValueError, match="objective: got 'toy_cosin', want a known one; did you mean 'toy_cosine'"
+    ):
         objectives.get("toy_cosin")
     with pytest.raises(ValueError, match="recipe: got 'tinybert' twice"):
 

@@ -56,7 +56,11 @@ def test_the_training_defaults_are_fields_of_the_arguments():
     [
         ("tinybrt", {}, "recipe: got 'tinybrt', want a known one; did you mean 'tinybert'"),
         ("xyz", {}, "recipe: got 'xyz', want a known one; known: tinybert"),
-        ("tinybert", {"paddings": "valid"}, "recipe tinybert: got option 'paddings', want a known one; did you mean 'padding'"),
+        (
+            "tinybert",
+            {"paddings": "valid"},
+            "recipe tinybert: got option 'paddings', want a known one; did you mean 'padding'",
+        ),
         ("tinybert", {"qqq": 1}, "got option 'qqq', want a known one; known: attention_weight"),
         ("tinybert", {"padding": "refrence"}, "did you mean 'reference'"),
         ("tinybert", {"temperature": -1.0}, "temperature: got -1.0, want a positive number"),

@@ -75,7 +75,9 @@ def get(name: str, /, **chosen: Any) -> Recipe:
     known = options(name)
     for option in chosen:
         if option not in known:
-            raise ValueError(f"recipe {name}: got option {option!r}, want a known one{did_you_mean(option, known)}")
+            raise ValueError(
+                f"recipe {name}: got option {option!r}, want a known one{did_you_mean(option, known)}"
+            )
     recipe = _registry.get(name)(**chosen)
     for stage in recipe.stages:  # a bad value is an error now, not when its stage starts
         stage.build_objectives()
