@@ -53,15 +53,16 @@ def device_of(model: torch.nn.Module) -> torch.device:
 
 @contextmanager
 def inference(model: torch.nn.Module, bf16: bool = False) -> Iterator[None]:
-    """Eval mode without gradients (and in bf16 autocast if asked), then the model as it was."""
-    was_training = model.training
+    """Eval mode without gradients (and in bf16 autocast if asked), then every submodule in its mode as before."""
+    training = [module for module in model.modules() if module.training]
     autocast = torch.autocast(device_of(model).type, torch.bfloat16) if bf16 else nullcontext()
     model.eval()
     try:
         with torch.no_grad(), autocast:
             yield
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True
 
 
 class WholeRounds(Sampler[list[int]]):

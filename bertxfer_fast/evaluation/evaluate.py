@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 
 from ..data.batches import Features, device_of, inference, packed_batches
 from ..data.packing import PackingCollator
-from ..models.activations import ModelFacts
 from ..models.hf.encoder import PackedModel
+from ..models.spec import EncoderSpec
 
 SPEED_SEQUENCES = 2000
 
@@ -36,7 +36,7 @@ METRICS = {
 # ---- metrics ------------------------------------------------------------------------------------------------
 
 
-def metric_kind(facts: ModelFacts) -> str | None:
+def metric_kind(facts: EncoderSpec) -> str | None:
     """Which metrics fit a model: `"classification"`, `"multi-label"`, `"regression"`, `"token"`; None: no head."""
     if facts.head is None:
         return None
@@ -111,15 +111,15 @@ def evaluate(
         ValueError: an empty data set, features without labels, or a model without a head.
     """
     packed = PackedModel(model)
-    kind = metric_kind(packed.facts)
+    kind = metric_kind(packed.spec)
     if kind is None:
-        raise ValueError(f"model: {packed.facts.name} has no head to evaluate")
+        raise ValueError(f"model: {packed.spec.name} has no head to evaluate")
     if not len(dataset):
         raise ValueError("dataset: it is empty")
     logits: list[Tensor] = []
     labels: list[Tensor] = []
     with inference(model, bf16):
-        batches = packed_batches(dataset, tokens_per_batch, device_of(model), collator_for(packed.facts))
+        batches = packed_batches(dataset, tokens_per_batch, device_of(model), collator_for(packed.spec))
         for _, batch in batches:
             if "labels" not in batch:
                 raise ValueError("dataset: its features have no labels")
@@ -153,7 +153,7 @@ def throughput(
     if repeats < 1:
         raise ValueError(f"repeats: wants 1 or more, got {repeats}")
     packed, device = PackedModel(model), device_of(model)
-    collate = collator_for(packed.facts)
+    collate = collator_for(packed.spec)
     batches = [batch for _, batch in packed_batches(dataset, tokens_per_batch, device, collate)]
     seconds = []
     with inference(model, bf16):
@@ -203,7 +203,7 @@ def summary(
     """
     row: dict[str, float | int] = {}
     settings: dict[str, Any] = {"tokens_per_batch": tokens_per_batch, "bf16": bf16}
-    if dataset is not None and metric_kind(PackedModel(model).facts) is not None and labelled(dataset):
+    if dataset is not None and metric_kind(EncoderSpec.of(model)) is not None and labelled(dataset):
         row.update(evaluate(model, dataset, **settings))
     row["parameters"], row["MB"] = parameter_count(model), size_mb(model)
     if dataset is not None:
@@ -221,7 +221,7 @@ def labelled(dataset: Features) -> bool:
     return first.get("labels") is not None or first.get("label") is not None
 
 
-def collator_for(facts: ModelFacts) -> PackingCollator:
+def collator_for(facts: EncoderSpec) -> PackingCollator:
     """The collator whose labels a model's head understands."""
     floats = metric_kind(facts) in (REGRESSION, MULTI_LABEL)
     return PackingCollator(label_dtype=torch.float32 if floats else None, token_labels=facts.head == "token")

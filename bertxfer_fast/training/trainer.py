@@ -28,9 +28,8 @@ from ..distillation.distiller import Distiller, DistillerOutput
 from ..errors import NonFiniteLossError
 from ..evaluation.evaluate import TOKEN, collator_for, metric_kind, metrics_of, student_facts
 from ..evaluation.report import ModelCard
-from ..models.activations import ModelFacts
-from ..models.hf.encoder import PackedModel
 from ..models.hf.loading import auto_class
+from ..models.spec import EncoderSpec
 from .arguments import DistillationArguments
 from .checkpoints import (
     TRAINER_STATE,
@@ -90,7 +89,7 @@ class DistillationTrainer(Trainer):
         if args.n_gpu > 1:
             args._n_gpu = 1  # DataParallel would cut a pack in pieces; use a launcher such as torchrun
         self.distiller = model  # itself, whatever accelerate wraps around it
-        self.facts: ModelFacts = PackedModel(model.student).facts
+        self.facts = EncoderSpec.of(model.student)
         _offer_checkpointing(model)
         kind = metric_kind(self.facts)
         if compute_metrics is None and kind is not None:
@@ -374,7 +373,7 @@ class DistillationTrainer(Trainer):
         teacher = self.distiller.teacher
         return replace(
             card,
-            teacher=card.teacher or (teacher.config.name_or_path if teacher is not None else "") or "",
+            teacher=card.teacher or getattr(getattr(teacher, "config", None), "name_or_path", "") or "",
             student=card.student or student_facts(self.student),
             data=card.data or sizes,
             auto_class=auto_class(self.student),

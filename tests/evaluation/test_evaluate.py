@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bertxfer_fast.evaluation import evaluate
-from bertxfer_fast.models.hf.encoder import PackedModel
+from bertxfer_fast.models.spec import EncoderSpec
 
 from ..tiny import tiny_bert
 
@@ -73,7 +73,7 @@ def test_metrics_of_bad_input() -> None:
 
 def test_metric_kind() -> None:
     def kind(**settings: Any) -> str | None:
-        return evaluate.metric_kind(PackedModel(tiny_bert(1, 16, 4, **settings)).facts)
+        return evaluate.metric_kind(EncoderSpec.of(tiny_bert(1, 16, 4, **settings)))
 
     assert kind() is None
     assert kind(head="ForTokenClassification") == "token"

@@ -25,8 +25,8 @@ from ...evaluation.evaluate import (
     labelled,
     metric_kind,
 )
-from ...models.hf.encoder import PackedModel
 from ...models.hf.loading import has_tokenizer, load_model, load_tokenizer, model_folder, own_task
+from ...models.spec import EncoderSpec
 from ...training.arguments import DistillationArguments
 from ..config.schema import DistillConfig, check_stages
 from .resume import check_output
@@ -59,13 +59,13 @@ class Run:
     @property
     def kind(self) -> str | None:
         """Which metrics fit, see `evaluate.metric_kind`."""
-        return metric_kind(PackedModel(self.student).facts)
+        return metric_kind(EncoderSpec.of(self.student))
 
     @property
     def positions(self) -> dict[str, int]:
         """The longest sequence each model can take, where it has a limit."""
         models = {"teacher": self.teacher, "student": self.student}
-        limits = {name: PackedModel(model).facts.max_positions for name, model in models.items()}
+        limits = {name: EncoderSpec.of(model).max_positions for name, model in models.items()}
         return {name: limit for name, limit in limits.items() if limit is not None}
 
     def distiller(self, stage: Stage) -> Distiller:
