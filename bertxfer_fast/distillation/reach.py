@@ -110,27 +110,21 @@ class _Probe:
         }
 
     def unreached(self, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
-        entered: set[nn.Module] = set()
         finished: set[nn.Module] = set()
         for part in self.module.modules():
-            part.register_forward_pre_hook(lambda module, _: entered.add(module))
             part.register_forward_hook(lambda module, _args, _out: finished.add(module))
         seen, _ = self._run({match.student for o in self.objectives for match in o.matches}, stop=True)
         read = [_tensors(seen[match.student], o.reads) for o in self.objectives for match in o.matches]
         reached = _leaves([tensor for tensors in read for tensor in tensors])
         if self.encoder is self.module:  # it ran through `run`, not through its forward
             finished.add(self.module)
-        ran = {id(p) for part in entered for p in part.parameters(recurse=False)}
         inside = {id(p) for part in finished for p in part.parameters()}
         seen, output = self._run(self._all_spots(), stop=False)
         everything = [t for activations in seen.values() for t in _tensors(activations, None)]
         outputs = (output.last_hidden_state, output.logits)
         reachable = _leaves([*everything, *(t for t in outputs if t is not None)])
-        return [
-            p
-            for p in parameters
-            if id(p) not in reached and (id(p) in ran or id(p) in reachable or id(p) not in inside)
-        ]
+        missed = [p for p in parameters if id(p) not in reached]
+        return [p for p in missed if id(p) in reachable or id(p) not in inside]
 
     def _all_spots(self) -> set[Spot]:
         spec = self.encoder.spec

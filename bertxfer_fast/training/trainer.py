@@ -356,7 +356,7 @@ class DistillationTrainer(Trainer):
         teacher = self.distiller.teacher
         return replace(
             card,
-            teacher=card.teacher or (teacher.config.name_or_path if teacher is not None else "") or "",
+            teacher=card.teacher or getattr(getattr(teacher, "config", None), "name_or_path", "") or "",
             student=card.student or student_facts(self.student),
             data=card.data or sizes,
             auto_class=tasks.auto_class(type(self.student).__name__),

@@ -164,7 +164,7 @@ def test_regression(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         stage = recipes.Stage("values", lambda: [Logits(kind="mse"), Labels()], {"max_steps": 2})
         return recipes.Recipe("values", [stage])
 
-    monkeypatch.setitem(recipes._BUILDERS, "values", build)
+    monkeypatch.setitem(recipes.base._registry._entries, "values", build)
     one_logit(place)
     change(place, recipe="values", stages={}, training={})
     assert distill(place) == 0
@@ -288,8 +288,8 @@ def test_extract(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ({"--output": "x.txt"}, "want a name ending in"),
         ({"--output": "nowhere/x.npy"}, "no such directory"),
         ({"--layers": "last"}, "--layers: got 'last', want whole numbers"),
-        ({"--layers": "9"}, "hidden states 0..4, got 9"),
-        ({"--mode": "median"}, "mode: wants one of"),
+        ({"--layers": "9"}, "got 9, want hidden states 0..4"),
+        ({"--mode": "median"}, "mode: got 'median', want one of"),
         ({"--text": "sentense"}, "did you mean 'sentence'"),
         ({"--input": "none.tsv"}, "no file"),
     ],

@@ -98,10 +98,13 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "unknown key": (lambda p: change(p, techer="x"), "unknown key 'techer'; did you mean 'teacher'"),
     "unknown recipe": (
         lambda p: change(p, recipe="tinybrt"),
-        "unknown recipe 'tinybrt'; did you mean 'tinybert'",
+        "recipe: got 'tinybrt', want a known one; did you mean 'tinybert'",
     ),
     "unknown option": (lambda p: change(p, options__temprature=2), "did you mean 'temperature'"),
-    "bad option": (lambda p: change(p, options__temperature=-1), "temperature: wants a positive number"),
+    "bad option": (
+        lambda p: change(p, options__temperature=-1),
+        "temperature: got -1, want a positive number",
+    ),
     "unknown stage": (lambda p: change(p, stages__predict__seed=1), "seed cannot be set here"),
     "unknown stage name": (
         lambda p: change(p, stages__predict={"max_steps": 1}),
@@ -135,26 +138,29 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "unknown label": (unknown_label, r"dev\.tsv: column 'label', row 1: 'meh' is not in label2id"),
     "other tokenizer": (
         other_tokenizer,
-        "wants the teacher's vocabulary.*'and' is|wants the teacher's vocabulary",
+        "tokens, want the teacher's vocabulary",
     ),
     "same tokens, other cutting": (other_case, "cuts text differently"),
-    "other vocabulary": (student_with(vocab=60), "got vocab_size 60 for the student and 50 for the teacher"),
+    "other vocabulary": (student_with(vocab=60), "got vocab_size 60 and 50 of the teacher"),
     "head counts": (
         lambda p: change(p, student__num_attention_heads=3),
-        "attention_scores.*equal head counts, got student 3 and teacher 4",
+        "attention_scores: got 3 heads of the student and 4 of the teacher",
     ),
     "head counts of a saved student": (
         student_with(heads=2),
-        "equal head counts, got student 2 and teacher 4",
+        "got 2 heads of the student and 4 of the teacher, want equal head counts",
     ),
-    "classes": (student_with(num_labels=2), "as many labels, got student .* 2 and teacher"),
+    "classes": (student_with(num_labels=2), "head with 2 labels and a teacher .*want .* as many labels"),
     "classes of a file": (
         lambda p: write_tsv(p / "train.tsv", [("good", "a"), ("bad", "b")]),
         r"column 'label' has 2 classes \(a, b\), the teacher 3",
     ),
-    "depth": (lambda p: change(p, student__num_hidden_layers=3), "multiple of the student's, got 4 and 3"),
-    "widths": (lambda p: change(p, student__init="teacher"), "hidden_size=12 .teacher: 16."),
-    "one logit": (one_logit, "stage prediction: logits: kind 'soft_ce' of one logit is constant"),
+    "depth": (lambda p: change(p, student__num_hidden_layers=3), "got 3 of the student and 4 of the teacher"),
+    "widths": (
+        lambda p: change(p, student__init="teacher"),
+        "got hidden_size=12, want the teacher's hidden_size=16",
+    ),
+    "one logit": (one_logit, "stage prediction: logits: got kind 'soft_ce', want kind='mse'"),
     "torn weights": (torn_weights, "line 2: .*teacher: its weights cannot be read"),
     "not text": (binary_data, r"train\.tsv.*cannot be read"),
     "no head": (teacher_without_head, "no trained weights for task 'sequence-classification'"),
@@ -164,11 +170,11 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "bare encoder": (
         lambda p: change(p, task="none", data__label=None),
-        "stage prediction: logits: wants a student with a classification",
+        "stage prediction: logits: got BertModel as student, want a classification",
     ),
     "labels without a head": (
         lambda p: change(p, task="none"),
-        "logits: wants a student with a classification",
+        "logits: got BertModel as student, want a classification",
     ),
     "another task of the same class": (
         multi_label,

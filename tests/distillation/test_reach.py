@@ -12,6 +12,7 @@ from torch import nn
 
 from bertxfer_fast.distillation.distiller import Distiller
 from bertxfer_fast.distillation.objectives import AttentionMaps, AttentionScores, HiddenStates, Labels, Logits
+from bertxfer_fast.models import EncoderSpec, LayerActivations, PackedOutput
 from tests.tiny import packed_batch, tiny_bert, tiny_pair
 
 
@@ -73,6 +74,12 @@ def test_stages_share_a_student():
     assert held(student) == names
     second(**packed_batch()).loss.backward()
     assert student.classifier.weight.grad is not None
+    first(**packed_batch())
+    third = Distiller(
+        teacher, student, [AttentionScores()]
+    )  # looks for its own among those that the first one held
+    assert held(student) > names
+    third.release()
     twin = copy.deepcopy(first)
     twin(**packed_batch())
     assert held(twin.student) == names and not held(student)
@@ -93,12 +100,44 @@ def test_looking_for_them_is_not_felt_by_the_student():
 
 
 def test_parts_that_other_inputs_would_ask_for_stay_in_training():
-    """RoCBert's embeddings of shapes, which come as an input of their own."""
-    teacher, student = (tiny_bert(2, 16, 4, family="RoCBert", seed=seed) for seed in (1, 2))
+    """X-MOD's adapters, one for each language; a text says which by an input of its own."""
+    settings = {"languages": ["en", "de"], "default_language": "en"}
+    teacher, student = (tiny_bert(2, 16, 4, family="Xmod", seed=seed, **settings) for seed in (1, 2))
     distiller = Distiller(teacher, student, [HiddenStates("last", projection="none")])
     names = held(student)
-    assert any("pooler" in name for name in names) and not any("embed" in name for name in names)
-    batch = packed_batch()
-    shapes = {name: batch["input_ids"] for name in ("input_shape_ids", "input_pronunciation_ids")}
-    distiller(**batch, **shapes).loss.backward()
-    assert student.embeddings.shape_embed.weight.grad.any()
+    assert any("pooler" in name for name in names) and not any("adapter" in name for name in names)
+    batch = packed_batch(token_types=False)
+    german = student.encoder.layer[0].output.adapter_modules["de"]
+    distiller(**batch, lang_ids=torch.ones_like(batch["input_ids"])).loss.backward()
+    assert german.dense1.weight.grad.any()
+
+
+class Noisy(nn.Module):
+    """An encoder that draws random numbers in eval mode too, has a part for other texts, and may not know a token."""
+
+    spec = EncoderSpec("Noisy", num_layers=0, hidden_size=4, vocab_size=50)
+
+    def __init__(self, known: int):
+        super().__init__()
+        self.known, self.table, self.unused = known, nn.Embedding(50, 4), nn.Linear(1, 1)
+
+    def run(self, batch, tap=None):
+        if int(batch["input_ids"].min()) < self.known:
+            raise KeyError("unknown token")
+        hidden = self.table(batch["input_ids"][0]) + torch.rand(1)
+        tap.sink(LayerActivations("hidden", 0, batch["cu_seq_lens_q"], 11, hidden=hidden))
+        return PackedOutput(hidden)
+
+
+def test_an_encoder_of_ones_own():
+    teacher, batch = tiny_bert(1), packed_batch()
+    for known in (0, 5):  # four tokens from 0 on cannot run in the second one
+        student = Noisy(known)
+        torch.manual_seed(0)
+        nn.Linear(4, 16)  # the projection that is made
+        expected = torch.rand(3)
+        torch.manual_seed(0)
+        distiller = Distiller(teacher, student, [HiddenStates([(0, 0)])])
+        assert torch.equal(torch.rand(3), expected)
+        distiller(**batch).loss.backward()
+        assert student.table.weight.grad.any() and student.unused.weight.requires_grad

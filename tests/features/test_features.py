@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +144,23 @@ def test_files_give_the_features_back(tmp_path: Path, suffix: str) -> None:
     assert torch.equal(back, features)
     with pytest.raises(ValueError, match=r"\.txt|\.npy"):
         save_features(features, tmp_path / "x.txt")
+
+
+def test_threads_share_an_extractor(tmp_path: Path, model: PreTrainedModel) -> None:
+    """Each gets the features of its own texts, from text on: tokenizers refuse to be set while another thread reads."""
+    extractor = FeatureExtractor(model, tiny_tokenizer(tmp_path), layers=(1, 3))
+    texts = [[f"{text} {number}" for text in TEXTS] for number in range(8)]
+    wanted = [extractor.extract(some) for some in texts]
+    with ThreadPoolExecutor(8) as pool:
+        got = list(pool.map(extractor.extract, texts * 12))
+    assert all(torch.equal(features, wanted[i % 8]) for i, features in enumerate(got))
+
+
+def test_the_model_is_left_as_it_was_submodule_by_submodule(tmp_path: Path) -> None:
+    model = tiny_bert(2, 16, 4, dropout=0.5).train()
+    model.encoder.layer[1].eval()
+    model.set_attn_implementation("eager")
+    before = [module.training for module in model.modules()]
+    FeatureExtractor(model, tiny_tokenizer(tmp_path)).extract(TEXTS)
+    assert [module.training for module in model.modules()] == before
+    assert model.config._attn_implementation == "eager"
