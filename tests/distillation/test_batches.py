@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from transformers import DataCollatorWithFlattening
 
-from bertxfer_fast.data.packing import PackingCollator
+from bertxfer_fast.packing import PackingCollator
 from bertxfer_fast.distillation.distiller import Distiller
 from bertxfer_fast.distillation.objectives import AttentionScores, HiddenStates, Labels
 from tests.tiny import packed_batch, padded_batch, tiny_bert, tiny_pair

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bertxfer_fast import Distiller, objectives, recipes
-from bertxfer_fast.data.packing import PackingCollator
+from bertxfer_fast.packing import PackingCollator
 from bertxfer_fast.models import ActivationSource, Encoder
 from bertxfer_fast.models.stream import TeacherStream
 from tests.tiny import tiny_bert

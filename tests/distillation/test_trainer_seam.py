@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from bertxfer_fast.data.packing import PackingCollator
+from bertxfer_fast.packing import PackingCollator
 from bertxfer_fast.distillation.distiller import Distiller
 from bertxfer_fast.distillation.objectives import HiddenStates, Labels, Logits
 from tests.tiny import packed_batch, tiny_bert, tiny_pair
