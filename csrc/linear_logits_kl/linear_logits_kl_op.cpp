@@ -80,7 +80,7 @@ class LinearLogitsKl {
       if (need_bias)
         matmul_add(bias_row, torch::stable::narrow(const_cast<Tensor&>(ones), 1, 0, rows), grad_logits, first > 0);
     }
-    const double loss_scale = loss_scale_of(reduction, static_cast<double>(tokens_));
+    const double loss_scale = loss_scale_of(reduction, static_cast<double>(tokens_), "batchmean");
     return {scalar(sum_of(losses) * temperature * temperature * loss_scale), grad_student, grad_weight, grad_bias,
             scalar(temperature * loss_scale)};
   }

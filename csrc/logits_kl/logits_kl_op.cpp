@@ -37,7 +37,7 @@ std::tuple<Tensor, Tensor, Tensor> logits_kl_cpu(Tensor student,  // [T, V]
   problem.losses = losses.data();
   BERTXFER_DISPATCH(logits_kl)(problem);
 
-  const double loss_scale = loss_scale_of(reduction, static_cast<double>(rows));
+  const double loss_scale = loss_scale_of(reduction, static_cast<double>(rows), "batchmean");
   return {scalar(sum_of(losses) * temperature * temperature * loss_scale), grad, scalar(temperature * loss_scale)};
 }
 

@@ -21,17 +21,23 @@ PAIR: dict[str, Any] = {
 }
 SCORES = {**PAIR, "method": "auto"}
 MAPS = {**PAIR, "kind": "kl"}
-PROJECTED = {"student": STATES, "teacher": STATES, "weight": None, "bias": None}
+PROJECTED: dict[str, Any] = {"student": STATES, "teacher": STATES, "weight": None, "bias": None}
 PROJECTED |= {"reduction": "mean", "need_grad": True}
-LOGITS = {"student": STATES, "teacher": STATES, "temperature": 1.0, "reduction": "mean", "need_grad": True}
-RELATION = {name: PAIR[name] for name in PAIR if name[:2] not in ("q_", "k_")}
+LOGITS: dict[str, Any] = {
+    "student": STATES,
+    "teacher": STATES,
+    "temperature": 1.0,
+    "reduction": "batchmean",
+    "need_grad": True,
+}
+RELATION: dict[str, Any] = {name: PAIR[name] for name in PAIR if name[:2] not in ("q_", "k_")}
 RELATION |= {"x_student": STATES, "x_teacher": STATES, "heads": 2}
 REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("attention_score_mse", SCORES, {"reduction": "none"}, "reduction: got 'none', want 'mean' or 'sum'"),
     ("attention_map_loss", MAPS, {"reduction": "none"}, "reduction: got 'none', want 'mean' or 'sum'"),
     ("relation_kl", RELATION, {"reduction": "none"}, "reduction: got 'none', want 'mean' or 'sum'"),
     ("hidden_mse", PROJECTED, {"reduction": "none"}, "reduction: got 'none', want 'mean' or 'sum'"),
-    ("logits_kl", LOGITS, {"reduction": "none"}, "reduction: got 'none', want 'mean' or 'sum'"),
+    ("logits_kl", LOGITS, {"reduction": "mean"}, "reduction: got 'mean', want 'batchmean' or 'sum'"),
     ("attention_score_mse", SCORES, {"method": "fast"}, "method: got 'fast', want 'auto', 'gram' or 'tiled'"),
     ("attention_map_loss", MAPS, {"k_teacher": HEADS[:5]}, r"k_teacher: got Float \[5, 2, 4\], want T and H"),
     ("attention_map_loss", MAPS, {"cu_seqlens": OFFSETS + 1}, "cu_seqlens: got first entry 1, want 0"),

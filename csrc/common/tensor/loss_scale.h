@@ -12,9 +12,10 @@
 
 namespace bertxfer {
 
-// 1 for a sum, 1 / terms for a mean; the mean of no terms is 0.
-inline double loss_scale_of(const std::string& reduction, double terms) {
-  STD_TORCH_CHECK(reduction == "mean" || reduction == "sum", "reduction: got '", reduction, "', want 'mean' or 'sum'");
+// 1 for a sum, 1 / terms for a mean, which the operator calls `mean_name`; the mean of no terms is 0.
+inline double loss_scale_of(const std::string& reduction, double terms, const char* mean_name = "mean") {
+  STD_TORCH_CHECK(reduction == mean_name || reduction == "sum", "reduction: got '", reduction, "', want '", mean_name,
+                  "' or 'sum'");
   return reduction == "sum" ? 1.0 : terms > 0 ? 1.0 / terms : 0.0;
 }
 
