@@ -76,9 +76,10 @@ constexpr int kMicroRows = kVectorRegisters == 32 ? (NV == 1   ? 14
                                                                : 4);
 constexpr int kMaxVectors = kVectorRegisters == 32 ? 4 : 3;
 
-// The micro-kernel of `rows` rows, 1 <= rows <= MR.
+// The micro-kernel of `rows` rows, 1 <= rows <= MR. Inlined because a call would pass the matrices through memory.
 template <class T, int NV, int MR>
-void micro_rows(int64_t rows, int64_t depth, LeftMatrix<T> a, RowMatrix<const T> b, RowMatrix<T> c, bool accumulate) {
+inline BERTXFER_INLINE void micro_rows(int64_t rows, int64_t depth, LeftMatrix<T> a, RowMatrix<const T> b,
+                                       RowMatrix<T> c, bool accumulate) {
   if constexpr (MR > 0) {
     if (rows == MR) return micro_kernel<T, MR, NV>(depth, a, b, c, accumulate);
     micro_rows<T, NV, MR - 1>(rows, depth, a, b, c, accumulate);

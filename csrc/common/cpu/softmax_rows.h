@@ -151,8 +151,10 @@ inline void softmax_weights(const SoftmaxRows& rows, SoftmaxSums& sums) {
 }
 
 // The divergence of a row whose P is close to R. `mean` is the R-weighted mean of t - s, each less its shift. Rounding
-// leaves x a mean of its own, `drift`, which cancels exactly.
-inline double tiny_divergence(const SoftmaxRows& rows, const SoftmaxSums& sums, int64_t i, float mean) {
+// leaves x a mean of its own, `drift`, which cancels exactly. Not inlined: the compiler chooses which products it fuses
+// with a sum by what surrounds them, and the digits of a tiny loss must not depend on that.
+__attribute__((noinline)) double tiny_divergence(const SoftmaxRows& rows, const SoftmaxSums& sums, int64_t i,
+                                                 float mean) {
   const float *s_row = rows.s_row(i), *t_row = rows.t_row(i), shift_s = sums.shift_s[i], shift_t = sums.shift_t[i];
   const float *weights_s = rows.weights_s(i), *weights_t = rows.weights_t(i);
   const float exp_mean = std::exp(mean);
