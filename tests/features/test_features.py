@@ -146,14 +146,16 @@ def test_files_give_the_features_back(tmp_path: Path, suffix: str) -> None:
         save_features(features, tmp_path / "x.txt")
 
 
-def test_threads_share_an_extractor(tmp_path: Path, model: PreTrainedModel) -> None:
-    """Each gets the features of its own texts, from text on: tokenizers refuse to be set while another thread reads."""
-    extractor = FeatureExtractor(model, tiny_tokenizer(tmp_path), layers=(1, 3))
-    texts = [[f"{text} {number}" for text in TEXTS] for number in range(8)]
-    wanted = [extractor.extract(some) for some in texts]
+def test_threads_share_extractors_and_their_tokenizer(tmp_path: Path, model: PreTrainedModel) -> None:
+    """A tokenizer's truncation is set for each call: another thread's must not come between."""
+    tokenizer = tiny_tokenizer(tmp_path)
+    extractors = [FeatureExtractor(model, tokenizer, layers=(1, 3), max_length=n) for n in (4, 9)]
+    jobs = [(extractor, [f"{text} {i}" for text in TEXTS]) for i in range(4) for extractor in extractors]
+    wanted = [extractor.extract(texts) for extractor, texts in jobs]
+    assert not torch.equal(wanted[0], wanted[1])
     with ThreadPoolExecutor(8) as pool:
-        got = list(pool.map(extractor.extract, texts * 12))
-    assert all(torch.equal(features, wanted[i % 8]) for i, features in enumerate(got))
+        got = list(pool.map(lambda job: job[0].extract(job[1]), jobs * 25))
+    assert all(torch.equal(features, wanted[i % len(jobs)]) for i, features in enumerate(got))
 
 
 def test_the_model_is_left_as_it_was_submodule_by_submodule(tmp_path: Path) -> None:

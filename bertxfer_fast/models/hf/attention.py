@@ -142,6 +142,7 @@ class PackedAttention:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        register_attention()  # the name is known from now on, for whoever wants to set it for good
         configs = (vars(module).get("config") for module in model.modules())
         # Mostly it is one configuration, which all parts share.
         self._configs = list({id(c): c for c in configs if isinstance(c, PreTrainedConfig)}.values())
@@ -150,7 +151,7 @@ class PackedAttention:
     @contextmanager
     def on(self) -> Iterator[None]:
         """Inside, attention is "bertxfer", and so it is when backward recomputes a checkpointed layer later."""
-        register_attention()
+        register_attention()  # a copy that was unpickled in another process has not done so
         with ExitStack() as stack:
             stack.enter_context(self._attention())
             for module in self._checkpointing:
