@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from transformers import DataCollatorWithFlattening
 
-from bertxfer_fast.packing import PackingCollator
 from bertxfer_fast.distillation.distiller import Distiller
 from bertxfer_fast.distillation.objectives import AttentionScores, HiddenStates, Labels
+from bertxfer_fast.packing import PackingCollator
 from tests.tiny import packed_batch, padded_batch, tiny_bert, tiny_pair
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from bertxfer_fast.packing import PackingCollator
 from bertxfer_fast.distillation.distiller import Distiller
 from bertxfer_fast.distillation.objectives import HiddenStates, Labels, Logits
+from bertxfer_fast.packing import PackingCollator
 from tests.tiny import packed_batch, tiny_bert, tiny_pair
 
 ROWS = [{"input_ids": [5 + (i + j) % 40 for j in range(9)], "labels": i % 3} for i in range(8)]
