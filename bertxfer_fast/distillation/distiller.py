@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 from ..models.activations import LayerActivations, Spot
 from ..models.encoder import ActivationSource, Encoder, module_of
 from ..models.stream import TeacherStream, as_encoder
+from ..students.heads import follow_labels
 from .batches import packed_batch
 from .objectives import Match, Objective
 from .reach import Hold, release_held, tap_of, unreached
@@ -58,7 +59,8 @@ class Distiller(nn.Module):
     Args:
         teacher: a transformers encoder, an `Encoder`, or an `ActivationSource`; None if no objective needs one.
         student: a transformers encoder, or an `Encoder` that is an ``nn.Module``. Its own forward is unchanged, it
-            saves as it was.
+            saves as it was; but where it learns the teacher's logits, its classes get the teacher's names and order,
+            see `follow_labels`.
         objectives: at least one with a weight above 0, with names of their own.
         teacher_tokenizer: the tokenizer of the teacher's text; if both are given they are compared, see
             `check_tokenizers`.
@@ -106,6 +108,10 @@ class Distiller(nn.Module):
             _check_models(teacher, encoder)
         for objective in active:
             objective.bind(encoder.spec, None if teacher is None else teacher.spec)
+        if teacher is not None and any(
+            m.student == m.teacher == ("logits", 0) for o in active for m in o.matches
+        ):
+            follow_labels(module, encoder.spec, teacher.spec)
         release_held(module)
         self._roles = _Roles(encoder, _source(teacher, active))
         self.student: Any = module
