@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 from ..models.activations import LayerActivations, Spot
 from ..models.encoder import ActivationSource, Encoder, module_of
 from ..models.stream import TeacherStream, as_encoder
+from ..students.heads import follow_labels
 from .batches import packed_batch
 from .objectives import Match, Objective
 from .reach import Hold, release_held, tap_of, unreached
@@ -58,7 +59,8 @@ class Distiller(nn.Module):
     Args:
         teacher: a transformers encoder, an `Encoder`, or an `ActivationSource`; None if no objective needs one.
         student: a transformers encoder, or an `Encoder` that is an ``nn.Module``. Its own forward is unchanged, it
-            saves as it was.
+            saves as it was; but where it learns the teacher's logits, its classes get the teacher's names and order,
+            see `follow_labels`.
         objectives: at least one with a weight above 0, with names of their own.
         teacher_tokenizer: the tokenizer of the teacher's text; if both are given they are compared, see
             `check_tokenizers`.
@@ -71,8 +73,8 @@ class Distiller(nn.Module):
         progress: training progress 0..1, read by weight schedules; whoever trains sets it.
 
     Raises:
-        ValueError: vocabularies, tokenizers, head counts, widths, heads or layer maps that do not fit, a missing
-            teacher, objectives with the same name.
+        ValueError: vocabularies, tokenizers, head counts, widths, heads, labels or layer maps that do not fit, a
+            missing teacher or one that shares trained parameters with the student, objectives with the same name.
         TypeError: something that is not a model or an objective.
     """
 
@@ -102,11 +104,16 @@ class Distiller(nn.Module):
         if teacher_tokenizer is not None and student_tokenizer is not None:
             check_tokenizers(teacher_tokenizer, student_tokenizer)
         active = [objective for objective in objectives if objective.weight > 0]
+        release_held(module)
         if any(objective.needs_teacher for objective in active):
-            _check_models(teacher, encoder)
+            compared = teacher_tokenizer is not None and student_tokenizer is not None
+            _check_models(teacher, encoder, tokenizers_compared=compared)
         for objective in active:
             objective.bind(encoder.spec, None if teacher is None else teacher.spec)
-        release_held(module)
+        if teacher is not None and any(
+            m.student == m.teacher == ("logits", 0) for o in active for m in o.matches
+        ):
+            follow_labels(module, encoder.spec, teacher.spec)
         self._roles = _Roles(encoder, _source(teacher, active))
         self.student: Any = module
         self.objectives = nn.ModuleList(objectives)
@@ -236,17 +243,30 @@ class Distiller(nn.Module):
             raise ValueError(f"teacher: got no {place} {index} from {self._roles.teacher.spec.name}, want it")
 
     def _pack(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        open_ended = any(getattr(model, "inputs", None) is None for model in self._models())
+        token_labels = self._roles.student.spec.head == "token"
+        return packed_batch(batch, inputs=self.inputs, open_ended=open_ended, token_labels=token_labels)
+
+    def _models(self) -> list[Any]:
+        """Student and teacher: those that say what they read."""
         teacher = self._roles.teacher
-        models: list[Any] = [self._roles.student]
-        if teacher is not None:
-            models.append(getattr(teacher, "encoder", teacher))
-        inputs = [getattr(model, "inputs", None) for model in models]
-        return packed_batch(
-            batch,
-            inputs=frozenset().union(*(names for names in inputs if names is not None)),
-            open_ended=None in inputs,
-            token_labels=self._roles.student.spec.head == "token",
-        )
+        return [self._roles.student, *([] if teacher is None else [getattr(teacher, "encoder", teacher)])]
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        """Names of what the models read beside text, for `PackingCollator`."""
+        return frozenset().union(*(getattr(model, "inputs", None) or () for model in self._models()))
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """By input, the rows of the smallest table that a model looks it up in, for `PackingCollator`."""
+        found: dict[str, int] = {}
+        for name, fact in (("input_ids", "vocab_size"), ("token_type_ids", "type_vocab_size")):
+            sizes = [getattr(model.spec, fact) for model in self._models()]
+            known = [size for size in sizes if size is not None]
+            if known:
+                found[name] = min(known)
+        return found
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As of any module, but a parameter with several names (tied weights) is there once, under its first."""
@@ -290,17 +310,42 @@ def _source(
     return TeacherStream(teacher, attention=attention, hidden=hidden, logits=("logits", 0) in spots)
 
 
-def _check_models(teacher: Encoder | ActivationSource | None, student: Encoder) -> None:
+def _check_models(
+    teacher: Encoder | ActivationSource | None, student: Encoder, *, tokenizers_compared: bool
+) -> None:
     if teacher is None:
         raise ValueError("teacher: got None, want a model: an objective needs it")
-    if module_of(teacher) is module_of(student):
+    taught_by, module = module_of(teacher), module_of(student)
+    if taught_by is module:
         raise ValueError("teacher: got the student itself, want another model (copy.deepcopy gives one)")
-    sizes = teacher.spec.vocab_size, student.spec.vocab_size
-    if None not in sizes and sizes[0] != sizes[1]:
+    assert module is not None
+    shared = _shared(module, taught_by)
+    if shared:
         raise ValueError(
-            f"student: got vocab_size {sizes[1]} and {sizes[0]} of the teacher, want the teacher's vocabulary: both "
-            "read the same tokens"
+            f"teacher: got {len(shared)} parameters that are the student's too ({shared[0]}, ...), want its own "
+            "(copy.deepcopy gives them): training the student would change the teacher"
         )
+    sizes = [spec.vocab_size for spec in (teacher.spec, student.spec) if spec.vocab_size is not None]
+    if len(sizes) == 2 and not tokenizers_compared and not _same_but_padded(*sorted(sizes)):
+        raise ValueError(
+            f"student: got vocab_size {sizes[1]} and {sizes[0]} of the teacher, want the teacher's vocabulary, or one "
+            "that differs by padding alone: both read the same tokens"
+        )
+
+
+def _shared(student: nn.Module, teacher: nn.Module | None) -> list[str]:
+    """Names of the student's parameters, frozen ones aside, whose memory the teacher reads too."""
+    if teacher is None:
+        return []
+    memory = {p.data_ptr() for p in teacher.parameters()} - {0}
+    ids = {id(p) for p in teacher.parameters()}
+    trained = [(name, p) for name, p in student.named_parameters() if p.requires_grad]
+    return [name for name, p in trained if id(p) in ids or p.data_ptr() in memory]
+
+
+def _same_but_padded(smaller: int, larger: int) -> bool:
+    """Whether one size of an embedding is the other rounded up, as ``pad_to_multiple_of`` does for tensor cores."""
+    return any(larger == -(-smaller // multiple) * multiple for multiple in (1, 8, 16, 32, 64, 128, 256))
 
 
 def _check_objectives(objectives: list[Objective]) -> None:

@@ -103,7 +103,7 @@ class DistillationTrainer(Trainer):
         super().__init__(
             model,
             args,
-            data_collator or collator_for(self.task),
+            data_collator or collator_for(self.task, inputs=model.inputs, limits=model.limits),
             train_dataset,
             eval_dataset,
             processing_class,
