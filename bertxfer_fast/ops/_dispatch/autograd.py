@@ -11,12 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import backend, library
 from .formula import DOUBLE_BACKWARD, FORMULAS, detached
+from .registry import OPS
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _transformed = torch._C._are_functorch_transforms_active
+_functorch = torch._C._functorch
 _PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None), int, float, str, bool))
 
 
@@ -38,6 +41,8 @@ def run(name: str, device_type: str, *args: Any) -> Tensor:
     ``args`` are the arguments of the schema without ``need_grad``. Those that the operator does not declare to be
     differentiable get no gradient, whether they require one or not.
     """
+    if _transformed() or forward_ad._current_level >= 0:
+        refuse_transforms(name, args)
     formula = FORMULAS[name]
     size = gpu_size(device_type, args[0]) if device_type == "cuda" else None
     op = library.overload(name, backend.pick(name, device_type, size))
@@ -57,6 +62,38 @@ def run(name: str, device_type: str, *args: Any) -> Tensor:
         return _Fast.apply(*args[:leading], args[leading:], op, formula)
     lengths = [len(x) if isinstance(x, list) else None for x in args[:leading]]
     return _FastLists.apply(*_flat(args[:leading]), lengths, args[leading:], op, formula)
+
+
+def refuse_transforms(name: str, args: Any) -> None:
+    """Refuses what would give no derivative, or zeros for one: torch.func's transforms and forward-mode AD.
+
+    ``args`` are the first arguments of operator ``name``. torch.vmap of what asks for no gradient is left alone: torch
+    runs the operator once for each entry, unless it takes lists.
+
+    Raises:
+        TypeError: a tensor is differentiated by torch.func or forward-mode AD, or is one of a batch that needs a
+            gradient; while torch.compile traces, any transform is active.
+    """
+    compiling, has_lists = torch.compiler.is_compiling(), FORMULAS[name].has_lists
+    for argument, value in zip(OPS[name].arguments, args, strict=False):
+        for x in value if isinstance(value, list) else (value,):
+            if isinstance(x, Tensor) and (compiling or _is_transformed(x, has_lists)):
+                raise TypeError(
+                    f"{argument}: got a tensor under torch.func (grad, vjp, jvp, vmap) or forward-mode AD, "
+                    "want one of plain autograd: loss.backward() or torch.autograd.grad"
+                )
+
+
+def _is_transformed(x: Tensor, or_batched: bool) -> bool:
+    """Whether anything but plain autograd follows ``x``, or plain autograd follows it through a torch.vmap."""
+    wrapped = False
+    while _functorch.is_functorch_wrapped_tensor(x):
+        if _functorch.is_gradtrackingtensor(x):
+            return True
+        wrapped, x = True, _functorch.get_unwrapped(x)
+    if wrapped and (or_batched or (x.requires_grad and torch.is_grad_enabled())):
+        return True
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
 
 
 class _Fast(torch.autograd.Function):

@@ -15,6 +15,8 @@ DOUBLE_BACKWARD = (
     "kernels that have no derivative. Write the expression in plain PyTorch where second derivatives are needed."
 )
 
+_is_batched = (torch._C._functorch.is_functorch_wrapped_tensor, torch._C._functorch.is_legacy_batchedtensor)
+
 
 def refuse_double_backward(*_: Any) -> Any:
     """The derivative of what is only ever called in a backward pass."""
@@ -71,6 +73,10 @@ class Formula:
                     result[i] = [None] * len(needs[i])
         if grad is None:
             return result
+        if any(batched(grad) for batched in _is_batched):
+            raise TypeError(
+                f"{self.name}: got a batch of upstream gradients (is_grads_batched=True, vectorize=True), want one"
+            )
         gradients = self._backward(ctx, grad, [needs[i] for i in self.positions])
         if len(gradients) != len(self.positions):
             raise RuntimeError(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._dispatch.autograd import overload_for, run
+from .._dispatch.autograd import overload_for, refuse_transforms, run
 from .._dispatch.checks import check_packing, check_same_device, check_same_dtype, check_scale, check_tensor
 from .._dispatch.examples import LENGTHS, normal, packing
 from .._dispatch.library import register
@@ -73,6 +73,8 @@ def varlen_attention(
         raise ValueError(f"dropout_p: got {dropout_p}, want 0 <= p < 1")
     max_seqlen = check_packing(q.shape[0], cu_seqlens, max_seqlen, None)
     check_same_device("q", q, k=k, v=v, cu_seqlens=cu_seqlens)
+    if dropout_p > 0 and torch._C._are_functorch_transforms_active():
+        refuse_transforms("varlen_attention", (q, k, v))  # before torch refuses to draw the seed
     seed = torch.randint(2**62, (1,), device=q.device) if dropout_p > 0 else None
     scale = check_scale("scale", scale, q.shape[2])
     return run("varlen_attention", q.device.type, q, k, v, cu_seqlens, max_seqlen, scale, dropout_p, seed)
