@@ -71,7 +71,7 @@ class PackingCollator:
         cu_seqlens = cu_seqlens_of(lengths)
         position_ids = positions_of(cu_seqlens, torch.repeat_interleave(lengths))
         longest = int(lengths.max())
-        batch = {
+        batch: dict[str, Any] = {
             "input_ids": torch.cat(ids)[None],
             "position_ids": position_ids[None],
             "cu_seq_lens_q": cu_seqlens,
@@ -157,7 +157,7 @@ def _column(features: Features, key: str, dtype: torch.dtype | None = None) -> l
 def _per_token(
     features: Features, key: str, lengths: Tensor, dtype: torch.dtype | None = None, *, rows: bool = False
 ) -> Tensor:
-    """`key` of all features as ``[1, T, ...]``, after checking that it has one value, or with `rows` one row, a token."""
+    """`key` of all features as ``[1, T, ...]``, after checking that each has one value (or row) a token."""
     values = _column(features, key, dtype)
     for i, (value, length) in enumerate(zip(values, lengths.tolist(), strict=True)):
         if value.shape[:1] != (length,) or (value.ndim > 1 and not rows):

@@ -30,10 +30,10 @@ def check_tokenizers(teacher: PreTrainedTokenizerBase, student: PreTrainedTokeni
             f"({len(vocabularies[0])} tokens); {differing!r} is {ids[0]} for the teacher and {ids[1]} for the student"
         )
     for text in [_PROBE, *_probes(teacher)]:
-        ids = [list(tokenizer(text, truncation=False)["input_ids"]) for tokenizer in (teacher, student)]
-        if ids[0] != ids[1]:
+        cut = [list(tokenizer(text, truncation=False)["input_ids"]) for tokenizer in (teacher, student)]
+        if cut[0] != cut[1]:
             raise ValueError(
-                f"student_tokenizer: got {ids[1]} for {text!r}, want the teacher's {ids[0]}: the same vocabulary, but "
+                f"student_tokenizer: got {cut[1]} for {text!r}, want the teacher's {cut[0]}: the same vocabulary, but "
                 "it cuts text differently (case, accents, spaces, merges or special tokens)"
             )
 

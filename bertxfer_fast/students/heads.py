@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +15,8 @@ from ..models.spec import EncoderSpec
 
 __all__ = ["follow_labels"]
 
+logger = logging.getLogger(__name__)
+
 _PLACEHOLDER = re.compile(r"LABEL_\d+")
 
 
@@ -21,8 +25,8 @@ def follow_labels(student: nn.Module, facts: EncoderSpec, teacher: EncoderSpec) 
 
     A student that has the same names in another order (upper and lower case count as the same) gets the rows of its
     head moved with their names: it says of every text what it said before. One without names of its own takes
-    the teacher's, and one without a ``problem_type`` the teacher's as well. Heads of other widths are left alone, and
-    so are names where the teacher has none.
+    the teacher's, and so does, with a warning, one whose head was for other classes; one without a ``problem_type``
+    takes the teacher's as well. Heads of other widths are left alone, and so are names where the teacher has none.
 
     Args:
         student: a transformers model; another network is checked, not changed.
@@ -30,9 +34,9 @@ def follow_labels(student: nn.Module, facts: EncoderSpec, teacher: EncoderSpec) 
         teacher: the teacher's facts.
 
     Raises:
-        ValueError: the student's classes are others than the teacher's, or their rows cannot be moved.
+        ValueError: the rows cannot be moved, or the names of a network that is no transformers model are others.
     """
-    config = getattr(student, "config", None) if isinstance(student, PreTrainedModel) else None
+    config: Any = student.config if isinstance(student, PreTrainedModel) else None
     if (facts.head, facts.num_labels) != (teacher.head, teacher.num_labels) or facts.head is None:
         return
     if config is not None and config.problem_type is None:
@@ -40,13 +44,18 @@ def follow_labels(student: nn.Module, facts: EncoderSpec, teacher: EncoderSpec) 
     if not _named(teacher.labels):
         return
     if _named(facts.labels) and facts.labels != teacher.labels:
+        if config is None:
+            raise ValueError(
+                f"student: got labels {list(facts.labels)}, want the teacher's, {list(teacher.labels)}, in this order"
+            )
         order = _order(facts.labels, teacher.labels)
-        if order != list(range(len(order))):
-            if config is None:
-                raise ValueError(
-                    f"student: got labels {list(facts.labels)}, want them in the teacher's order, "
-                    f"{list(teacher.labels)}"
-                )
+        if order is None:
+            logger.warning(
+                "the student's head was for %s; it learns the teacher's %s",
+                list(facts.labels),
+                list(teacher.labels),
+            )
+        elif order != sorted(order):
             _move_rows(student, order)
     if config is not None:
         config.id2label = dict(enumerate(teacher.labels))
@@ -58,18 +67,17 @@ def _named(labels: Sequence[str]) -> bool:
     return bool(labels) and not all(_PLACEHOLDER.fullmatch(str(label)) for label in labels)
 
 
-def _order(student: Sequence[str], teacher: Sequence[str]) -> list[int]:
-    """Where in the student's labels each of the teacher's stands."""
+def _order(student: Sequence[str], teacher: Sequence[str]) -> list[int] | None:
+    """Where in the student's labels each of the teacher's stands; None if they are not the same."""
     where = {str(label).casefold(): i for i, label in enumerate(student)}
     order = [where.get(str(label).casefold(), -1) for label in teacher]
-    if sorted(order) != list(range(len(student))):
-        raise ValueError(f"student: got labels {list(student)}, want the teacher's, {list(teacher)}")
-    return order
+    return order if sorted(order) == list(range(len(student))) else None
 
 
-def _move_rows(model: PreTrainedModel, order: list[int]) -> None:
+def _move_rows(model: nn.Module, order: list[int]) -> None:
     """Put row ``order[i]`` of the head's last linear map at ``i``."""
-    inside = set(model.base_model.modules())
+    base: Any = model.base_model
+    inside = set(base.modules())
     maps = [part for part in model.modules() if part not in inside and isinstance(part, nn.Linear)]
     if not maps or maps[-1].out_features != len(order):
         raise ValueError(

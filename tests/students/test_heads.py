@@ -73,17 +73,22 @@ def test_names_and_problem_type_are_taken_from_the_teacher():
     assert list(student.config.id2label.values()) == NAMES
 
 
-def test_other_classes_are_refused():
+def test_a_head_for_other_classes_learns_the_teachers(caplog):
     student = named(["entailment", "neutral", "contradiction"])
-    with pytest.raises(
-        ValueError, match=r"student: got labels \['entailment', .*want the teacher's, \['negative'"
-    ):
+    weights = student.classifier.weight.clone()
+    with caplog.at_level("WARNING"):
         follow(student, named(NAMES))
-    assert student.config.id2label[0] == "entailment"
+    assert "the student's head was for ['entailment', 'neutral', 'contradiction']" in caplog.text
+    assert list(student.config.id2label.values()) == NAMES
+    assert torch.equal(student.classifier.weight, weights)
+
+
+def test_a_head_whose_rows_cannot_be_moved_is_refused():
     odd = named(NAMES[::-1])
     odd.classifier = nn.Sequential(odd.classifier, nn.Tanh(), nn.Linear(3, 7))
     with pytest.raises(ValueError, match="its head does not end in one linear map"):
         follow(odd, named(NAMES))
+    assert list(odd.config.id2label.values()) == NAMES[::-1]
 
 
 def test_distilled_logits_come_under_the_right_names():
@@ -109,6 +114,6 @@ def test_a_network_of_the_users_making_is_checked():
             raise AssertionError("it does not come to that")
 
     with pytest.raises(
-        ValueError, match=r"student: got labels \['positive', .*want them in the teacher's order"
+        ValueError, match=r"student: got labels \['positive', .*want the teacher's, .*in this order"
     ):
         Distiller(named(NAMES, vocab=50), Network(), [Logits()])
