@@ -263,6 +263,12 @@ class Distiller(nn.Module):
             token_labels=self._roles.student.spec.head == "token",
         )
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy, also in another process, can give its student back as the original can."""
+        super().__setstate__(state)
+        if not all(parameter.requires_grad for parameter in self._hold.parameters):
+            self._hold.take(self.student, self)
+
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As of any module, but a parameter with several names (tied weights) is there once, under its first."""
         state = super().state_dict(*args, **kwargs)
