@@ -355,7 +355,7 @@ class DistillationTrainer(Trainer):
         """The model card, with the facts that are known here where it leaves them open."""
         card = self.model_card
         datasets = [("train_dataset", self.train_dataset), *named_datasets(self.eval_dataset)]
-        sizes = {name.removesuffix("_dataset"): len(rows) for name, rows in datasets if rows is not None}
+        sizes = {name.replace("_dataset", ""): len(rows) for name, rows in datasets if rows is not None}
         teacher = self.distiller.teacher
         return replace(
             card,
