@@ -28,13 +28,13 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     return parser
 
 
+@quiet()
 def run(args: argparse.Namespace) -> None:
     """Read, encode, extract, write.
 
     Raises:
         InputError: something given cannot be used; nothing was written.
     """
-    quiet()
     from .. import data
     from ..features import OUTPUT_SUFFIXES, FeatureExtractor, save_features
 

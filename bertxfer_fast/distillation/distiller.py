@@ -31,7 +31,8 @@ class DistillerOutput(ModelOutput):
 
     Attributes:
         loss: float32 scalar, the sum of ``weight * value`` over the objectives; it carries the gradient.
-        logits: the student's, detached: ``[N, C]`` or ``[T, C]``; None where they were not needed.
+        logits: the student's, detached: ``[N, C]``, or for every token ``[B, L, C]`` as ``input_ids [B, L]`` has them
+            (0 at padding), while training packed, ``[T, C]``; None where they were not needed.
         parts: value of each objective before its weight, by name: detached float32 scalars.
     """
 
@@ -175,10 +176,11 @@ class Distiller(nn.Module):
             ValueError: a bad batch, an input that no model takes, or labels missing where they are wanted.
         """
         named = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        packed = self._pack({**named, "labels": labels, **batch})
+        packed = self.pack({**named, "labels": labels, **batch})
         self._hold.take(self.student, self)
         if return_loss is False:
-            return DistillerOutput(logits=self._run_student(packed, (), {}, logits=True))
+            logits = self._run_student(packed, (), {}, logits=True)
+            return DistillerOutput(logits=self._as_inputs(logits, input_ids, attention_mask))
         matches = [(objective, match) for objective in self._active() for match in objective.matches]
         student: dict[Spot, LayerActivations] = {}
         # While evaluating, the logits are wanted for the metrics too.
@@ -198,7 +200,19 @@ class Distiller(nn.Module):
         active = self._active()
         loss = torch.stack([o.weight_at(self.progress) * values[o.name] for o in active]).sum()
         parts = {o.name: values[o.name].detach() for o in active}
+        if not self.training:
+            logits = self._as_inputs(logits, input_ids, attention_mask)
         return DistillerOutput(loss=loss, logits=logits, parts=parts)
+
+    def _as_inputs(self, logits: Tensor | None, ids: Tensor | None, mask: Tensor | None) -> Tensor | None:
+        """Logits of tokens in the shape of ``ids``, as labels of an evaluation have it."""
+        if logits is None or ids is None or self._roles.student.spec.head != "token":
+            return logits
+        if mask is None:
+            return logits.view(*ids.shape, -1)
+        padded = logits.new_zeros(*ids.shape, logits.shape[-1])
+        padded[mask != 0] = logits
+        return padded
 
     def _run_student(
         self,
@@ -242,7 +256,8 @@ class Distiller(nn.Module):
         for place, index in waiting:
             raise ValueError(f"teacher: got no {place} {index} from {self._roles.teacher.spec.name}, want it")
 
-    def _pack(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    def pack(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The packed batch that `forward` makes of ``batch``; see there for what it takes and raises."""
         open_ended = any(getattr(model, "inputs", None) is None for model in self._models())
         token_labels = self._roles.student.spec.head == "token"
         return packed_batch(batch, inputs=self.inputs, open_ended=open_ended, token_labels=token_labels)
@@ -267,6 +282,12 @@ class Distiller(nn.Module):
             if known:
                 found[name] = min(known)
         return found
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy, also in another process, can give its student back as the original can."""
+        super().__setstate__(state)
+        if not all(parameter.requires_grad for parameter in self._hold.parameters):
+            self._hold.take(self.student, self)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As of any module, but a parameter with several names (tied weights) is there once, under its first."""

@@ -115,7 +115,7 @@ class FeatureExtractor:
         if pairs is not None and len(pairs) != len(texts):
             raise ValueError(f"pairs: got {len(pairs)}, want {len(texts)} texts")
         if not len(texts):
-            return torch.zeros(0, self.dim)
+            return torch.zeros(0, self.dim, dtype=torch.float32)
         with _tokenizing:
             encoded = self.tokenizer(
                 list(texts),
@@ -135,7 +135,7 @@ class FeatureExtractor:
             float32 `[N, D]` on the CPU, rows in input order; a text without any token becomes zeros.
         """
         lengths = sequence_lengths(features)
-        rows = torch.zeros(len(lengths), self.dim)
+        rows = torch.zeros(len(lengths), self.dim, dtype=torch.float32)
         # Longest first: not for padding (there is none) but so that batches cost alike.
         order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
         budget, device = self.tokens_per_batch, device_of(self.model)

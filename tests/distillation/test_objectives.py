@@ -136,6 +136,20 @@ def test_attention_maps(kind):
     torch.testing.assert_close(bound(AttentionMaps(kind=kind))(student, teacher), total / count)
 
 
+@pytest.mark.parametrize("kind", ["kl", "mse"])
+@pytest.mark.parametrize(("ours", "theirs"), [(0.2, None), (None, 0.3), (0.2, 0.3)])
+def test_attention_maps_of_models_with_scales_of_their_own(kind, ours, theirs):
+    student, teacher = attention(3, scale=ours), attention(4, scale=theirs)
+    total, count = 0.0, 0
+    for s, t in zip(score_blocks(student), score_blocks(teacher), strict=True):
+        if kind == "kl":
+            total += F.kl_div(s.log_softmax(-1), t.log_softmax(-1), log_target=True, reduction="sum")
+        else:
+            total += (s.softmax(-1) - t.softmax(-1)).square().sum()
+        count += s.shape[0] * s.shape[1] * (1 if kind == "kl" else s.shape[2])
+    torch.testing.assert_close(bound(AttentionMaps(kind=kind))(student, teacher), total / count)
+
+
 @pytest.mark.parametrize("projection", ["shared", "per_layer"])
 def test_hidden_states_go_through_their_projection(projection):
     objective = bound(HiddenStates(projection=projection))

@@ -66,6 +66,18 @@ def test_weights_normalisation_and_pairs(tmp_path: Path, model: PreTrainedModel)
     torch.testing.assert_close(got[0], expected / expected.norm(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("layers", [(3, 1), (-1, 0, 2), (2, -3)])
+def test_weights_follow_the_layers_in_the_order_given(
+    tmp_path: Path, model: PreTrainedModel, layers: tuple[int, ...]
+) -> None:
+    tokenizer, weights = tiny_tokenizer(tmp_path), (0.7, 0.2, 0.1)[: len(layers)]
+    got = FeatureExtractor(model, tokenizer, layers=layers, layer_weights=weights).extract(["good film"])
+    with torch.no_grad():
+        hidden = model(**tokenizer("good film", return_tensors="pt"), output_hidden_states=True).hidden_states
+    expected = sum(w * hidden[layer][0] for w, layer in zip(weights, layers, strict=True)).mean(0)
+    torch.testing.assert_close(got[0], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_only_the_layers_needed_run(tmp_path: Path, model: PreTrainedModel) -> None:
     ran: list[int] = []
     for i, layer in enumerate(model.encoder.layer):
