@@ -323,8 +323,8 @@ def page() -> str:
         f"Made by `{COMMAND}` with transformers {minor_version()}: every family whose classes it lists for "
         "masked-LM, sequence or token classification, without the generators among them, built in tiny with random "
         f"weights. {len(running)} of {len(by_family)} run packed; there every layer's output, the encoder's and the "
-        "head's logits equal the plain padded model's within float32 rounding. The others are refused at construction, with "
-        "the sentence shown.",
+        "head's logits equal the plain padded model's within float32 rounding. The others are refused at construction, "
+        "with the sentence shown.",
         "## Run packed",
         "\n".join(["| family | classes |", "| --- | --- |", *running]),
         "## Refused",
