@@ -260,6 +260,7 @@ def _data(plan: Plan) -> dict[str, Any]:
                 task=task,
                 label2id=label2id,
                 max_length=config.data.max_length or _longest(plan),
+                empty_rows=config.data.empty_rows,
             )
     return features
 
