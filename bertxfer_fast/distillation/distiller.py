@@ -18,6 +18,7 @@ from ..models.encoder import ActivationSource, Encoder, module_of
 from ..models.stream import TeacherStream, as_encoder
 from ..students.heads import follow_labels
 from .batches import packed_batch
+from .fit import check_models
 from .objectives import Match, Objective
 from .reach import Hold, release_held, tap_of, unreached
 from .tokenizers import check_tokenizers
@@ -108,7 +109,7 @@ class Distiller(nn.Module):
         release_held(module)
         if any(objective.needs_teacher for objective in active):
             compared = teacher_tokenizer is not None and student_tokenizer is not None
-            _check_models(teacher, encoder, tokenizers_compared=compared)
+            check_models(teacher, encoder, tokenizers_compared=compared)
         for objective in active:
             objective.bind(encoder.spec, None if teacher is None else teacher.spec)
         if teacher is not None and any(
@@ -329,44 +330,6 @@ def _source(
     spots = {match.teacher for objective in objectives for match in objective.matches} - {None}
     attention, hidden = ([i for place, i in spots if place == kind] for kind in ("attention", "hidden"))  # type: ignore[misc]
     return TeacherStream(teacher, attention=attention, hidden=hidden, logits=("logits", 0) in spots)
-
-
-def _check_models(
-    teacher: Encoder | ActivationSource | None, student: Encoder, *, tokenizers_compared: bool
-) -> None:
-    if teacher is None:
-        raise ValueError("teacher: got None, want a model: an objective needs it")
-    taught_by, module = module_of(teacher), module_of(student)
-    if taught_by is module:
-        raise ValueError("teacher: got the student itself, want another model (copy.deepcopy gives one)")
-    assert module is not None
-    shared = _shared(module, taught_by)
-    if shared:
-        raise ValueError(
-            f"teacher: got {len(shared)} parameters that are the student's too ({shared[0]}, ...), want its own "
-            "(copy.deepcopy gives them): training the student would change the teacher"
-        )
-    sizes = [spec.vocab_size for spec in (teacher.spec, student.spec) if spec.vocab_size is not None]
-    if len(sizes) == 2 and not tokenizers_compared and not _same_but_padded(*sorted(sizes)):
-        raise ValueError(
-            f"student: got vocab_size {sizes[1]} and {sizes[0]} of the teacher, want the teacher's vocabulary, or one "
-            "that differs by padding alone: both read the same tokens"
-        )
-
-
-def _shared(student: nn.Module, teacher: nn.Module | None) -> list[str]:
-    """Names of the student's parameters, frozen ones aside, whose memory the teacher reads too."""
-    if teacher is None:
-        return []
-    memory = {p.data_ptr() for p in teacher.parameters()} - {0}
-    ids = {id(p) for p in teacher.parameters()}
-    trained = [(name, p) for name, p in student.named_parameters() if p.requires_grad]
-    return [name for name, p in trained if id(p) in ids or p.data_ptr() in memory]
-
-
-def _same_but_padded(smaller: int, larger: int) -> bool:
-    """Whether one size of an embedding is the other rounded up, as ``pad_to_multiple_of`` does for tensor cores."""
-    return any(larger == -(-smaller // multiple) * multiple for multiple in (1, 8, 16, 32, 64, 128, 256))
 
 
 def _check_objectives(objectives: list[Objective]) -> None:

@@ -62,6 +62,11 @@ def smaller_vocabulary(place: Path) -> None:
     change(place, student="small")
 
 
+def unmeasured(place: Path) -> None:
+    metric = {"load_best_model_at_end": True, "metric_for_best_model": "loss/hidden_states"}
+    change(place, options={"hidden_weight": 0}, stages={"intermediate": metric})
+
+
 BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "token types": (
         pairs_without_types,
@@ -73,6 +78,10 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
         r"train has a sequence of \d+ tokens, some layers of the teacher look no further than 5",
     ),
     "not finite": (broken_teacher, "stage intermediate, .* hidden_states: got nan, want a finite loss"),
+    "the metric of an objective that is left out": (
+        unmeasured,
+        "metric_for_best_model: got 'loss/hidden_states', want one that is measured here: loss, loss/attention_scores,",
+    ),
     "student's vocabulary": (
         smaller_vocabulary,
         "the tokenizer gives ids up to 49, the student's vocabulary has 49",

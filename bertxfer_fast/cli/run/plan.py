@@ -325,7 +325,10 @@ def _check_best_metric(plan: Plan, stage: recipes.Stage) -> None:
     wanted = plan.arguments[stage.name].metric_for_best_model
     if wanted is None or "eval" not in plan.data:
         return
-    known = ["loss", *(f"loss/{objective.name}" for objective in stage.build_objectives())]
+    known = [
+        "loss",
+        *(f"loss/{objective.name}" for objective in stage.build_objectives() if objective.weight),
+    ]
     if has_labels(plan.data["eval"]):
         known += plan.task.metrics
     if wanted.removeprefix("eval_") not in known:
