@@ -38,7 +38,8 @@ struct AttentionMap {
   Kind kind;
   float grad_scale;  // the stored gradients are d(sum of losses) times this
   bool need_grad;
-  void* grad_q;    // [T, H, ds] contiguous, dtype of q_student
+  Dtype grad_dtype;
+  void* grad_q;    // [T, H, ds] contiguous
   void* grad_k;    // [T, H, ds]; null where q_student is k_student: then grad_q receives both
   double* losses;  // [N, H], each sequence and head's loss
 };

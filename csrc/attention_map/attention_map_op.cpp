@@ -33,12 +33,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_map_loss_cpu(Tensor q_stude
   const double terms =
       mse ? map_entry_count(inputs.packing, inputs.heads) : map_row_count(inputs.packing, inputs.heads);
   const double loss_scale = loss_scale_of(reduction, terms);
-  // Gradients of mse are products of small map entries: times 64 they keep float16's digits.
-  problem.grad_scale =
-      mse && inputs.dtype() == ScalarType::Half ? 64.0f : grad_scale_of(inputs.dtype(), loss_scale, 1.0);
+  problem.grad_scale = static_cast<float>(loss_scale);
   BERTXFER_DISPATCH(attention_map)(problem);
-  return {scalar(sum_of(inputs.losses) * loss_scale), inputs.grad_q, inputs.grad_k,
-          remaining_factor(loss_scale, problem.grad_scale)};
+  return {scalar(sum_of(inputs.losses) * loss_scale), inputs.grad_q, inputs.grad_k, scalar(1.0)};
 }
 
 }  // namespace

@@ -155,7 +155,7 @@ class Bf16Strips {
     bf16_gemm(tile_rows, ds_columns_, depth_columns, {grad_scores_, ld_}, {key_pairs_, ds_columns_},
               {grad_q, ds_columns_}, false);
     if (!symmetric_) {
-      const PackedOutput out{p_.grad_q, p_.q_student.dtype, p_.heads, p_.q_student.dim};
+      const PackedOutput out{p_.grad_q, p_.grad_dtype, p_.heads, p_.q_student.dim};
       store_rows(grad_q, ds_columns_, rows, out, head, query);
     }
     interleave_rows(student, depth_rows, ds_columns_, {query_pairs_, ds_columns_});

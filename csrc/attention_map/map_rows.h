@@ -106,7 +106,7 @@ inline double map_strip(const AttentionMap& p, const ScoreStrip& strip, float* w
 // [length, ds_columns].
 inline void store_key_gradients(const AttentionMap& p, int64_t head, int64_t length, RowMatrix<const float> grad_k_t,
                                 RowMatrix<float> grad_q) {
-  const PackedOutput out{p.grad_k != nullptr ? p.grad_k : p.grad_q, p.q_student.dtype, p.heads, p.q_student.dim};
+  const PackedOutput out{p.grad_k != nullptr ? p.grad_k : p.grad_q, p.grad_dtype, p.heads, p.q_student.dim};
   if (p.grad_k != nullptr) {
     store_transposed(grad_k_t.data, grad_k_t.ld, length, out, head, 0);
   } else {

@@ -100,7 +100,7 @@ class Strips {
     gemm<float>(ds, padded(length), rows, {queries.data, 1, queries.ld}, {student_, ld_}, {grad_k_t_, ld_}, query > 0);
     gemm<float>(rows, ds_columns_, length, {student_, ld_, 1}, keys, {grad_q, ds_columns_}, false);
     if (symmetric) return;
-    store_rows(grad_q, ds_columns_, rows, {p_.grad_q, p_.q_student.dtype, p_.heads, ds}, head, query);
+    store_rows(grad_q, ds_columns_, rows, {p_.grad_q, p_.grad_dtype, p_.heads, ds}, head, query);
   }
 
   const GroupRows<AttentionMap>& group_;

@@ -44,9 +44,10 @@ struct AttentionScoreMse {
   double scale_student, scale_teacher;
   Method method;
   float grad_scale;  // the stored gradients are d(sum of squares) times this
-  void* grad_q;      // [T, H, ds] contiguous, dtype of q_student; null: no gradient wanted
-  void* grad_k;      // [T, H, ds] as grad_q
-  double* losses;    // [N, H], each sequence and head's sum of squares
+  Dtype grad_dtype;
+  void* grad_q;    // [T, H, ds] contiguous; null: no gradient wanted
+  void* grad_k;    // [T, H, ds] as grad_q
+  double* losses;  // [N, H], each sequence and head's sum of squares
 };
 
 BERTXFER_KERNEL(attention_score_mse, const AttentionScoreMse&)

@@ -22,19 +22,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_score_mse_cpu(Tensor q_stud
                                                                    Tensor k_teacher,               // [T, H, dt]
                                                                    Tensor cu_seqlens,              // [N + 1]
                                                                    std::optional<Tensor> seqused,  // [N]
-                                                                   int64_t max_seqlen, double scale_student,
+                                                                   int64_t /*max_seqlen*/, double scale_student,
                                                                    double scale_teacher, std::string reduction,
                                                                    std::string method, bool need_grad) {
   AttentionInputs inputs(q_student, k_student, q_teacher, k_teacher, cu_seqlens, seqused, need_grad);
   AttentionScoreMse problem = inputs.problem<AttentionScoreMse>(scale_student, scale_teacher);
   problem.method = method_of(method);
   const double loss_scale = loss_scale_of(reduction, map_entry_count(inputs.packing, inputs.heads));
-  // A mean divides by far more than the longest length, so float16 loses nothing by dividing by that already.
-  const double safe = max_seqlen > 0 ? 1.0 / static_cast<double>(max_seqlen) : 1.0;
-  problem.grad_scale = grad_scale_of(inputs.dtype(), loss_scale, safe);
+  problem.grad_scale = static_cast<float>(loss_scale);
   BERTXFER_DISPATCH(attention_score_mse)(problem);
-  return {scalar(sum_of(inputs.losses) * loss_scale), inputs.grad_q, inputs.grad_k,
-          remaining_factor(loss_scale, problem.grad_scale)};
+  return {scalar(sum_of(inputs.losses) * loss_scale), inputs.grad_q, inputs.grad_k, scalar(1.0)};
 }
 
 }  // namespace

@@ -91,7 +91,7 @@ class Bf16Gram {
                 int64_t token) {
     bf16_gemm<2>(round_up(count, kTile), ds_columns_, columns_, {rows, columns_}, {right_factor, ds_columns_},
                  {out_, ds_columns_}, false, &prefetcher_);
-    store_rows(out_, ds_columns_, count, {grad, p_.q_student.dtype, p_.heads, ds_}, head, token);
+    store_rows(out_, ds_columns_, count, {grad, p_.grad_dtype, p_.heads, ds_}, head, token);
   }
 
   const AttentionScoreMse& p_;

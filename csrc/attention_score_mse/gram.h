@@ -82,7 +82,7 @@ class Gram {
   void multiply(const float* rows, int64_t count, const float* right_factor, void* grad, int64_t head, int64_t token) {
     gemm<float>(count, ds_columns_, columns_, {rows, columns_, 1}, {right_factor, ds_columns_}, {out_, ds_columns_},
                 false, &prefetcher_);
-    store_rows(out_, ds_columns_, count, {grad, p_.q_student.dtype, p_.heads, ds_}, head, token);
+    store_rows(out_, ds_columns_, count, {grad, p_.grad_dtype, p_.heads, ds_}, head, token);
   }
 
   const AttentionScoreMse& p_;

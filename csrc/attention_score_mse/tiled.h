@@ -36,7 +36,7 @@ class Tiled {
       sum += run_keys(head, length, key, std::min(key_tile_, length - key));
     }
     if (p_.grad_q != nullptr) {
-      store_rows(grad_q_, ds_columns_, length, {p_.grad_q, p_.q_student.dtype, p_.heads, ds_}, head, 0);
+      store_rows(grad_q_, ds_columns_, length, {p_.grad_q, p_.grad_dtype, p_.heads, ds_}, head, 0);
     }
     return sum;
   }
@@ -66,7 +66,7 @@ class Tiled {
                   &prefetcher_);
     }
     if (need_grad) {
-      store_transposed(grad_k_t_, ld_, keys, {p_.grad_k, p_.q_student.dtype, p_.heads, ds_}, head, key);
+      store_transposed(grad_k_t_, ld_, keys, {p_.grad_k, p_.grad_dtype, p_.heads, ds_}, head, key);
     }
     return sum;
   }

@@ -56,7 +56,7 @@ void hidden_cosine(const HiddenRows& p) {
         for (int64_t d = 0; d < width; ++d) student[d] += bias[d];
         sum += run_row(student, teacher, width, p.grad_scale);
         if (p.grad == nullptr) continue;
-        store_rows(student, width, 1, {p.grad, p.student_dtype, 1, width}, 0, t);
+        store_rows(student, width, 1, {p.grad, p.grad_dtype, 1, width}, 0, t);
         for (int64_t d = 0; column_sums != nullptr && d < width; ++d) column_sums[d] += student[d];
       }
       p.losses[block] = sum;

@@ -1,5 +1,6 @@
 // CPU kernel of hidden_mse: the pass between the products, see hidden_mse.h.
 #include <algorithm>
+#include <type_traits>
 
 #include "../common/cpu/parallel.h"
 #include "../common/cpu/rows.h"
@@ -8,6 +9,10 @@
 namespace bertxfer {
 namespace BERTXFER_ISA {
 namespace {
+
+// float16 gradients wait in float32.
+template <class T>
+using Grad = std::conditional_t<std::is_same_v<T, f16>, float, T>;
 
 template <class Student, class Teacher>
 void run_block(const HiddenRows& p, const float* bias, int64_t block) {
@@ -18,7 +23,7 @@ void run_block(const HiddenRows& p, const float* bias, int64_t block) {
   for (int64_t t = first; t < last; ++t) {
     const Student* student = static_cast<const Student*>(p.student) + t * p.student_stride;
     const Teacher* teacher = static_cast<const Teacher*>(p.teacher) + t * p.teacher_stride;
-    Student* grad = p.grad == nullptr ? nullptr : static_cast<Student*>(p.grad) + t * p.width;
+    Grad<Student>* grad = p.grad == nullptr ? nullptr : static_cast<Grad<Student>*>(p.grad) + t * p.width;
     Vector<float> squares = {};
     for_vectors(p.width, [&](int64_t d, int64_t n) BERTXFER_INLINE {
       const Vector<float> r = load_floats(student + d, n) + load_floats(bias + d, n) - load_floats(teacher + d, n);

@@ -3,7 +3,8 @@
 //   S = Xs Ws^T + bs    T = Xt Wt^T + bt    loss, G = logits_kl(S, T)    dXs = G Ws    dWs = G^T Xs    dbs = G^T 1
 //
 // The library does the four products; between them logits_kl's kernel adds the biases and turns S into G in place. Two
-// chunks of logits of at most kChunkElements each are all the memory it needs beside its results.
+// chunks of logits of at most kChunkElements each are all the memory it needs beside its results. float16 is widened to
+// float32, because logits and sums over a chunk pass its 65504 where the gradient does not.
 //
 // Bytes: hidden states once, both weights once a chunk, dWs once a chunk. Operations: T V (3 ds + dt) multiply-adds.
 #include <torch/csrc/stable/library.h>
@@ -25,10 +26,10 @@ class LinearLogitsKl {
  public:
   LinearLogitsKl(const Tensor& student, const Tensor& weight_student, const std::optional<Tensor>& bias_student,
                  const Tensor& teacher, const Tensor& weight_teacher, const std::optional<Tensor>& bias_teacher)
-      : student_(matmul_operand(student)),
-        weight_student_(matmul_operand(weight_student)),
-        teacher_(matmul_operand(teacher)),
-        weight_teacher_(matmul_operand(weight_teacher)),
+      : student_(matmul_operand(widened(student))),
+        weight_student_(matmul_operand(widened(weight_student))),
+        teacher_(matmul_operand(widened(teacher))),
+        weight_teacher_(matmul_operand(widened(weight_teacher))),
         tokens_(student.size(0)),
         classes_(weight_student.size(0)) {
     STD_TORCH_CHECK(student.dim() == 2 && teacher.dim() == 2 && teacher.size(0) == tokens_, "student: got ",
@@ -86,11 +87,16 @@ class LinearLogitsKl {
   }
 
  private:
+  // In the dtype of the products.
+  static Tensor widened(const Tensor& tensor) {
+    return tensor.scalar_type() == ScalarType::Half ? torch::stable::to(tensor, ScalarType::Float) : tensor;
+  }
+
   std::optional<Tensor> checked_bias(const std::optional<Tensor>& bias, const Tensor& side, const char* name) const {
     if (!bias) return std::nullopt;
     STD_TORCH_CHECK(bias->numel() == classes_ && bias->scalar_type() == side.scalar_type(), name, ": got ",
                     described(*bias), ", want [", classes_, "] in its side's dtype");
-    return torch::stable::contiguous(*bias);
+    return torch::stable::contiguous(widened(*bias));
   }
 
   void differentiate(const Tensor& student, const Tensor& teacher, double temperature, bool need_grad,
@@ -106,6 +112,7 @@ class LinearLogitsKl {
     problem.rows = student.size(0);
     problem.classes = classes_;
     problem.inverse_temperature = static_cast<float>(1.0 / temperature);
+    problem.grad_scale = 1.0f;
     problem.grad = need_grad ? student.data_ptr() : nullptr;
     problem.losses = losses;
     BERTXFER_DISPATCH(logits_kl)(problem);

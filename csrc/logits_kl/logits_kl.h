@@ -3,8 +3,8 @@
 //   loss += KL(softmax(teacher / temperature) || softmax(student / temperature)) per row
 //   d loss / d student = (softmax(student / temperature) - softmax(teacher / temperature)) / temperature
 //
-// The stored gradient is softmax - softmax, at most 1 in size; the tensor side puts the temperature into its factor. A
-// row is read once, processed in the cache (common/cpu/softmax_rows.h) and its gradient written once.
+// The stored gradient is grad_scale (softmax - softmax); the tensor side puts the rest into its factor. A row is read
+// once, processed in the cache (common/cpu/softmax_rows.h) and its gradient written once.
 //
 // Bytes: student and teacher once, the gradient once. Operations: two exps per class and row.
 #pragma once
@@ -26,6 +26,7 @@ struct LogitsKl {
   const void *bias_student, *bias_teacher;  // [classes] in the dtype of their side, or null
   int64_t rows, classes;
   float inverse_temperature;
+  float grad_scale;
   void* grad;      // [rows, classes] contiguous, dtype of student (may be `student` itself); null: not wanted
   double* losses;  // [rows] each row's divergence
 };

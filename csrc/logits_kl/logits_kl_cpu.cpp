@@ -68,7 +68,7 @@ bool is_infinite(const float* s, const float* t, int64_t classes, float max_t) {
 
 // Returns the divergence of one row, and turns its logits s [classes] into the gradient. `weights` is [2, ld].
 double run_row(float* s, float* t, int64_t classes, Range range_s, Range range_t, float* weights, int64_t ld,
-               bool need_grad) {
+               bool need_grad, float grad_scale) {
   // A row whose classes are all masked has no softmax.
   const bool undefined = range_s.max <= kMaskedLogit || range_t.max <= kMaskedLogit;
   const bool infinite = range_s.min <= kMaskedLogit && is_infinite(s, t, classes, range_t.max);
@@ -79,7 +79,7 @@ double run_row(float* s, float* t, int64_t classes, Range range_s, Range range_t
   compute_weights(row, 0, 1, sums);
   const double loss = divergences(row, sums);
   if (need_grad) {
-    const DivergenceGradient gradient(row, sums, 0, 1.0f);
+    const DivergenceGradient gradient(row, sums, 0, grad_scale);
     for_vectors(classes, [&](int64_t j, int64_t) BERTXFER_INLINE { store(gradient(j), s + j); });
   }
   if (!undefined) return infinite && loss == loss ? std::numeric_limits<double>::infinity() : loss;
@@ -102,7 +102,7 @@ void logits_kl(const LogitsKl& p) {
       for (int64_t row = item * rows_per_item; row < last; ++row) {
         const Range range_s = load_logits(student, row, p.classes, p.inverse_temperature, s);
         const Range range_t = load_logits(teacher, row, p.classes, p.inverse_temperature, t);
-        p.losses[row] = run_row(s, t, p.classes, range_s, range_t, weights, ld, p.grad != nullptr);
+        p.losses[row] = run_row(s, t, p.classes, range_s, range_t, weights, ld, p.grad != nullptr, p.grad_scale);
         if (p.grad != nullptr) store_rows(s, ld, 1, {p.grad, p.student_dtype, 1, p.classes}, 0, row);
       }
     };

@@ -33,12 +33,15 @@ std::tuple<Tensor, Tensor, Tensor> logits_kl_cpu(Tensor student,  // [T, V]
   problem.rows = rows;
   problem.classes = classes;
   problem.inverse_temperature = static_cast<float>(1.0 / temperature);
+  // Differences of probabilities are at most 1, and of many classes mostly far below what float16 holds.
+  problem.grad_scale = s.dtype == Dtype::f16 ? 16384.0f : 1.0f;
   problem.grad = need_grad ? grad.data_ptr() : nullptr;
   problem.losses = losses.data();
   BERTXFER_DISPATCH(logits_kl)(problem);
 
   const double loss_scale = loss_scale_of(reduction, static_cast<double>(rows), "batchmean");
-  return {scalar(sum_of(losses) * temperature * temperature * loss_scale), grad, scalar(temperature * loss_scale)};
+  return {scalar(sum_of(losses) * temperature * temperature * loss_scale), grad,
+          scalar(temperature * loss_scale / problem.grad_scale)};
 }
 
 }  // namespace

@@ -32,7 +32,7 @@ std::tuple<Tensor, Tensor, Tensor> relation_kl_cpu(Tensor x_student,            
   x_student = rows_contiguous(x_student);
   x_teacher = rows_contiguous(x_teacher);
   const int64_t tokens = x_student.size(0);
-  const ScalarType dtype = x_student.scalar_type();
+  const ScalarType dtype = stored_dtype(x_student.scalar_type());
   Tensor grad = need_grad ? empty({tokens, x_student.size(1)}, dtype) : empty({0}, dtype);
 
   AttentionMap problem{};
@@ -45,13 +45,14 @@ std::tuple<Tensor, Tensor, Tensor> relation_kl_cpu(Tensor x_student,            
   problem.scale_teacher = static_cast<float>(scale_teacher);
   problem.kind = AttentionMap::Kind::kl;
   const double loss_scale = loss_scale_of(reduction, map_row_count(problem.packing, heads));
-  problem.grad_scale = grad_scale_of(dtype, loss_scale, 1.0);
+  problem.grad_scale = static_cast<float>(loss_scale);
   problem.need_grad = need_grad;
+  problem.grad_dtype = dtype_of(grad, "grad");
   problem.grad_q = need_grad ? grad.data_ptr() : nullptr;
   problem.grad_k = nullptr;
   problem.losses = losses.data();
   BERTXFER_DISPATCH(attention_map)(problem);
-  return {scalar(sum_of(losses) * loss_scale), grad, remaining_factor(loss_scale, problem.grad_scale)};
+  return {scalar(sum_of(losses) * loss_scale), grad, scalar(1.0)};
 }
 
 }  // namespace

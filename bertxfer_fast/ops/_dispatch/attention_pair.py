@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .examples import LENGTHS, normal, packing
-from .loss import fake_loss
+from .loss import fake_loss, stored_dtype
 
 ARGUMENTS = "Tensor q_student, Tensor k_student, Tensor q_teacher, Tensor k_teacher, Tensor cu_seqlens, "
 ARGUMENTS += "Tensor? seqused, SymInt max_seqlen, float scale_student, float scale_teacher"
@@ -22,7 +22,8 @@ HEAD_DIMS = ((26, 64), (32, 64), (64, 64), (128, 128), (256, 256))
 
 
 def fake(q_student: Tensor, k_student: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    return fake_loss(q_student, ((q_student, q_student.dtype), (k_student, k_student.dtype)), args[-1])
+    dtype = stored_dtype(q_student.dtype)
+    return fake_loss(q_student, ((q_student, dtype), (k_student, dtype)), args[-1])
 
 
 def example(

@@ -1,8 +1,7 @@
 """What all losses share: their forward operator returns ``(loss, *gradients, grad_scale)``.
 
-Kernels store each gradient at a size that suits its dtype; ``grad_scale``, a float32 scalar, is what is left to
-multiply it by to get the gradient of the returned loss. The backward pass is that product, in
-:mod:`bertxfer_fast.ops.scale_grad`.
+Kernels store each gradient in `stored_dtype`; ``grad_scale``, a float32 scalar, is what is left to multiply it by to
+get the gradient of the returned loss. The backward pass is that product, in :mod:`bertxfer_fast.ops.scale_grad`.
 """
 
 from __future__ import annotations
@@ -14,6 +13,15 @@ import torch
 from torch import Tensor
 
 from ..scale_grad import scale_grads
+
+
+def stored_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which the gradient of a tensor of ``dtype`` waits for the backward pass.
+
+    float16's range is too small to wait in: what a loss scale is still to multiply may be beyond 65504, or below its
+    last digit, where the product is neither. So float16 gradients wait in float32 and are rounded once.
+    """
+    return torch.float32 if dtype == torch.float16 else dtype
 
 
 def fake_loss(

@@ -11,7 +11,7 @@ from torch import Tensor
 from .autograd import run
 from .checks import REDUCTIONS, check_choice, check_same_device, check_same_dtype, check_tensor
 from .examples import normal
-from .loss import backward, fake_loss, setup_context
+from .loss import backward, fake_loss, setup_context, stored_dtype
 from .registry import OpInfo
 
 
@@ -68,7 +68,7 @@ def gradients(
     student: Tensor, weight: Tensor | None, bias: Tensor | None
 ) -> list[tuple[Tensor | None, torch.dtype]]:
     """What gets a gradient, and the dtype it is stored in: sums over all tokens stay float32 until they are scaled."""
-    return [(student, student.dtype), (weight, torch.float32), (bias, torch.float32)]
+    return [(student, stored_dtype(student.dtype)), (weight, torch.float32), (bias, torch.float32)]
 
 
 def example(

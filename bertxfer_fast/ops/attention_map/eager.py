@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .._dispatch.checks import sequence_spans
+from .._dispatch.loss import stored_dtype
 
 
 def attention_map_loss(
@@ -25,17 +26,10 @@ def attention_map_loss(
     heads = q_student.shape[1]
     total = q_student.new_zeros((), dtype=torch.float64)
     terms = 0
-    # The gradient of a map's MSE is small: stored larger it keeps its digits in half precision.
+    # The gradient of a map's MSE is small.
     stored_scale = 1.0 if kind == "kl" else 64.0
-    grad_q = (
-        torch.zeros_like(q_student, memory_format=torch.contiguous_format)
-        if need_grad
-        else q_student.new_empty(0)
-    )
-    grad_k = (
-        torch.zeros_like(k_student, memory_format=torch.contiguous_format)
-        if need_grad
-        else k_student.new_empty(0)
+    grad_q, grad_k = (
+        x.new_zeros(x.shape if need_grad else 0, dtype=stored_dtype(x.dtype)) for x in (q_student, k_student)
     )
     for start, stop in sequence_spans(cu_seqlens, seqused):
         # [T, H, D] -> [H, L, D]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._dispatch.loss import stored_dtype
+
 EPSILON = 1e-8
 
 
@@ -33,12 +35,12 @@ def hidden_cosine(
     grad_scale = torch.full_like(loss, normaliser)
     empty = student.new_empty(0, dtype=torch.float32)
     if not need_grad:
-        return loss, student.new_empty(0), empty, empty.clone(), grad_scale
+        return loss, student.new_empty(0, dtype=stored_dtype(student.dtype)), empty, empty.clone(), grad_scale
     direction = -inverse * ((unit_target - unit) + rows * unit)
     grad_student = direction if weight is None else direction @ weight.float()
     return (
         loss,
-        grad_student.to(student.dtype),
+        grad_student.to(stored_dtype(student.dtype)),
         empty if weight is None else direction.T @ student.float(),
         empty.clone() if bias is None else direction.sum(0),
         grad_scale,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._dispatch.loss import stored_dtype
+
 
 def hidden_mse(
     student: Tensor,
@@ -25,11 +27,11 @@ def hidden_mse(
     grad_scale = torch.full_like(loss, 2.0 * normaliser)
     empty = student.new_empty(0, dtype=torch.float32)
     if not need_grad:
-        return loss, student.new_empty(0), empty, empty.clone(), grad_scale
+        return loss, student.new_empty(0, dtype=stored_dtype(student.dtype)), empty, empty.clone(), grad_scale
     grad_student = residual if weight is None else residual @ weight.float()
     return (
         loss,
-        grad_student.to(student.dtype),
+        grad_student.to(stored_dtype(student.dtype)),
         empty if weight is None else residual.T @ student.float(),
         empty.clone() if bias is None else residual.sum(0),
         grad_scale,

@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+#: What float16 gradients are multiplied by. They are differences of probabilities: at most 1, and with a vocabulary of
+#: classes mostly far below what float16 holds.
+STORED = 16384.0
+
 
 def logits_kl(
     student: Tensor, teacher: Tensor, temperature: float, reduction: str, need_grad: bool
@@ -20,8 +24,9 @@ def logits_kl(
     )
     loss = (terms.sum(dtype=torch.float64) * (temperature**2 * normaliser)).float()
     grad_student = student.new_empty(0)
+    stored_scale = STORED if student.dtype == torch.float16 else 1.0
     if need_grad:
         # The gradient is temperature * normaliser times this difference, which is at most 1 in size.
-        grad_student = (log_student.exp() - target).to(student.dtype)
-    grad_scale = torch.full_like(loss, temperature * normaliser)
+        grad_student = (stored_scale * (log_student.exp() - target)).to(student.dtype)
+    grad_scale = torch.full_like(loss, temperature * normaliser / stored_scale)
     return loss, grad_student, grad_scale

@@ -108,7 +108,7 @@ def relation_kl(
 
 
 def _fake(x_student: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    return loss.fake_loss(x_student, [(x_student, x_student.dtype)], need_grad=args[-1])
+    return loss.fake_loss(x_student, [(x_student, loss.stored_dtype(x_student.dtype))], need_grad=args[-1])
 
 
 def _example(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .._dispatch.loss import stored_dtype
 from ..attention_map.eager import attention_map_loss
 
 
@@ -36,4 +37,4 @@ def relation_kl(
         need_grad,
     )
     grad = (grad_q + grad_k).flatten(1) if need_grad else grad_q
-    return loss, grad.to(x_student.dtype), grad_scale
+    return loss, grad.to(stored_dtype(x_student.dtype)), grad_scale

@@ -1,9 +1,10 @@
 """``grad * scale``: the whole backward pass of an operator whose forward already computed its gradient.
 
-A forward operator returns its gradient with a float32 ``grad_scale`` that is still to be multiplied in. Where the dtype
-has float32's range, kernels store the gradient whole and ``grad_scale`` is 1; float16 gradients are stored at a size
-that suits them, and ``grad_scale`` is the rest. The backward pass multiplies by ``grad_scale`` and the upstream
-gradient, a loss scale included, and rounds once; in place there is nothing to do for a product of 1.
+A forward operator returns its gradient with a float32 ``grad_scale`` that is still to be multiplied in. Kernels store
+the gradient of the loss itself, float16's in float32, and ``grad_scale`` is 1; only logits_kl, whose gradient is as
+large as the logits and bounded, stores float16 at a size that suits it, and ``grad_scale`` is the rest. The backward
+pass multiplies by ``grad_scale`` and the upstream gradient, a loss scale included, and rounds once; in place there is
+nothing to do for a product of 1.
 """
 
 from __future__ import annotations

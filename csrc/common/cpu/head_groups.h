@@ -87,7 +87,7 @@ struct CopyPlan {
 };
 
 // The groups of all sequences, and the turns in which threads take them. `Problem` has q_student, k_student, q_teacher,
-// k_teacher, grad_q, grad_k, heads, packing and losses.
+// k_teacher, grad_dtype, grad_q, grad_k, heads, packing and losses.
 template <class Problem>
 class HeadGroups {
  public:
@@ -168,7 +168,7 @@ class GroupRows {
 
   void load(const HeadGroup& group) {
     const int64_t first = p_.packing.start(group.sequence), head = group.head;
-    const int64_t offset = (first * p_.heads + head) * p_.q_student.dim * size_of(p_.q_student.dtype);
+    const int64_t offset = (first * p_.heads + head) * p_.q_student.dim * size_of(p_.grad_dtype);
     if (p_.grad_q != nullptr) local_.grad_q = static_cast<char*>(p_.grad_q) + offset;
     if (p_.grad_k != nullptr) local_.grad_k = static_cast<char*>(p_.grad_k) + offset;
     local_.q_student = shifted(p_.q_student, head, first);
@@ -256,7 +256,7 @@ void for_each_head(const Problem& p, CopyPlan plan, double operations, const Mak
         prefetcher.clear();
         for (void* grad : {local.grad_q, local.grad_k}) {
           if (grad == nullptr) continue;
-          const PackedOutput out{grad, p.q_student.dtype, p.heads, p.q_student.dim};
+          const PackedOutput out{grad, p.grad_dtype, p.heads, p.q_student.dim};
           prefetcher.add_writes(out, h, 0, used);
           store_zero_rows(rest, out, h, used);
         }

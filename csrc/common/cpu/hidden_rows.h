@@ -22,7 +22,8 @@ struct HiddenRows {
   Dtype bias_dtype;
   int64_t rows, width;
   float grad_scale;    // the stored gradient is the pass's own times this
-  void* grad;          // [rows, width] contiguous, dtype of student (may be `student`); null: not wanted
+  void* grad;          // [rows, width] contiguous (may be `student`, if of its dtype); null: not wanted
+  Dtype grad_dtype;    // of student, or f32 for f16
   double* losses;      // [blocks], blocks = ceil(rows / kRowBlock)
   float* column_sums;  // [blocks, width] column sums of grad; null: not wanted
 

@@ -12,7 +12,7 @@ class AttentionInputs {
  public:
   Packing packing{};
   int64_t heads;
-  Tensor grad_q, grad_k;       // [T, H, ds] in the student's dtype; [0] where no gradient is wanted
+  Tensor grad_q, grad_k;       // [T, H, ds] in stored_dtype(); [0] where no gradient is wanted
   std::vector<double> losses;  // [N, H]
 
   AttentionInputs(const Tensor& q_student, const Tensor& k_student, const Tensor& q_teacher, const Tensor& k_teacher,
@@ -27,12 +27,11 @@ class AttentionInputs {
     k_teacher_ = rows_contiguous(k_teacher);
     packing = packing_of(tokens, cu_seqlens, seqused);
     const int64_t ds = q_student.size(2);
-    grad_q = need_grad ? empty({tokens, heads, ds}, dtype()) : empty({0}, dtype());
-    grad_k = need_grad ? empty({tokens, heads, ds}, dtype()) : empty({0}, dtype());
+    const ScalarType grad_dtype = stored_dtype(q_student.scalar_type());
+    grad_q = need_grad ? empty({tokens, heads, ds}, grad_dtype) : empty({0}, grad_dtype);
+    grad_k = need_grad ? empty({tokens, heads, ds}, grad_dtype) : empty({0}, grad_dtype);
     losses.resize(packing.sequences * heads);
   }
-
-  ScalarType dtype() const { return q_student_.scalar_type(); }
 
   // Everything but the scale of the gradient and what only one operator has.
   template <class Problem>
@@ -46,6 +45,7 @@ class AttentionInputs {
     p.heads = heads;
     p.scale_student = static_cast<decltype(p.scale_student)>(scale_student);
     p.scale_teacher = static_cast<decltype(p.scale_teacher)>(scale_teacher);
+    p.grad_dtype = dtype_of(grad_q, "grad_q");
     p.grad_q = need_grad_ ? grad_q.data_ptr() : nullptr;
     p.grad_k = need_grad_ ? grad_k.data_ptr() : nullptr;
     p.losses = losses.data();

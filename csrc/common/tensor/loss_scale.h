@@ -1,8 +1,10 @@
 // How a sum of terms becomes a loss, and how much of its gradient is stored.
 //
-//   loss = loss_scale sum    stored gradient = grad_scale d(sum)    d(loss) = factor (stored gradient)
+//   loss = loss_scale sum    d(loss) = loss_scale d(sum)
 //
-// Operators return the stored gradient and `factor`; the backward pass multiplies them (scale_grad.h).
+// Operators return the gradient of the loss and a factor that the backward pass multiplies it by (scale_grad.h): 1, but
+// for logits_kl. float16 gradients wait in float32 (stored_dtype), because a loss scale may be what brings them into
+// float16's range.
 #pragma once
 
 #include <string>
@@ -19,17 +21,9 @@ inline double loss_scale_of(const std::string& reduction, double terms, const ch
   return reduction == "sum" ? 1.0 : terms > 0 ? 1.0 / terms : 0.0;
 }
 
-// What a kernel multiplies d(sum) by before it stores it. Dtypes with float32's range store the gradient of the loss
-// itself, so that a backward pass with nothing in front of the loss has nothing to do. float16 stores `safe` times
-// d(sum), which stays inside its range, unless the loss asks for more.
-inline float grad_scale_of(ScalarType dtype, double loss_scale, double safe) {
-  const bool whole = dtype != ScalarType::Half || loss_scale >= safe;
-  return static_cast<float>(whole ? loss_scale : safe);
-}
-
-// `factor`, a float32 scalar.
-inline Tensor remaining_factor(double loss_scale, float grad_scale) {
-  return scalar(static_cast<float>(loss_scale) == grad_scale ? 1.0 : loss_scale / grad_scale);
+// The dtype in which the gradient of a tensor of `dtype` waits for the backward pass.
+inline ScalarType stored_dtype(ScalarType dtype) {
+  return dtype == ScalarType::Half ? ScalarType::Float : dtype;
 }
 
 // The sum of partial losses in their order, so that it does not depend on the number of threads.

@@ -2,7 +2,7 @@
 //
 // A chunk of tokens takes three library products, P = X W^T, dX = G W and dW += G^T X, and between them one pass of the
 // operator's own (`pass`), which turns P into G in place while it is in the cache. float16 is widened to float32 chunk
-// by chunk, because sums over a chunk pass its 65504 and no scale suits both them and small residuals.
+// by chunk, because P and sums over a chunk pass its 65504 where the gradient does not.
 #pragma once
 
 #include <algorithm>
@@ -43,7 +43,8 @@ class ProjectedLoss {
                     " and ", width_);
     STD_TORCH_CHECK(!bias || bias->numel() == width_, "bias: got ", described(*bias), ", want [", width_, "]");
     const int64_t ds = student.size(1);
-    grad_student_ = need_grad ? empty({tokens_, ds}, student.scalar_type()) : empty({0}, student.scalar_type());
+    const ScalarType grad_dtype = stored_dtype(student.scalar_type());
+    grad_student_ = need_grad ? empty({tokens_, ds}, grad_dtype) : empty({0}, grad_dtype);
     grad_weight_ = need_grad && weight ? empty({width_, ds}, ScalarType::Float) : empty({0}, ScalarType::Float);
     grad_bias_ = need_grad && bias ? empty({width_}, ScalarType::Float) : empty({0}, ScalarType::Float);
   }
@@ -51,12 +52,11 @@ class ProjectedLoss {
   // `terms`: what the mean is over. `slope`: d(sum) is this times the gradient that the pass makes with grad_scale 1.
   Result run(const std::string& reduction, double terms, double slope) {
     const double loss_scale = loss_scale_of(reduction, terms);
-    grad_scale_ = grad_scale_of(student_.scalar_type(), slope * loss_scale, 1.0);
+    grad_scale_ = static_cast<float>(slope * loss_scale);
     if (tokens_ == 0) clear(grad_weight_);
     clear(grad_bias_);
     const double total = weight_ ? projected() : run_pass(student_, 0, tokens_, grad_student_);
-    return {scalar(total * loss_scale), grad_student_, grad_weight_, grad_bias_,
-            remaining_factor(slope * loss_scale, grad_scale_)};
+    return {scalar(total * loss_scale), grad_student_, grad_weight_, grad_bias_, scalar(1.0)};
   }
 
  private:
@@ -73,8 +73,6 @@ class ProjectedLoss {
     const int64_t max_chunk = dtype_ == ScalarType::BFloat16 ? kBf16Chunk : kChunk;
     const int64_t chunk = std::min(max_chunk, std::max<int64_t>(tokens_, 1));
     const Tensor buffer = empty({chunk, width_}, dtype_);
-    const bool widened = dtype_ != student_.scalar_type();
-    Tensor wide_grad = empty({widened ? chunk : 0, student_.size(1)}, dtype_);
     double total = 0.0;
     for (int64_t first = 0; first < tokens_; first += chunk) {
       const int64_t rows = std::min(chunk, tokens_ - first);
@@ -84,9 +82,7 @@ class ProjectedLoss {
       total += run_pass(grad, first, rows, grad);
       if (!need_grad_) continue;
       Tensor grad_student = rows_of(grad_student_, first, rows);
-      Tensor product = widened ? rows_of(wide_grad, 0, rows) : grad_student;
-      matmul_out(product, grad, *weight_);
-      if (widened) torch::stable::copy_(grad_student, product);
+      matmul_out(grad_student, grad, *weight_);
       matmul_add(grad_weight_, torch::stable::transpose(grad, 0, 1), student, first > 0);
     }
     return total;
@@ -113,6 +109,7 @@ class ProjectedLoss {
     std::vector<float> column_sums(need_bias ? p.blocks() * width_ : 0);
     p.grad_scale = grad_scale_;
     p.grad = need_grad_ ? grad.data_ptr() : nullptr;
+    p.grad_dtype = dtype_of(grad, "grad");
     p.losses = losses.data();
     p.column_sums = need_bias ? column_sums.data() : nullptr;
     pass_(p);
