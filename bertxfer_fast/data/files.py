@@ -239,12 +239,14 @@ def _from_json(path: Path) -> Dataset:
     with one_type_a_column():
         schemas = [pa.table(columns_of(chunk)).schema for chunk in _chunks(_objects(path))]
         schema = pa.unify_schemas(schemas, promote_options="permissive")
-    return _stored(schema, (pa.Table.from_pylist(chunk, schema=schema) for chunk in _chunks(_objects(path))))
+    chunks = _chunks(_objects(path))
+    return _stored(schema, (pa.table(columns_of(chunk, schema.names), schema=schema) for chunk in chunks))
 
 
-def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The columns of rows that may each leave keys out."""
-    names = dict.fromkeys(key for row in rows for key in row)
+def columns_of(rows: Sequence[Mapping[str, Any]], names: Iterable[str] | None = None) -> dict[str, list[Any]]:
+    """The columns of rows that may each leave keys out; by default all that any row has."""
+    if names is None:
+        names = dict.fromkeys(itertools.chain.from_iterable(rows))
     return {name: [row.get(name) for row in rows] for name in names}
 
 

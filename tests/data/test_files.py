@@ -157,13 +157,21 @@ def test_what_is_no_such_file_is_refused_in_one_message(tmp_path, caplog, capfd,
 # Types
 
 
-def test_text_of_json_files_stays_text(tmp_path):
-    values = ["2020-01-02", "2020-01-02T03:04:05", "1.5", "true", "NaN", "12:30"]
-    lines = "".join(f'{{"text": "{value}"}}\n' for value in values)
-    assert data.load(write(tmp_path / "a.jsonl", lines))["text"][:] == values
-    assert (
-        data.load(write(tmp_path / "a.json", f"[{','.join(lines.split(chr(10))[:-1])}]"))["text"][:] == values
-    )
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["2020-01-02", "2021-12-31"],
+        ["2020-01-02T03:04:05", "2020-01-02 03:04:05"],
+        ["2020-01-02T03:04:05Z", "1999-01-02T03:04:05Z"],
+        ["12:30", "23:59"],
+        ["1.5", "007"],
+        ["true", "NaN"],
+    ],
+)
+def test_text_of_json_files_stays_text(tmp_path, values):
+    objects = [f'{{"text": "{value}"}}' for value in values]
+    assert data.load(write(tmp_path / "a.jsonl", "\n".join(objects)))["text"][:] == values
+    assert data.load(write(tmp_path / "a.json", f"[{', '.join(objects)}]"))["text"][:] == values
 
 
 def test_objects_may_leave_keys_out(tmp_path):
