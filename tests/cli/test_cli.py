@@ -101,7 +101,8 @@ def test_interrupted_run_goes_on_and_ends_the_same(
 
     def interrupt(self: Any, *args: Any) -> torch.Tensor:
         calls["n"] += 1
-        if calls["n"] == 5:  # in the second epoch of the second stage (evaluation takes one call)
+        # In the second epoch of the second stage; the trial before the run and the evaluation take a call each.
+        if calls["n"] == 6:
             raise KeyboardInterrupt
         return original(self, *args)
 
