@@ -24,7 +24,7 @@ from .errors import did_you_mean
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Head", "Metric", "Task", "auto_class", "get", "names", "register", "task_of"]
+__all__ = ["Head", "Metric", "Task", "auto_class", "get", "head_of", "names", "register", "task_of"]
 
 #: What the logits of a model are rows of.
 Head = Literal["sequence", "token"]
@@ -147,6 +147,11 @@ def auto_class(model_class: str) -> str:
     return next(
         (task.auto_class for task in _TASKS.values() if task.is_head_of(model_class)), NONE.auto_class
     )
+
+
+def head_of(model_class: str) -> Head | None:
+    """What the logits of a transformers class are rows of; None where no task has its head."""
+    return next((task.head for task in _TASKS.values() if task.is_head_of(model_class)), None)
 
 
 # ---- metrics ------------------------------------------------------------------------------------------------

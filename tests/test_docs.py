@@ -11,8 +11,9 @@ import pytest
 import torch
 import yaml
 
+from bertxfer_fast import tasks
 from bertxfer_fast.cli.config import schema as config
-from bertxfer_fast.distillation import recipes
+from bertxfer_fast.distillation import objectives, recipes
 from bertxfer_fast.training import arguments
 
 from .folders import tiny_tokenizer
@@ -60,6 +61,9 @@ def at_hand(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("code", blocks("python"))
 def test_python_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    for registry in (objectives.base._registry, recipes.base._registry):  # what a page registers is forgotten
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    monkeypatch.setattr(tasks, "_TASKS", dict(tasks._TASKS))
     encoder = tmp_path / "path" / "to" / "encoder"
     tiny_bert(3, 16, 4).save_pretrained(encoder)
     tiny_tokenizer(encoder)

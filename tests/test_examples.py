@@ -34,8 +34,8 @@ def test_the_short_demo_learns_from_the_first_rows(demo: ModuleType, tmp_path: P
     assert chosen.read_text().splitlines() == ["text\tlabel", *rows[: demo.SHORT.rows]]
     # What the recipe file says is what `make demo` does.
     assert demo.SETTINGS["data"]["train"].endswith(f"/{chosen.name}")
-    assert demo.FULL.stage_epochs.keys() == demo.SHORT.stage_epochs.keys()
-    assert (demo.SHORT.alone_epochs, demo.FULL.alone_epochs) == (3, 5)
+    assert demo.FULL.stages.keys() == demo.SHORT.stages.keys()
+    assert (demo.SHORT.alone_epochs, demo.FULL.alone_epochs) == (4, 5)
 
 
 @pytest.mark.parametrize(("instruction_set", "bf16"), [("amx", True), ("avx512_bf16", True), ("avx2", False)])

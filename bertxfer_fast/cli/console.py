@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 def say(text: str) -> None:
     """Print a line at once, also into a pipe."""
     print(text, flush=True)
 
 
-def quiet() -> None:
-    """Turn progress bars and warnings of libraries off: they are for the training, which shows its own."""
-    from datasets import disable_progress_bars
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, libraries show no progress bars and no warnings: the command tells its own."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging
 
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    others_bars = not are_progress_bars_disabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+        if others_bars:
+            enable_progress_bars()

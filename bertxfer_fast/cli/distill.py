@@ -36,10 +36,10 @@ def run(args: argparse.Namespace) -> None:
     if "--help" in flags or "-h" in flags:
         args.parser.parse_args(["--help"])
     config = load(args.recipe, flags)
-    quiet()
-    from .run.plan import make_plan
-    from .run.report import report
-    from .run.stages import run_stages
+    with quiet():
+        from .run.plan import make_plan
+        from .run.report import report
+        from .run.stages import run_stages
 
-    plan = make_plan(config)
-    report(plan, run_stages(plan))
+        plan = make_plan(config)
+        report(plan, run_stages(plan))

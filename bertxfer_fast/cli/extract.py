@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..data.empty_rows import EMPTY_ROWS
 from ..errors import InputError, user_input
 from .console import quiet
 
@@ -22,19 +23,29 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--mode", default="mean", help="mean (default), cls, max or mean_sqrt")
     parser.add_argument("--normalize", action="store_true", help="scale each vector to length 1")
-    parser.add_argument("--max-length", type=int, help="cut texts to so many tokens")
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        help="cut texts to so many tokens (default: what model and tokenizer can take)",
+    )
+    parser.add_argument(
+        "--empty-rows",
+        choices=tuple(EMPTY_ROWS),
+        default="error",
+        help="rows without text: " + "; ".join(f"{choice}: {what}" for choice, what in EMPTY_ROWS.items()),
+    )
     parser.add_argument("--tokens-per-batch", type=int, default=8192)
     parser.set_defaults(run=run)
     return parser
 
 
+@quiet()
 def run(args: argparse.Namespace) -> None:
     """Read, encode, extract, write.
 
     Raises:
         InputError: something given cannot be used; nothing was written.
     """
-    quiet()
     from .. import data
     from ..features import OUTPUT_SUFFIXES, FeatureExtractor, save_features
 
@@ -45,6 +56,8 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(
             f"--output: got {args.output!r}, want a file in a directory: no such directory: {output.parent}"
         )
+    if output.is_dir():
+        raise InputError(f"--output: got {args.output!r}, want a file: this is a directory")
     try:
         layers = [int(word) for word in args.layers.split(",")]
     except ValueError:
@@ -64,8 +77,9 @@ def run(args: argparse.Namespace) -> None:
             text=args.text,
             text_pair=args.text_pair,
             max_length=extractor.max_length,
+            empty_rows=args.empty_rows,
         )
-    rows = extractor.extract_ids(features)
+        rows = extractor.extract_ids(features)
     with user_input("--output"):
         save_features(rows, output)
     print(f"{rows.shape[0]:,} x {rows.shape[1]} features in {output}")

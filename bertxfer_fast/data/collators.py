@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,6 +16,7 @@ from .packing import cu_seqlens_of, positions_of
 __all__ = ["INPUTS", "Features", "PackingCollator", "collate_inputs", "collator_for"]
 
 INPUTS = ("input_ids", "token_type_ids")
+_CHECKED = ("attention_mask", "position_ids")  # nothing of them is in a batch, but they can contradict it
 
 Features: TypeAlias = Sequence[Mapping[str, Any]]
 
@@ -24,10 +25,12 @@ Features: TypeAlias = Sequence[Mapping[str, Any]]
 class PackingCollator:
     """Features of N sequences -> one packed batch, for ``DataLoader(collate_fn=...)``.
 
-    A feature has ``input_ids`` (a list, array or tensor of n integers), and may have ``token_type_ids`` (n) and
-    ``labels`` (or ``label``); other keys are left out. Sequences keep the order of the features. The batch:
+    A feature has ``input_ids`` (a list, array or tensor of n integers), and may have ``token_type_ids`` (n), further
+    `inputs` (``[n, ...]``) and ``labels`` (or ``label``); other keys are left out. Sequences keep the order of the
+    features. The batch:
 
     - ``input_ids``, ``position_ids``, ``token_type_ids``: int64 ``[1, T]``; positions restart at 0 for every sequence.
+    - further inputs: ``[1, T, ...]``.
     - ``cu_seq_lens_q``, ``cu_seq_lens_k``: int32 ``[N+1]``; ``max_length_q``, ``max_length_k``: python ints.
     - ``labels``: integers (class ids) -> int64 ``[N]``; floats (regression) -> float32 ``[N]``; a vector each
       (multi-label) -> float32 ``[N, C]``; with `token_labels`, one integer a token -> int64 ``[1, T]``.
@@ -35,14 +38,20 @@ class PackingCollator:
     Args:
         label_dtype: overrides the dtype of the labels (say, torch.float32 for whole-number regression targets).
         token_labels: whether every token has a label.
+        inputs: names of what a model reads beside text, such as ``bbox``: one value, or row, a token.
+        limits: by name, the number of rows of the smallest table that is looked up; an id beyond it is an error here,
+            where looking costs no host sync.
 
     Raises:
-        ValueError: when called, for no features, an empty or a padded sequence, keys that only some features have, and
-            token labels or type ids of another length than the tokens.
+        ValueError: when called, for no features, an empty or a padded sequence, keys that only some features have,
+            ids beyond their limit, positions that do not count from 0, and token labels, type ids or further inputs of
+            another length than the tokens.
     """
 
     label_dtype: torch.dtype | None = None
     token_labels: bool = False
+    inputs: Collection[str] = ()
+    limits: Mapping[str, int] = field(default_factory=dict)
 
     def __call__(self, features: Features) -> dict[str, Any]:
         if not features:
@@ -62,7 +71,7 @@ class PackingCollator:
         cu_seqlens = cu_seqlens_of(lengths)
         position_ids = positions_of(cu_seqlens, torch.repeat_interleave(lengths))
         longest = int(lengths.max())
-        batch = {
+        batch: dict[str, Any] = {
             "input_ids": torch.cat(ids)[None],
             "position_ids": position_ids[None],
             "cu_seq_lens_q": cu_seqlens,
@@ -72,6 +81,18 @@ class PackingCollator:
         }
         if _present(features, "token_type_ids"):
             batch["token_type_ids"] = _per_token(features, "token_type_ids", lengths, torch.int64)
+        for name in sorted(self.inputs):
+            if _present(features, name):
+                batch[name] = _per_token(features, name, lengths, rows=True)
+        for name, count in self.limits.items():
+            if name in batch:
+                _check_ids(name, batch[name][0], cu_seqlens, count)
+        if _present(features, "position_ids"):
+            given = _per_token(features, "position_ids", lengths, torch.int64)
+            if not torch.equal(given, batch["position_ids"]):
+                raise ValueError(
+                    "position_ids: got others than 0, 1, 2, ... in each feature, want those, or none"
+                )
         for key in ("labels", "label"):
             if _present(features, key):
                 batch["labels"] = self._labels(features, key, lengths)
@@ -92,15 +113,31 @@ class PackingCollator:
         return labels.to(self.label_dtype or (torch.int64 if whole else torch.float32))
 
 
-def collator_for(task: Task) -> PackingCollator:
-    """The collator whose labels the heads of a task understand."""
+def collator_for(
+    task: Task, *, inputs: Collection[str] = (), limits: Mapping[str, int] | None = None
+) -> PackingCollator:
+    """The collator whose labels the heads of a task understand; the rest as in `PackingCollator`."""
     floats = task.labels in ("float", "multi-hot")
-    return PackingCollator(label_dtype=torch.float32 if floats else None, token_labels=task.head == "token")
+    dtype = torch.float32 if floats else None
+    return PackingCollator(dtype, task.head == "token", inputs, limits or {})
 
 
-def collate_inputs(features: Features) -> dict[str, Any]:
-    """A packed batch of what an encoder reads; labels stay behind."""
-    return PackingCollator()([{name: row[name] for name in INPUTS if name in row} for row in features])
+def collate_inputs(
+    features: Features, *, inputs: Collection[str] = (), limits: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """A packed batch of what an encoder reads; labels stay behind. The rest as in `PackingCollator`."""
+    kept = {*INPUTS, *_CHECKED, *inputs}
+    rows = [{name: value for name, value in row.items() if name in kept} for row in features]
+    return PackingCollator(inputs=inputs, limits=limits or {})(rows)
+
+
+def _check_ids(name: str, ids: Tensor, cu_seqlens: Tensor, count: int) -> None:
+    bad = ((ids < 0) | (ids >= count)).nonzero().flatten()
+    if len(bad):
+        row = int(torch.searchsorted(cu_seqlens, bad[0].int(), right=True)) - 1
+        raise ValueError(
+            f"features[{row}]: got {int(ids[bad[0]])} in {name}, want ids 0..{count - 1}, the model's table"
+        )
 
 
 def _present(features: Features, key: str) -> bool:
@@ -117,11 +154,13 @@ def _column(features: Features, key: str, dtype: torch.dtype | None = None) -> l
     return [torch.as_tensor(feature[key], dtype=dtype) for feature in features]
 
 
-def _per_token(features: Features, key: str, lengths: Tensor, dtype: torch.dtype) -> Tensor:
-    """`key` of all features as ``[1, T]``, after checking that it has one value a token."""
+def _per_token(
+    features: Features, key: str, lengths: Tensor, dtype: torch.dtype | None = None, *, rows: bool = False
+) -> Tensor:
+    """`key` of all features as ``[1, T, ...]``, after checking that each has one value (or row) a token."""
     values = _column(features, key, dtype)
     for i, (value, length) in enumerate(zip(values, lengths.tolist(), strict=True)):
-        if value.shape != (length,):
+        if value.shape[:1] != (length,) or (value.ndim > 1 and not rows):
             raise ValueError(
                 f"features[{i}]: got {key} of shape {list(value.shape)}, want one for each of {length} input_ids"
             )

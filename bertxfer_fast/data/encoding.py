@@ -17,14 +17,16 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from datasets import Dataset, List
+from datasets import Dataset, LargeList, List
 from transformers import PreTrainedTokenizerBase
 
 from .. import tasks
+from .empty_rows import check_choice, describe, refusal, row_numbers
+from .files import scratch
 from .labels import at_first_tokens, label_encoder
-from .tables import Source, check_columns, column_values, element_feature, is_empty, load, scratch
+from .tables import Source, check_columns, column_values, element_feature, is_empty, load
 
-__all__ = ["NO_LIMIT", "encode"]
+__all__ = ["NO_LIMIT", "checked_max_length", "encode"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ def encode(
     task: str | tasks.Task = "sequence-classification",
     label2id: Mapping[str, int] | None = None,
     max_length: int | None = None,
-    skip_missing: bool = False,
+    empty_rows: str = "error",
 ) -> Dataset:
     """Token features of every row, unpadded, ready for `packing.PackingCollator`.
 
@@ -58,7 +60,9 @@ def encode(
             data are taken for ids.
         max_length: longest sequence in tokens, specials included; longer ones are truncated. Default: the tokenizer's
             model_max_length.
-        skip_missing: leave out rows with missing text or label, with a warning; False makes them an error.
+        empty_rows: what becomes of a row without text: ``"error"``; ``"skip"`` leaves it out; ``"zeros"`` makes it a
+            sequence of no tokens, for which `FeatureExtractor` gives zeros; ``"keep"`` encodes the empty text. A
+            warning says which rows. A row without a label is left out by ``"skip"``, and an error otherwise.
 
     Returns:
         A Dataset with ``input_ids``, ``token_type_ids`` if the tokenizer gives them, and ``labels`` if asked for.
@@ -71,11 +75,20 @@ def encode(
     rows, task = load(source), tasks.get(task)
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise TypeError(f"tokenizer: got {type(tokenizer).__name__}, want a transformers tokenizer")
-    longest = _checked_max_length(tokenizer, max_length, pair=text_pair is not None)
+    check_choice(empty_rows)
+    if empty_rows == "zeros" and label is not None:
+        raise ValueError(
+            "empty_rows: got 'zeros' beside a label, want error, skip or keep: nothing learns from zeros"
+        )
+    longest = checked_max_length(tokenizer, max_length, pair=text_pair is not None)
+    if longest is None:
+        raise ValueError("max_length: got None, want a number: the tokenizer states no model_max_length")
     texts = [text] if text_pair is None else [text, text_pair]
     columns = texts if label is None else [*texts, label]
     check_columns(rows, columns)
     words = _are_words(rows, texts)
+    if words:
+        _check_words(tokenizer)
     per_token = label is not None and task.head == "token"
     if per_token and (not words or text_pair is not None or not tokenizer.is_fast):
         raise ValueError(
@@ -83,13 +96,17 @@ def encode(
             "labels for every token want a column of lists of words, no text_pair and a fast tokenizer"
         )
     to_label = None if label is None else label_encoder(task, label2id, rows.features[label])
-    rows = _complete_rows(rows.select_columns(columns), skip_missing)
+    rows = _complete_rows(rows.select_columns(columns), texts, label, empty_rows)
     if label is not None and to_label is not None:
         _check_labels(rows, label, to_label, text if per_token else None)
 
     def features_of(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        empty = [
+            any(map(_is_empty_text, row)) for row in zip(*(batch[column] for column in texts), strict=True)
+        ]
+        nothing: Any = [] if words else ""
         tokens = tokenizer(
-            *(batch[column] for column in texts),
+            *([nothing if value is None else value for value in batch[column]] for column in texts),
             is_split_into_words=words,
             truncation=True,
             max_length=longest,
@@ -97,6 +114,11 @@ def encode(
             return_attention_mask=False,
         )
         features = {key: tokens[key] for key in ("input_ids", "token_type_ids") if key in tokens}
+        if empty_rows == "zeros":
+            features = {
+                key: [[] if gone else ids for ids, gone in zip(column, empty, strict=True)]
+                for key, column in features.items()
+            }
         if label is not None and to_label is not None:
             labels = [to_label(value) for value in batch[label]]
             if per_token:
@@ -115,22 +137,57 @@ def encode(
     )
 
 
-def _checked_max_length(tokenizer: PreTrainedTokenizerBase, max_length: int | None, pair: bool) -> int:
-    limit = tokenizer.model_max_length
-    if max_length is None:
-        if limit > NO_LIMIT:
-            raise ValueError("max_length: got None, want a number: the tokenizer states no model_max_length")
-        return int(limit)
-    if max_length > limit:
+def checked_max_length(
+    tokenizer: PreTrainedTokenizerBase | None,
+    max_length: int | None,
+    *,
+    pair: bool = False,
+    positions: int | None = None,
+) -> int | None:
+    """The longest sequence: `max_length`, or else what the tokenizer and a model of so many positions take.
+
+    Returns:
+        None where neither they nor `max_length` state a limit.
+
+    Raises:
+        TypeError: no whole number.
+        ValueError: more than they take, or so little that special tokens leave no room for text.
+    """
+    limits = [] if positions is None else [(positions, f"the {positions} positions of the model")]
+    if tokenizer is not None and tokenizer.model_max_length <= NO_LIMIT:
+        stated = int(tokenizer.model_max_length)
+        limits.append((stated, f"the tokenizer's model_max_length, {stated}"))
+    if max_length is None and not limits:
+        return None
+    longest = min(limit for limit, _ in limits) if max_length is None else max_length
+    if isinstance(longest, bool) or not isinstance(longest, int):
+        raise TypeError(f"max_length: got {type(longest).__name__}, want a whole number")
+    for limit, name in limits:
+        if longest > limit:
+            raise ValueError(f"max_length: got {longest}, want at most {name}")
+    special = 0 if tokenizer is None else tokenizer.num_special_tokens_to_add(pair=pair)
+    if longest <= special:
         raise ValueError(
-            f"max_length: got {max_length}, want at most the tokenizer's model_max_length, {limit}"
+            f"max_length: got {longest}, want more than the {special} special tokens: no room is left for text"
         )
-    special = tokenizer.num_special_tokens_to_add(pair=pair)
-    if max_length <= special:
+    return longest
+
+
+def _check_words(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError for a tokenizer that reads a word of a list otherwise than inside a sentence.
+
+    Byte-level tokenizers (RoBERTa's) hold the space before a word to be part of it, and have to be told to add it.
+    """
+    sentences = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a a", " a a")]
+    try:
+        words = tokenizer(["a", "a"], is_split_into_words=True, add_special_tokens=False)["input_ids"]
+    except AssertionError:  # how RobertaTokenizerFast and its kin refuse
+        words = None
+    if words not in sentences:
         raise ValueError(
-            f"max_length: got {max_length}, want more than the {special} special tokens: no room is left for text"
+            f"tokenizer: got a {type(tokenizer).__name__} that adds no space before a word, want one made with "
+            "add_prefix_space=True (also in tokenizer_config.json): the column holds lists of words"
         )
-    return max_length
 
 
 def _are_words(rows: Dataset, columns: Sequence[str]) -> bool:
@@ -138,9 +195,9 @@ def _are_words(rows: Dataset, columns: Sequence[str]) -> bool:
     kinds = set()
     for column in columns:
         feature = rows.features[column]
-        if getattr(element_feature(feature), "dtype", None) not in ("string", "large_string"):
+        if getattr(element_feature(feature), "dtype", None) not in ("string", "large_string", "string_view"):
             raise TypeError(f"column {column!r}: got {feature}, want text or lists of words")
-        kinds.add(isinstance(feature, List))
+        kinds.add(isinstance(feature, (List, LargeList)))
     if len(kinds) > 1:
         raise TypeError(
             f"columns {' and '.join(map(repr, columns))}: got text in one, lists of words in the other, want the same "
@@ -149,22 +206,32 @@ def _are_words(rows: Dataset, columns: Sequence[str]) -> bool:
     return kinds.pop()
 
 
-def _complete_rows(rows: Dataset, skip: bool) -> Dataset:
-    """`rows` if they are complete; else without the incomplete ones, or an error."""
+def _complete_rows(rows: Dataset, texts: Sequence[str], label: str | None, choice: str) -> Dataset:
+    """`rows`, less those that `choice` leaves out; an error where it refuses one."""
     empty = {
-        column: [i for i, value in enumerate(column_values(rows, column)) if is_empty(value)]
-        for column in rows.column_names
+        column: [i for i, value in enumerate(column_values(rows, column)) if _is_empty_text(value)]
+        for column in texts
     }
-    found = "; ".join(f"no {column!r} in {_row_numbers(bad)}" for column, bad in empty.items() if bad)
+    unlabelled = {}
+    if label is not None:
+        unlabelled = {label: [i for i, value in enumerate(column_values(rows, label)) if is_empty(value)]}
+    found = describe({**empty, **unlabelled})
     if not found:
         return rows
-    if not skip:
-        raise ValueError(f"{found}: complete them, or pass skip_missing=True")
-    drop = set().union(*empty.values())
-    if len(drop) == len(rows):
+    if choice == "error" or (choice != "skip" and any(unlabelled.values())):
+        raise refusal(found)
+    gone = set().union(*empty.values(), *unlabelled.values())
+    if len(gone) == len(rows) and choice != "keep":
         raise ValueError(f"{found}: no row is left")
-    logger.warning("%s: left out", found)
-    return rows.select([i for i in range(len(rows)) if i not in drop])
+    logger.warning(
+        "%s: %s", found, {"skip": "left out", "zeros": "zeros", "keep": "encoded as empty text"}[choice]
+    )
+    return rows.select([i for i in range(len(rows)) if i not in gone]) if choice == "skip" else rows
+
+
+def _is_empty_text(value: Any) -> bool:
+    """Whether there is no text: none at all, blank text, or a list of words that has a gap or holds only blank ones."""
+    return is_empty(value) or (isinstance(value, list) and all(map(is_empty, value)))
 
 
 def _check_labels(rows: Dataset, label: str, to_label: Callable[[Any], Any], words: str | None) -> None:
@@ -180,11 +247,4 @@ def _check_labels(rows: Dataset, label: str, to_label: Callable[[Any], Any], wor
             why = why or str(error)
             bad.append(i)
     if bad:
-        raise ValueError(f"column {label!r}, {_row_numbers(bad)}: {why}")
-
-
-def _row_numbers(indices: Sequence[int], most: int = 5) -> str:
-    """Row numbers as a reader counts them, from 1 after any header."""
-    shown = ", ".join(str(i + 1) for i in indices[:most])
-    more = f" and {len(indices) - most} more" if len(indices) > most else ""
-    return f"row{'s' if len(indices) > 1 else ''} {shown}{more}"
+        raise ValueError(f"column {label!r}, {row_numbers(bad)}: {why}")

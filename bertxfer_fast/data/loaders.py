@@ -15,7 +15,7 @@ from torch import Tensor
 from .collators import Features
 from .samplers import TokenBudgetBatchSampler
 
-__all__ = ["packed_batches", "sequence_lengths"]
+__all__ = ["end_to_end", "packed_batches", "sequence_lengths"]
 
 
 def sequence_lengths(features: Dataset | Sequence[Mapping[str, Any]]) -> NDArray[np.int64]:
@@ -24,6 +24,26 @@ def sequence_lengths(features: Dataset | Sequence[Mapping[str, Any]]) -> NDArray
         table = features.select_columns("input_ids").with_format("arrow")[:]
         return pc.list_value_length(table["input_ids"]).to_numpy().astype(np.int64)
     return np.array([len(feature["input_ids"]) for feature in features], dtype=np.int64)
+
+
+def end_to_end(
+    features: Dataset | Sequence[Mapping[str, Any]], key: str, start: int, stop: int
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """`key` of the rows from `start` to `stop`, ``[T]``, and how much of it is each row's, int64 ``[N]``.
+
+    A row without `key` has nothing of it.
+    """
+    stop = min(stop, len(features))
+    if isinstance(features, Dataset):
+        if key not in features.column_names:
+            return np.zeros(0, np.int64), np.zeros(stop - start, np.int64)
+        column = features.select_columns([key]).with_format("arrow")[start:stop][key].combine_chunks()
+        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+        return column.flatten().to_numpy(zero_copy_only=False), lengths.astype(np.int64)
+    rows = [np.asarray(features[i].get(key, ())) for i in range(start, stop)]
+    values = [row for row in rows if row.size]
+    lengths = np.array([len(row) for row in rows], np.int64)
+    return np.concatenate(values) if values else np.zeros(0, np.int64), lengths
 
 
 def packed_batches(

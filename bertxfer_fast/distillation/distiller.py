@@ -16,7 +16,9 @@ from transformers.utils import ModelOutput
 from ..models.activations import LayerActivations, Spot
 from ..models.encoder import ActivationSource, Encoder, module_of
 from ..models.stream import TeacherStream, as_encoder
+from ..students.heads import follow_labels
 from .batches import packed_batch
+from .fit import check_models
 from .objectives import Match, Objective
 from .reach import Hold, release_held, tap_of, unreached
 from .tokenizers import check_tokenizers
@@ -30,7 +32,8 @@ class DistillerOutput(ModelOutput):
 
     Attributes:
         loss: float32 scalar, the sum of ``weight * value`` over the objectives; it carries the gradient.
-        logits: the student's, detached: ``[N, C]`` or ``[T, C]``; None where they were not needed.
+        logits: the student's, detached: ``[N, C]``, or for every token ``[B, L, C]`` as ``input_ids [B, L]`` has them
+            (0 at padding), while training packed, ``[T, C]``; None where they were not needed.
         parts: value of each objective before its weight, by name: detached float32 scalars.
     """
 
@@ -58,7 +61,8 @@ class Distiller(nn.Module):
     Args:
         teacher: a transformers encoder, an `Encoder`, or an `ActivationSource`; None if no objective needs one.
         student: a transformers encoder, or an `Encoder` that is an ``nn.Module``. Its own forward is unchanged, it
-            saves as it was.
+            saves as it was; but where it learns the teacher's logits, its classes get the teacher's names and order,
+            see `follow_labels`.
         objectives: at least one with a weight above 0, with names of their own.
         teacher_tokenizer: the tokenizer of the teacher's text; if both are given they are compared, see
             `check_tokenizers`.
@@ -71,8 +75,8 @@ class Distiller(nn.Module):
         progress: training progress 0..1, read by weight schedules; whoever trains sets it.
 
     Raises:
-        ValueError: vocabularies, tokenizers, head counts, widths, heads or layer maps that do not fit, a missing
-            teacher, objectives with the same name.
+        ValueError: vocabularies, tokenizers, head counts, widths, heads, labels or layer maps that do not fit, a
+            missing teacher or one that shares trained parameters with the student, objectives with the same name.
         TypeError: something that is not a model or an objective.
     """
 
@@ -102,11 +106,16 @@ class Distiller(nn.Module):
         if teacher_tokenizer is not None and student_tokenizer is not None:
             check_tokenizers(teacher_tokenizer, student_tokenizer)
         active = [objective for objective in objectives if objective.weight > 0]
+        release_held(module)
         if any(objective.needs_teacher for objective in active):
-            _check_models(teacher, encoder)
+            compared = teacher_tokenizer is not None and student_tokenizer is not None
+            check_models(teacher, encoder, tokenizers_compared=compared)
         for objective in active:
             objective.bind(encoder.spec, None if teacher is None else teacher.spec)
-        release_held(module)
+        if teacher is not None and any(
+            m.student == m.teacher == ("logits", 0) for o in active for m in o.matches
+        ):
+            follow_labels(module, encoder.spec, teacher.spec)
         self._roles = _Roles(encoder, _source(teacher, active))
         self.student: Any = module
         self.objectives = nn.ModuleList(objectives)
@@ -168,10 +177,11 @@ class Distiller(nn.Module):
             ValueError: a bad batch, an input that no model takes, or labels missing where they are wanted.
         """
         named = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        packed = self._pack({**named, "labels": labels, **batch})
+        packed = self.pack({**named, "labels": labels, **batch})
         self._hold.take(self.student, self)
         if return_loss is False:
-            return DistillerOutput(logits=self._run_student(packed, (), {}, logits=True))
+            logits = self._run_student(packed, (), {}, logits=True)
+            return DistillerOutput(logits=self._as_inputs(logits, input_ids, attention_mask))
         matches = [(objective, match) for objective in self._active() for match in objective.matches]
         student: dict[Spot, LayerActivations] = {}
         # While evaluating, the logits are wanted for the metrics too.
@@ -191,7 +201,19 @@ class Distiller(nn.Module):
         active = self._active()
         loss = torch.stack([o.weight_at(self.progress) * values[o.name] for o in active]).sum()
         parts = {o.name: values[o.name].detach() for o in active}
+        if not self.training:
+            logits = self._as_inputs(logits, input_ids, attention_mask)
         return DistillerOutput(loss=loss, logits=logits, parts=parts)
+
+    def _as_inputs(self, logits: Tensor | None, ids: Tensor | None, mask: Tensor | None) -> Tensor | None:
+        """Logits of tokens in the shape of ``ids``, as labels of an evaluation have it."""
+        if logits is None or ids is None or self._roles.student.spec.head != "token":
+            return logits
+        if mask is None:
+            return logits.view(*ids.shape, -1)
+        padded = logits.new_zeros(*ids.shape, logits.shape[-1])
+        padded[mask != 0] = logits
+        return padded
 
     def _run_student(
         self,
@@ -235,18 +257,38 @@ class Distiller(nn.Module):
         for place, index in waiting:
             raise ValueError(f"teacher: got no {place} {index} from {self._roles.teacher.spec.name}, want it")
 
-    def _pack(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    def pack(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The packed batch that `forward` makes of ``batch``; see there for what it takes and raises."""
+        open_ended = any(getattr(model, "inputs", None) is None for model in self._models())
+        token_labels = self._roles.student.spec.head == "token"
+        return packed_batch(batch, inputs=self.inputs, open_ended=open_ended, token_labels=token_labels)
+
+    def _models(self) -> list[Any]:
+        """Student and teacher: those that say what they read."""
         teacher = self._roles.teacher
-        models: list[Any] = [self._roles.student]
-        if teacher is not None:
-            models.append(getattr(teacher, "encoder", teacher))
-        inputs = [getattr(model, "inputs", None) for model in models]
-        return packed_batch(
-            batch,
-            inputs=frozenset().union(*(names for names in inputs if names is not None)),
-            open_ended=None in inputs,
-            token_labels=self._roles.student.spec.head == "token",
-        )
+        return [self._roles.student, *([] if teacher is None else [getattr(teacher, "encoder", teacher)])]
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        """Names of what the models read beside text, for `PackingCollator`."""
+        return frozenset().union(*(getattr(model, "inputs", None) or () for model in self._models()))
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """By input, the rows of the smallest table that a model looks it up in, for `PackingCollator`."""
+        found: dict[str, int] = {}
+        for name, fact in (("input_ids", "vocab_size"), ("token_type_ids", "type_vocab_size")):
+            sizes = [getattr(model.spec, fact) for model in self._models()]
+            known = [size for size in sizes if size is not None]
+            if known:
+                found[name] = min(known)
+        return found
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy, also in another process, can give its student back as the original can."""
+        super().__setstate__(state)
+        if not all(parameter.requires_grad for parameter in self._hold.parameters):
+            self._hold.take(self.student, self)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As of any module, but a parameter with several names (tied weights) is there once, under its first."""
@@ -288,19 +330,6 @@ def _source(
     spots = {match.teacher for objective in objectives for match in objective.matches} - {None}
     attention, hidden = ([i for place, i in spots if place == kind] for kind in ("attention", "hidden"))  # type: ignore[misc]
     return TeacherStream(teacher, attention=attention, hidden=hidden, logits=("logits", 0) in spots)
-
-
-def _check_models(teacher: Encoder | ActivationSource | None, student: Encoder) -> None:
-    if teacher is None:
-        raise ValueError("teacher: got None, want a model: an objective needs it")
-    if module_of(teacher) is module_of(student):
-        raise ValueError("teacher: got the student itself, want another model (copy.deepcopy gives one)")
-    sizes = teacher.spec.vocab_size, student.spec.vocab_size
-    if None not in sizes and sizes[0] != sizes[1]:
-        raise ValueError(
-            f"student: got vocab_size {sizes[1]} and {sizes[0]} of the teacher, want the teacher's vocabulary: both "
-            "read the same tokens"
-        )
 
 
 def _check_objectives(objectives: list[Objective]) -> None:

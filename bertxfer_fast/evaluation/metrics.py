@@ -6,16 +6,52 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from .. import tasks
 from ..models.spec import EncoderSpec
 
-__all__ = ["metrics_of", "task_of_model"]
+__all__ = ["TaskMetrics", "metrics_of", "task_of_model"]
 
 
 def task_of_model(spec: EncoderSpec) -> tasks.Task:
     """The task that a model's head is for, see `tasks.task_of`."""
     return tasks.task_of(spec.name, spec.num_labels, spec.problem_type, spec.head)
+
+
+class TaskMetrics:
+    """The metrics of a task as ``compute_metrics`` of transformers' Trainer, however it hands predictions over.
+
+    In one array, in a list with an array for every batch (``eval_do_concat_batches=False``), or batch by batch
+    (``batch_eval_metrics=True``).
+
+    Args:
+        task: what is measured.
+    """
+
+    def __init__(self, task: tasks.Task) -> None:
+        self.task = task
+        self._seen: list[tuple[NDArray[Any], NDArray[Any]]] = []
+
+    def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
+        """The metrics of all that was handed over since the last result.
+
+        Args:
+            prediction: an ``EvalPrediction``.
+            compute_result: False: keep this batch, more will come; nothing is measured yet.
+        """
+        self._seen.append((_joined(prediction.predictions), _joined(prediction.label_ids)))
+        if not compute_result:
+            return {}
+        logits, labels = (np.concatenate(parts) for parts in zip(*self._seen, strict=True))
+        self._seen = []
+        return metrics_of(logits, labels, self.task)
+
+
+def _joined(values: Any) -> NDArray[Any]:
+    """One array of an array or tensor, or of a list with one for every batch."""
+    parts = values if isinstance(values, list) else [values]
+    return np.concatenate([p.numpy(force=True) if isinstance(p, Tensor) else np.asarray(p) for p in parts])
 
 
 def metrics_of(logits: NDArray[Any], labels: NDArray[Any], task: str | tasks.Task) -> dict[str, float]:

@@ -7,7 +7,7 @@ pooled in one pass and dropped; nothing is kept but the pooled rows.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +18,8 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
 from ..data.collators import INPUTS, collate_inputs
+from ..data.empty_rows import check_choice
+from ..data.encoding import checked_max_length
 from ..data.loaders import packed_batches, sequence_lengths
 from ..models.activations import LayerActivations
 from ..models.hf.loading import load_tokenizer, model_folder
@@ -26,6 +28,7 @@ from ..models.spec import EncoderSpec
 from ..models.stream import TeacherStream
 from ..ops import pool_features
 from ..ops.pool_features import MODES
+from .inputs import Features, check_features, check_ids, check_lengths, check_unpadded, text_windows
 
 OUTPUT_SUFFIXES = (".npy", ".safetensors", ".csv")
 
@@ -45,7 +48,8 @@ class FeatureExtractor:
         mode: `"mean"`, `"cls"`, `"max"` or `"mean_sqrt"`, as `ops.pool_features`.
         normalize: divide each vector by its L2 norm.
         layer_weights: one number per layer; by default the layers are averaged.
-        max_length: longer texts are cut to this many tokens; by default as long as the model has positions.
+        max_length: longer texts are cut to this many tokens; by default to the smaller of the model's positions and
+            the tokenizer's model_max_length, which it may not exceed.
         tokens_per_batch: tokens in a packed batch; memory grows with it, results do not depend on it beyond
             rounding.
         device: where to run; by default where the model is (a loaded one: CUDA if there is one).
@@ -87,55 +91,88 @@ class FeatureExtractor:
             raise ValueError(f"layer_weights: got {len(layer_weights)}, want {len(self.layers)} numbers")
         if tokens_per_batch < 1:
             raise ValueError(f"tokens_per_batch: got {tokens_per_batch}, want 1 or more")
-        limit = spec.max_positions
-        if max_length is not None and limit is not None and max_length > limit:
-            raise ValueError(
-                f"max_length: got {max_length}, want at most the {limit} positions of {spec.name}"
-            )
-        self.max_length = max_length if max_length is not None else limit
+        self.max_length = checked_max_length(tokenizer, max_length, positions=spec.max_positions)
         self.mode, self.normalize, self.layer_weights = mode, normalize, layer_weights
         self.tokens_per_batch = tokens_per_batch
         self.dim = spec.hidden_size
         self._stream = TeacherStream(self.model, hidden=self.layers)
 
-    def extract(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tensor:
+    def extract(
+        self, texts: Iterable[str], pairs: Sequence[str] | None = None, *, empty_rows: str = "keep"
+    ) -> Tensor:
         """Features of `texts` (with `pairs`, of each text and its second text).
+
+        Args:
+            texts: a list, tuple, array, Series, generator... of strings. They are tokenised and encoded a window at
+                a time, so that of a text nothing but its features is kept.
+            pairs: as many, of known length.
+            empty_rows: what becomes of a blank text: ``"keep"`` encodes it as it is, special tokens alone;
+                ``"zeros"`` gives zeros and ``"skip"`` leaves the row out, both also for None and NaN; ``"error"``
+                refuses it. As in `data.encode` and on the command line, where ``"error"`` is the default.
 
         Returns:
             float32 `[N, D]` on the CPU, rows in input order.
 
         Raises:
             TypeError: `texts` is a single string or holds something that is not text.
-            ValueError: no tokenizer, or `pairs` of another length.
+            ValueError: no tokenizer, `pairs` of another length, text that UTF-8 cannot hold, a token that the
+                model has no embedding for.
         """
         if self.tokenizer is None:
             raise ValueError("tokenizer: got None, want one to read text (or use extract_ids)")
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise TypeError(f"texts: got {type(texts).__name__}, want a sequence of strings")
-        if pairs is not None and len(pairs) != len(texts):
-            raise ValueError(f"pairs: got {len(pairs)}, want {len(texts)} texts")
-        if not len(texts):
-            return torch.zeros(0, self.dim)
+        check_choice(empty_rows)
+        if pairs is not None:
+            checked_max_length(self.tokenizer, self.max_length, pair=True)
+        # Short texts fill several batches of a window.
+        size = max(1024, self.tokens_per_batch // 8)
+        blocks, first = [torch.zeros(0, self.dim, dtype=torch.float32)], 0
+        for rows, empty in text_windows(texts, pairs, size, empty_rows):
+            block = self._extract_window(rows, first)
+            if empty_rows == "skip":
+                block = block[~torch.tensor(empty)]
+            elif empty_rows == "zeros":
+                block[torch.tensor(empty)] = 0
+            blocks.append(block)
+            first += len(rows)
+        return torch.cat(blocks)
+
+    def _extract_window(self, rows: Sequence[tuple[str, ...]], first: int) -> Tensor:
         with _tokenizing:
             encoded = self.tokenizer(
-                list(texts),
-                None if pairs is None else list(pairs),
+                *(list(column) for column in zip(*rows, strict=True)),
                 truncation=self.max_length is not None,
                 max_length=self.max_length,
                 padding=False,
                 return_attention_mask=False,
             )
         names = [name for name in INPUTS if name in encoded]
-        return self.extract_ids([{name: encoded[name][i] for name in names} for i in range(len(texts))])
+        features = [{name: encoded[name][i] for name in names} for i in range(len(rows))]
+        check_ids(features, self._stream.spec, self.tokenizer, "texts", first)
+        return self._extract_checked(features)
 
-    def extract_ids(self, features: Sequence[Mapping[str, Any]]) -> Tensor:
+    def extract_ids(self, features: Features) -> Tensor:
         """Features of texts that are token ids already (`input_ids`, optional `token_type_ids`).
+
+        Args:
+            features: a Dataset, or a dict a text; without padding.
 
         Returns:
             float32 `[N, D]` on the CPU, rows in input order; a text without any token becomes zeros.
+
+        Raises:
+            TypeError: something else than token features.
+            ValueError: padding, more tokens than positions, ids that the model has no embedding for.
         """
+        spec = self._stream.spec
+        check_features(features)
+        check_unpadded(features, self.tokenizer)
+        check_lengths(sequence_lengths(features), spec)
+        check_ids(features, spec, self.tokenizer)
+        return self._extract_checked(features)
+
+    def _extract_checked(self, features: Features) -> Tensor:
         lengths = sequence_lengths(features)
-        rows = torch.zeros(len(lengths), self.dim)
+        rows = torch.zeros(len(lengths), self.dim, dtype=torch.float32)
         # Longest first: not for padding (there is none) but so that batches cost alike.
         order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
         budget, device = self.tokens_per_batch, device_of(self.model)

@@ -75,7 +75,13 @@ def smaller(
     chosen = _chosen_layers(teacher.config.num_hidden_layers, num_hidden_layers, layers, init)
     config = _student_config(teacher.config, chosen, widths, init)
     build: Any = type(teacher)
-    student = build(config).to(device=teacher.device, dtype=torch.float32)
+    try:
+        student = build(config).to(device=teacher.device, dtype=torch.float32)
+    except (RuntimeError, ValueError) as error:
+        got = ", ".join(f"{name}={size}" for name, size in widths.items() if size is not None)
+        raise ValueError(
+            f"widths: got {got or 'none'}, want sizes that {build.__name__} can be built of: {error}"
+        ) from error
     if init == "teacher":
         student.load_state_dict(_copied_weights(teacher, student, chosen))
     return student

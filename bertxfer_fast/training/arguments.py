@@ -15,6 +15,10 @@ _UNSUPPORTED = {
     "neftune_noise_alpha": "it needs a model with one input embedding",
     "use_liger_kernel": "its kernels replace a model's own loss",
 }
+_UNSUPPORTED_BY_PACKS = {
+    "split_batches": "a pack is one row that cannot be cut, every process gets packs of its own",
+    "dispatch_batches": "a pack is one row that cannot be cut, every process reads packs of its own",
+}
 _SAMPLING = ("random", "group_by_length", "sequential")
 
 
@@ -66,10 +70,12 @@ class DistillationArguments(TrainingArguments):
             )
         if not torch.accelerator.is_available():
             self.use_cpu = True  # which bf16 and unpinned memory depend on
-        if self.accelerator_config is None:
-            # Batches of a token budget differ in size; accelerate must not even them out by a batch size.
-            self.accelerator_config = {"even_batches": False}
         super().__post_init__()
+        for name, why in _UNSUPPORTED_BY_PACKS.items():
+            if getattr(self.accelerator_config, name, None):
+                raise ValueError(f"accelerator_config: got {name}=True, want it left out: {why}")
+        # Batches of a token budget differ in size; accelerate must not even them out by a batch size.
+        self.accelerator_config.even_batches = False
 
 
 def training_field_types() -> dict[str, Any]:

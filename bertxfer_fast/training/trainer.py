@@ -28,7 +28,7 @@ from ..data.samplers import EvenBatchSampler, TokenBudgetBatchSampler
 from ..distillation.distiller import Distiller, DistillerOutput
 from ..errors import NonFiniteLossError
 from ..evaluation.card import ModelCard
-from ..evaluation.metrics import metrics_of, task_of_model
+from ..evaluation.metrics import TaskMetrics, task_of_model
 from ..evaluation.speed import student_facts
 from ..models.spec import EncoderSpec
 from .arguments import DistillationArguments
@@ -97,13 +97,13 @@ class DistillationTrainer(Trainer):
         self.task = task_of_model(EncoderSpec.of(model.student)) if task is None else tasks.get(task)
         _offer_checkpointing(model)
         if compute_metrics is None and self.task.labels is not None:
-            compute_metrics = _default_metrics(self.task)
+            compute_metrics = TaskMetrics(self.task)
             if self.task.predicts_ids:
                 kwargs.setdefault("preprocess_logits_for_metrics", _predicted_ids)
         super().__init__(
             model,
             args,
-            data_collator or collator_for(self.task),
+            data_collator or collator_for(self.task, inputs=model.inputs, limits=model.limits),
             train_dataset,
             eval_dataset,
             processing_class,
@@ -254,7 +254,9 @@ class DistillationTrainer(Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """One pack: (loss, logits `[N, C]` or `[T, C]`, labels `[N]`, `[N, C]` or `[T]`)."""
-        inputs = self._prepare_inputs(inputs)
+        inputs = self.distiller.pack(
+            self._prepare_inputs(inputs)
+        )  # any collator's batch, without its padding
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs)
         count = inputs["cu_seq_lens_q"].shape[0] - 1
@@ -263,8 +265,9 @@ class DistillationTrainer(Trainer):
         if prediction_loss_only:
             return loss, None, None
         logits, labels = outputs.logits, inputs.get("labels")
-        if labels is not None and self.task.head == "token":
-            labels = labels.reshape(-1)
+        if self.task.head == "token":
+            logits = None if logits is None else logits.flatten(0, -2)
+            labels = None if labels is None else labels.reshape(-1)
         return loss, self._gatherable(logits), self._gatherable(labels)
 
     def _gatherable(self, rows: Tensor | None) -> Tensor | None:
@@ -352,7 +355,7 @@ class DistillationTrainer(Trainer):
         """The model card, with the facts that are known here where it leaves them open."""
         card = self.model_card
         datasets = [("train_dataset", self.train_dataset), *named_datasets(self.eval_dataset)]
-        sizes = {name.removesuffix("_dataset"): len(rows) for name, rows in datasets if rows is not None}
+        sizes = {name.replace("_dataset", ""): len(rows) for name, rows in datasets if rows is not None}
         teacher = self.distiller.teacher
         return replace(
             card,
@@ -361,13 +364,6 @@ class DistillationTrainer(Trainer):
             data=card.data or sizes,
             auto_class=tasks.auto_class(type(self.student).__name__),
         )
-
-
-def _default_metrics(task: tasks.Task) -> Callable[[EvalPrediction], dict[str, float]]:
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        return metrics_of(np.asarray(prediction.predictions), np.asarray(prediction.label_ids), task)
-
-    return compute
 
 
 def _named_parts(outputs: DistillerOutput) -> dict[str, Tensor]:

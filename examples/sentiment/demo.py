@@ -67,20 +67,20 @@ class Size:
         name: the run's folders are called by it.
         rows: training snippets, None for all of them.
         teacher_epochs: passes over the text that fine-tune the teacher.
-        stage_epochs: by stage of the recipe.
+        stages: by stage of the recipe, its passes over the text and its learning rate.
         timed_passes: over the test split, for the speeds in the table.
     """
 
     name: str
     rows: int | None
     teacher_epochs: int
-    stage_epochs: dict[str, int]
+    stages: dict[str, dict[str, float]]
     timed_passes: int
 
     @property
     def alone_epochs(self) -> int:
         """The student without a teacher sees the text as often as the distilled one does in all stages together."""
-        return sum(self.stage_epochs.values())
+        return int(sum(stage["num_train_epochs"] for stage in self.stages.values()))
 
     def train_file(self, texts: Path) -> Path:
         """The training file; its first rows, in the shuffled order that it has, where not all are taken."""
@@ -93,13 +93,15 @@ class Size:
         return chosen
 
 
-STAGES = {name: stage["num_train_epochs"] for name, stage in SETTINGS["stages"].items()}
-SHORT = Size("seed", rows=4000, teacher_epochs=1, stage_epochs=STAGES, timed_passes=1)
+SHORT = Size("seed", rows=4000, teacher_epochs=1, stages=SETTINGS["stages"], timed_passes=1)
 FULL = Size(
     "full-seed",
     rows=None,
     teacher_epochs=2,
-    stage_epochs={"intermediate": 3, "prediction": 2},
+    stages={
+        "intermediate": {"num_train_epochs": 3, "learning_rate": 2e-4},
+        "prediction": {"num_train_epochs": 2, "learning_rate": 1e-4},
+    },
     timed_passes=5,
 )
 
@@ -171,8 +173,12 @@ def run(output: Path, size: Size, seed: int) -> dict[str, dict[str, Any]]:
     with step(f"seed {seed}: distil"):
         paths = {"teacher": folder / "teacher", "student": start, "output_dir": folder / "student"}
         paths |= {f"data.{name}": path for name, path in files.items()}
-        epochs = {f"stages.{name}.num_train_epochs": count for name, count in size.stage_epochs.items()}
-        chosen = {**paths, **epochs, "seed": seed, "training.bf16": training()["bf16"]}
+        stages = {
+            f"stages.{name}.{key}": value
+            for name, stage in size.stages.items()
+            for key, value in stage.items()
+        }
+        chosen = {**paths, **stages, "seed": seed, "training.bf16": training()["bf16"]}
         flags = [f"--{key}={value}" for key, value in chosen.items()]
         if code := cli.main(["distill", str(RECIPE), *flags]):
             raise SystemExit(code)

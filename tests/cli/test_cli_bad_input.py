@@ -13,7 +13,7 @@ import pytest
 
 from bertxfer_fast import cli
 
-from ..folders import WORDS, change, contents, distill, make_place, one_logit, tiny_tokenizer, write_tsv
+from ..folders import WORDS, change, contents, distill, make_place, tiny_tokenizer, write_tsv
 from ..tiny import tiny_bert
 
 
@@ -160,7 +160,6 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda p: change(p, student__init="teacher"),
         "got hidden_size=12, want the teacher's hidden_size=16",
     ),
-    "one logit": (one_logit, "stage prediction: logits: got kind 'soft_ce', want kind='mse'"),
     "torn weights": (torn_weights, "line 2: .*teacher: its weights cannot be read"),
     "not text": (binary_data, r"train\.tsv.*cannot be read"),
     "no head": (teacher_without_head, "no trained weights for task 'sequence-classification'"),

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
+from torch.utils.data import DataLoader
 
 from bertxfer_fast.data.loaders import packed_batches
 from bertxfer_fast.data.samplers import EvenBatchSampler
@@ -43,6 +45,26 @@ def test_inference_leaves_the_model_as_it_was() -> None:
     assert model.encoder.layer[1].training and not any(module.training for module in frozen.modules())
     with torch.autocast("cpu", torch.bfloat16), inference(model):
         assert torch.is_autocast_enabled("cpu")  # someone else's autocast is theirs
+
+
+def test_epochs_differ_and_every_process_turns_to_the_same_one() -> None:
+    """As accelerate drives them: it hands an epoch's number through its own wrappers."""
+    rows = [{"input_ids": [i] * (2 + i % 5), "labels": i} for i in range(5, 45)]
+
+    def epochs(index: int, first: int = 0) -> list[list[list[int]]]:
+        sampler = EvenBatchSampler(TokenBudgetBatchSampler([len(r["input_ids"]) for r in rows], 20), 2)
+        plain = DataLoader(rows, batch_sampler=sampler, collate_fn=PackingCollator())
+        shard = prepare_data_loader(plain, num_processes=2, process_index=index, put_on_device=False)
+        shard.set_epoch(first)
+        return [[batch["labels"].tolist() for batch in shard] for _ in range(2)]
+
+    mine, others = epochs(0), epochs(1)
+    for epoch in (0, 1):
+        assert len(mine[epoch]) == len(others[epoch])
+        dealt = [i for share in (mine, others) for pack in share[epoch] for i in pack]
+        assert sorted(dealt) == list(range(5, 45))
+    assert {frozenset(pack) for pack in mine[0]} != {frozenset(pack) for pack in mine[1]}
+    assert epochs(0, 1)[0] == mine[1]
 
 
 def test_every_process_gets_as_many_packs() -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithFlattening
 
+from bertxfer_fast.data.collators import collate_inputs
 from bertxfer_fast.packing import PackingCollator, TokenBudgetBatchSampler, cu_seqlens_of, pack, unpack
 
 quick = settings(deadline=None, max_examples=60)
@@ -355,8 +356,50 @@ def test_labels_of_every_kind(labels, options, dtype, expected, key):
             r"got labels of shape \[2\], want one for each of 1 input_ids",
         ),
         ([{"input_ids": [1], "labels": [1]}, {"input_ids": [1], "labels": [1, 0]}], {}, "token_labels=True"),
+        (
+            [{"input_ids": [1, 2]}, {"input_ids": [3, 50]}],
+            {"limits": {"input_ids": 50}},
+            r"features\[1\]: got 50 in input_ids, want ids 0..49",
+        ),
+        ([{"input_ids": [1, -3]}], {"limits": {"input_ids": 50}}, r"features\[0\]: got -3 in input_ids"),
+        (
+            [{"input_ids": [1], "token_type_ids": [0]}, {"input_ids": [1, 2], "token_type_ids": [1, 0]}],
+            {"limits": {"token_type_ids": 1}},
+            r"features\[1\]: got 1 in token_type_ids, want ids 0..0",
+        ),
+        ([{"input_ids": [1, 2], "position_ids": [2, 3]}], {}, "position_ids: got others than 0, 1, 2"),
+        (
+            [{"input_ids": [1, 2], "bbox": [[0, 0, 1, 1]]}],
+            {"inputs": ["bbox"]},
+            r"got bbox of shape \[1, 4\]",
+        ),
+        (
+            [{"input_ids": [1], "bbox": [[0]]}, {"input_ids": [1]}],
+            {"inputs": ["bbox"]},
+            r"features\[1\]: got no bbox",
+        ),
     ],
 )
 def test_collator_names_what_is_wrong(features, options, named):
     with pytest.raises(ValueError, match=named):
         PackingCollator(**options)(features)
+
+
+def test_further_inputs_are_packed_and_limits_let_pass_what_fits():
+    features = [
+        {"input_ids": [1, 49], "bbox": [[0, 1], [2, 3]], "position_ids": [0, 1], "word_ids": [7]},
+        {"input_ids": [3], "bbox": [[4, 5]], "position_ids": [0], "word_ids": [8]},
+    ]
+    batch = PackingCollator(inputs=("bbox", "langs"), limits={"input_ids": 50, "token_type_ids": 1})(features)
+    assert batch["bbox"].tolist() == [[[0, 1], [2, 3], [4, 5]]] and batch["bbox"].dtype == torch.int64
+    assert "word_ids" not in batch and "langs" not in batch
+    assert "bbox" in collate_inputs(features, inputs=["bbox"]) and "bbox" not in collate_inputs(features)
+
+
+def test_inputs_alone_are_checked_before_other_keys_are_left_behind():
+    padded = {"input_ids": [1, 0], "attention_mask": [1, 0], "labels": 1}
+    with pytest.raises(ValueError, match=r"features\[0\]: got padding"):
+        collate_inputs([padded])
+    with pytest.raises(ValueError, match="position_ids: got others"):
+        collate_inputs([{"input_ids": [1, 0], "position_ids": [2, 3]}])
+    assert "labels" not in collate_inputs([{"input_ids": [1], "labels": 1}])

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from transformers import DataCollatorWithFlattening
 
-from bertxfer_fast.packing import PackingCollator
 from bertxfer_fast.distillation.distiller import Distiller
 from bertxfer_fast.distillation.objectives import AttentionScores, HiddenStates, Labels
+from bertxfer_fast.packing import PackingCollator
 from tests.tiny import packed_batch, padded_batch, tiny_bert, tiny_pair
 
 
@@ -55,6 +55,19 @@ def test_what_is_not_taken_is_refused_by_name(change, message):
     distiller = Distiller(*tiny_pair(), [AttentionScores()])
     with pytest.raises(ValueError, match=message):
         distiller(**{**padded_batch(), **change})
+
+
+@pytest.mark.parametrize("lengths", [(3, 3), (3, 2), (1, 3)])
+def test_a_row_of_labels_a_text_is_not_taken_for_one_a_token(lengths):
+    """Three labels a text, texts of three tokens: only the head tells what they belong to."""
+    settings = {"head": "ForSequenceClassification", "problem_type": "multi_label_classification"}
+    teacher, student = (tiny_bert(2, 16, 4, seed=seed, **settings) for seed in (1, 2))
+    batch = padded_batch(lengths)
+    labels = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+    assert labels.shape == batch["input_ids"].shape
+    loss = Distiller(teacher, student, [Labels()])(**batch, labels=labels).loss
+    expected = F.binary_cross_entropy_with_logits(student(**batch).logits, labels)
+    torch.testing.assert_close(loss, expected)
 
 
 def test_none_counts_as_left_out_and_padding_in_a_pack_is_refused():

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
+import tokenizers
 import torch
 import torch.nn.functional as F
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import BertTokenizerFast, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from bertxfer_fast import ops
 from bertxfer_fast.distillation import recipes
@@ -532,37 +533,111 @@ def test_labels_that_are_missing_are_named():
         distiller(labels=torch.zeros(3))
 
 
-class Tokenizer(SimpleNamespace):
-    """The two calls that are compared, on a vocabulary of whole words."""
-
-    def get_vocab(self):
-        return self.vocab
-
-    def __call__(self, text):
-        return {
-            "input_ids": [
-                len(w) for w in (text.lower() if self.lower else text).split(" ") if w or self.lower
-            ]
-        }
+# The same model twice
 
 
-def test_tokenizers_are_compared():
-    vocab = {"a": 0, "b": 1}
-    same = Tokenizer(vocab=vocab, lower=True)
-    check_tokenizers(same, Tokenizer(vocab=dict(vocab), lower=True))
-    with pytest.raises(ValueError, match="'b' is 1 for the teacher and 2 for the student"):
-        check_tokenizers(same, Tokenizer(vocab={"a": 0, "b": 2}, lower=True))
+def test_a_teacher_that_shares_trained_parameters_is_refused():
+    teacher = tiny_bert(4, 16, 4, seed=1)
+    embeddings, layer, tied = (tiny_bert(2, 16, 4, seed=2) for _ in range(3))
+    embeddings.embeddings.word_embeddings = teacher.embeddings.word_embeddings
+    layer.encoder.layer[1] = teacher.encoder.layer[3]
+    tied.pooler.dense.weight.data = teacher.pooler.dense.weight.data  # another parameter, the same memory
+    for student, name in (
+        (embeddings, "embeddings.word_embeddings.weight"),
+        (layer, "encoder.layer.1.attention.self.query.weight"),
+        (tied, "pooler.dense.weight"),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"teacher: got \d+ parameters that are the student's too \({name}"
+        ):
+            Distiller(teacher, student, [HiddenStates()])
+    headed = tiny_bert(4, 16, 4, head="ForSequenceClassification", seed=3)
+    with pytest.raises(ValueError, match="that are the student's too"):
+        Distiller(headed, headed.bert, [HiddenStates()])
+    embeddings.embeddings.word_embeddings.weight.requires_grad_(False)  # nobody changes it
+    assert Distiller(teacher, embeddings, [HiddenStates()])(**packed_batch()).loss > 0
+    Distiller(teacher, copy.deepcopy(layer), [HiddenStates()])
+
+
+def test_a_parameter_that_another_distiller_holds_counts_as_trained():
+    teacher, student = tiny_bert(4, 16, 4, seed=1), tiny_bert(2, 16, 4, seed=2)
+    student.encoder.layer[1] = teacher.encoder.layer[3]
+    first = Distiller(copy.deepcopy(teacher), student, [HiddenStates([(0, 0)])])
+    assert not student.encoder.layer[1].output.dense.weight.requires_grad and first is not None
+    with pytest.raises(ValueError, match="that are the student's too"):
+        Distiller(teacher, student, [HiddenStates()])
+
+
+@pytest.mark.parametrize("sizes", [(56, 52), (52, 56), (64, 50), (128, 56)])
+def test_a_vocabulary_that_is_padded_fits_where_no_loss_spans_it(sizes):
+    teacher, student = (
+        tiny_bert(layers, 16, 4, vocab=size, head="ForSequenceClassification", seed=layers)
+        for layers, size in zip((4, 2), sizes, strict=True)
+    )
+    distiller = Distiller(teacher, student, [*stage("intermediate"), Logits()])
+    assert distiller(**packed_batch()).loss > 0
+    assert distiller.limits == {"input_ids": min(sizes), "token_type_ids": 2}
+    beyond = {**packed_batch(), "input_ids": torch.full((1, sum(LENGTHS)), min(sizes))}
+    with pytest.raises(ValueError, match=f"input_ids: got {min(sizes)}, want ids 0..{min(sizes) - 1}"):
+        distiller(**beyond)
+    heads = (tiny_bert(2, 16, 4, vocab=size, head="ForMaskedLM", seed=i) for i, size in enumerate(sizes))
+    with pytest.raises(ValueError, match="as many labels"):
+        Distiller(*heads, [Logits()])
+
+
+def tokenizer(words: list[str], **options) -> PreTrainedTokenizerBase:
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    return BertTokenizerFast(vocab={word: i for i, word in enumerate([*special, *words])}, **options)
+
+
+CYRILLIC = ["кот", "пёс", "пес", "Кот", "##ка", "и", "й"]
+CHINESE = ["中", "文", "中文", "##文"]
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        (CYRILLIC, {"do_lower_case": False}),  # all unknown to a probe in English
+        (CYRILLIC, {"strip_accents": False}),
+        (CHINESE, {"tokenize_chinese_chars": False}),
+        (["good", "bad"], {"do_lower_case": False}),
+    ],
+)
+def test_tokenizers_that_cut_text_differently_are_refused(words, options):
+    one = tokenizer(words)
+    check_tokenizers(one, tokenizer(words))
+    with pytest.raises(ValueError, match=r"student_tokenizer: got .*cuts text differently"):
+        check_tokenizers(one, tokenizer(words, **options))
+
+
+def test_tokenizers_with_other_merges_are_refused():
+    def bpe(merges):
+        vocab = {"<unk>": 0, "a": 1, "b": 2, "c": 3, "ab": 4, "bc": 5}
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizers.Tokenizer(tokenizers.models.BPE(vocab, merges, unk_token="<unk>")),
+            unk_token="<unk>",
+        )
+
+    one = bpe([("a", "b"), ("b", "c")])
+    check_tokenizers(one, bpe([("a", "b"), ("b", "c")]))
     with pytest.raises(ValueError, match="cuts text differently"):
-        check_tokenizers(same, Tokenizer(vocab=vocab, lower=False))
-    teacher, student = tiny_pair()
+        check_tokenizers(one, bpe([("b", "c"), ("a", "b")]))
+
+
+def test_vocabularies_are_compared_and_equal_tokenizers_settle_what_sizes_leave_open():
+    one = tokenizer(["a", "b"])
+    with pytest.raises(ValueError, match="'a' is 5 for the teacher and 6 for the student"):
+        check_tokenizers(one, tokenizer(["b", "a"]))
+    teacher, student = tiny_bert(4, 16, 4, vocab=61, seed=1), tiny_bert(2, 16, 4, seed=2)
     with pytest.raises(ValueError, match="student_tokenizer"):
         Distiller(
-            teacher,
-            student,
-            [Logits()],
-            teacher_tokenizer=same,
-            student_tokenizer=Tokenizer(vocab={}, lower=True),
+            teacher, student, [HiddenStates()], teacher_tokenizer=one, student_tokenizer=tokenizer(["a"])
         )
+    with pytest.raises(ValueError, match="got vocab_size 50 and 61 of the teacher"):
+        Distiller(teacher, student, [HiddenStates()])
+    Distiller(
+        teacher, student, [HiddenStates()], teacher_tokenizer=one, student_tokenizer=tokenizer(["a", "b"])
+    )
 
 
 # What counts, and what is declared

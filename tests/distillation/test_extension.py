@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from bertxfer_fast import Distiller, objectives, recipes
-from bertxfer_fast.packing import PackingCollator
 from bertxfer_fast.models import ActivationSource, Encoder
 from bertxfer_fast.models.stream import TeacherStream
+from bertxfer_fast.packing import PackingCollator
 from tests.tiny import tiny_bert
 
 # Every file stands for itself; a new kind of extension is one more entry here and one more test below.

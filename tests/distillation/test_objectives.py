@@ -136,6 +136,20 @@ def test_attention_maps(kind):
     torch.testing.assert_close(bound(AttentionMaps(kind=kind))(student, teacher), total / count)
 
 
+@pytest.mark.parametrize("kind", ["kl", "mse"])
+@pytest.mark.parametrize(("ours", "theirs"), [(0.2, None), (None, 0.3), (0.2, 0.3)])
+def test_attention_maps_of_models_with_scales_of_their_own(kind, ours, theirs):
+    student, teacher = attention(3, scale=ours), attention(4, scale=theirs)
+    total, count = 0.0, 0
+    for s, t in zip(score_blocks(student), score_blocks(teacher), strict=True):
+        if kind == "kl":
+            total += F.kl_div(s.log_softmax(-1), t.log_softmax(-1), log_target=True, reduction="sum")
+        else:
+            total += (s.softmax(-1) - t.softmax(-1)).square().sum()
+        count += s.shape[0] * s.shape[1] * (1 if kind == "kl" else s.shape[2])
+    torch.testing.assert_close(bound(AttentionMaps(kind=kind))(student, teacher), total / count)
+
+
 @pytest.mark.parametrize("projection", ["shared", "per_layer"])
 def test_hidden_states_go_through_their_projection(projection):
     objective = bound(HiddenStates(projection=projection))
@@ -181,6 +195,75 @@ def test_logits(temperature):
             torch.autograd.grad(loss, student.logits)[0],
             torch.autograd.grad(expected, student.logits, retain_graph=True)[0],
         )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [
+        ({"problem_type": "multi_label_classification"}, {"problem_type": "multi_label_classification"}),
+        ({}, {"problem_type": "multi_label_classification"}),  # one of them tells it
+        ({"problem_type": "multi_label_classification"}, {}),
+    ],
+)
+def test_multi_label_logits_are_decisions_of_their_own(student, teacher, temperature):
+    s = activations("logits", grad=True, logits=(4, 3))
+    t = activations("logits", logits=(4, 3))
+    p, z = torch.sigmoid(t.logits.double() / temperature), s.logits.double() / temperature
+    soft_ce = F.binary_cross_entropy_with_logits(z, p)
+    entropy = -(p * p.log() + (1 - p) * (1 - p).log()).mean()
+    for kind, expected in (
+        ("kl", (soft_ce - entropy) * temperature**2),
+        ("soft_ce", soft_ce),
+        ("mse", F.mse_loss(s.logits.double(), t.logits.double())),
+    ):
+        objective = bound(Logits(temperature, kind=kind), facts(**student), facts(**teacher))
+        loss = objective(s, t)
+        torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+        got, want = (torch.autograd.grad(x, s.logits, retain_graph=True)[0] for x in (loss, expected))
+        torch.testing.assert_close(got, want)
+
+
+def test_a_shift_of_all_multi_label_logits_is_seen():
+    """A softmax would not see it, and yet every decision differs."""
+    t = activations("logits", logits=(4, 3))
+    shifted = LayerActivations("logits", 0, CU_SEQLENS, max(LENGTHS), logits=t.logits + 4)
+    for settings in ({"num_labels": 3}, {"num_labels": 3, "head": "token"}):
+        task = {"problem_type": "multi_label_classification", **settings}
+        objective = bound(Logits(), facts(**task), facts(**task))
+        assert (objective(shifted, t) > 0.5) == (settings.get("head") != "token")  # a token has one class
+
+
+@pytest.mark.parametrize("kind", ["kl", "soft_ce", "mse"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"num_labels": 1}, {"problem_type": "regression"}, {"num_labels": 1, "problem_type": "regression"}],
+)
+def test_numbers_are_matched_by_their_squared_error(kind, settings):
+    shape = (4, settings.get("num_labels", 3))
+    s, t = activations("logits", grad=True, logits=shape), activations("logits", logits=shape)
+    objective = bound(Logits(2.0, kind=kind), facts(**settings), facts(**settings))
+    torch.testing.assert_close(objective(s, t), F.mse_loss(s.logits, t.logits))
+
+
+def test_heads_for_different_tasks_are_refused():
+    with pytest.raises(
+        ValueError, match="got a student for regression and a teacher for multi-label-classification"
+    ):
+        bound(Logits(), facts(problem_type="regression"), facts(problem_type="multi_label_classification"))
+
+
+def test_labels_of_a_multi_label_head_may_be_whole_numbers():
+    student = activations("logits", logits=(4, 3))
+    many = torch.tensor([[0, 1, 1]] * 4)
+    expected = F.binary_cross_entropy_with_logits(student.logits, many.float())
+    objective = Labels()
+    objective.bind(facts(problem_type="multi_label_classification"), None)
+    torch.testing.assert_close(objective(student, many), expected)
+    objective.bind(facts(), facts(problem_type="multi_label_classification"))  # the teacher tells it
+    torch.testing.assert_close(objective(student, many), expected)
+    objective.bind(facts(), facts(problem_type="regression"))
+    torch.testing.assert_close(objective(student, many.float()), F.mse_loss(student.logits, many.float()))
 
 
 def test_labels_are_what_transformers_heads_compute():
@@ -295,7 +378,12 @@ def test_bad_arguments(make, message):
             "sequence head with 3 labels and a teacher sequence head with 5",
         ),
         (Logits(), facts(head="token"), facts(4), "a student token head"),
-        (Logits(), facts(num_labels=1), facts(num_labels=1), "want kind='mse'"),
+        (
+            Logits(),
+            facts(head="token", num_labels=1),
+            facts(head="token", num_labels=1),
+            "want kind='mse': of one logit it is constant",
+        ),
         (Labels(), facts(head=None), facts(4), "as student, want a classification"),
         (AttentionScores(), facts(), None, "got no teacher, want one"),
         (Logits(), facts(), None, "got no teacher, want one"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import pickle
 from typing import Any
 
 import pytest
@@ -83,6 +84,20 @@ def test_stages_share_a_student():
     twin = copy.deepcopy(first)
     twin(**packed_batch())
     assert held(twin.student) == names and not held(student)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda distiller: pickle.loads(pickle.dumps(distiller))])
+def test_a_copy_gives_its_own_student_back(copied):
+    distiller = Distiller(*tiny_pair(), [HiddenStates()])
+    twin = copied(distiller)
+    names = held(distiller.student)
+    assert names and held(twin.student) == names
+    twin.release()
+    assert not held(twin.student) and held(distiller.student) == names
+    assert not held(copied(twin).student)
+    student = copied(distiller).student  # whose Distiller is gone
+    gc.collect()
+    assert not held(student)
 
 
 def test_looking_for_them_is_not_felt_by_the_student():

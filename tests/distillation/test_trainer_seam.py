@@ -10,9 +10,11 @@ import pytest
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from bertxfer_fast.packing import PackingCollator
 from bertxfer_fast.distillation.distiller import Distiller
 from bertxfer_fast.distillation.objectives import HiddenStates, Labels, Logits
+from bertxfer_fast.packing import PackingCollator
+from bertxfer_fast.training.arguments import DistillationArguments
+from bertxfer_fast.training.trainer import DistillationTrainer
 from tests.tiny import packed_batch, tiny_bert, tiny_pair
 
 ROWS = [{"input_ids": [5 + (i + j) % 40 for j in range(9)], "labels": i % 3} for i in range(8)]
@@ -87,3 +89,21 @@ def test_tied_weights_are_written_once_and_read_back(tmp_path: Path):
     plain.train_dataset = rows
     plain.train()
     assert (tmp_path / "checkpoint-1" / "model.safetensors").is_file()
+
+
+def test_our_trainer_hands_on_what_the_models_read_and_checks_it_before_it_is_on_a_device(tmp_path: Path):
+    teacher, student = (tiny_bert(2, 16, 4, family="LayoutLM", vocab=size, seed=1) for size in (56, 50))
+    distiller = Distiller(teacher, student, [HiddenStates(projection="none")])
+    rows = [{"input_ids": [5, 6, 7 + i], "bbox": [[0, 0, i, i]] * 3} for i in range(4)]
+    arguments = DistillationArguments(
+        str(tmp_path), max_steps=1, report_to=[], disable_tqdm=True, use_cpu=True
+    )
+    seen: list[torch.Tensor] = []
+    student.embeddings.register_forward_pre_hook(
+        lambda _m, _a, kwargs: seen.append(kwargs["bbox"]), with_kwargs=True
+    )
+    ours = DistillationTrainer(distiller, arguments, train_dataset=rows)
+    ours.train()
+    assert sorted(seen[0][0, :, 2].tolist()) == sorted([0, 1, 2, 3] * 3)
+    with pytest.raises(ValueError, match=r"features\[1\]: got 50 in input_ids, want ids 0..49"):
+        ours.data_collator([rows[0], {**rows[1], "input_ids": [5, 6, 50]}])

@@ -48,12 +48,33 @@ def test_summary_counts_tied_weights_once() -> None:
         throughput(model, rows(), repeats=0)
 
 
+@pytest.mark.parametrize("warmup", [1, 2])
+def test_speed_is_that_of_the_passes_after_the_warm_up(monkeypatch: pytest.MonkeyPatch, warmup: int) -> None:
+    """On a clock that the model itself moves: 100 seconds for a pass while it is cold, then 3."""
+    model, passes, now = tiny_bert(1, 16, 4), iter([100.0] * warmup + [3.0, 3.0]), [0.0]
+
+    def work(*_: Any) -> None:
+        now[0] += next(passes)
+
+    model.embeddings.register_forward_hook(work)
+    monkeypatch.setattr("bertxfer_fast.evaluation.speed.time.perf_counter", lambda: now[0])
+    assert throughput(model, rows(), repeats=2, warmup=warmup) == pytest.approx(9 / 3.0)
+
+
 @pytest.mark.parametrize(
     ("task", "logits", "labels", "expected"),
     [
         ("sequence-classification", [[1, 2], [3, 1], [0, 5]], [1, 0, -100], {"accuracy": 1.0}),
         ("sequence-classification", [[1, 2], [3, 1]], [0, 0], {"accuracy": 0.5}),
         ("multi-label-classification", [[1, -1], [1, 1]], [[1.0, 0.0], [0.0, 1.0]], {"accuracy": 0.75}),
+        ("multi-label-classification", [[0.2, -0.2], [-0.2, 0.2]], [[1, 0], [0, 1]], {"accuracy": 1.0}),
+        # A row with a label that is not known does not count, whatever its other labels are.
+        (
+            "multi-label-classification",
+            [[1, -1], [1, 1]],
+            [[1.0, 0.0], [0.0, float("nan")]],
+            {"accuracy": 1.0},
+        ),
         ("token-classification", [1, 2, 0], [[1, -100, 1]], {"token_accuracy": 0.5}),
         ("regression", [[1.0], [2.0], [4.0]], [1.0, 2.0, 3.0], {"mse": 1 / 3, "pearson": 0.98198}),
         ("regression", [[1.0], [1.0]], [1.0, 2.0], {"mse": 0.5}),

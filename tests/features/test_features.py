@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
@@ -66,6 +70,18 @@ def test_weights_normalisation_and_pairs(tmp_path: Path, model: PreTrainedModel)
     torch.testing.assert_close(got[0], expected / expected.norm(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("layers", [(3, 1), (-1, 0, 2), (2, -3)])
+def test_weights_follow_the_layers_in_the_order_given(
+    tmp_path: Path, model: PreTrainedModel, layers: tuple[int, ...]
+) -> None:
+    tokenizer, weights = tiny_tokenizer(tmp_path), (0.7, 0.2, 0.1)[: len(layers)]
+    got = FeatureExtractor(model, tokenizer, layers=layers, layer_weights=weights).extract(["good film"])
+    with torch.no_grad():
+        hidden = model(**tokenizer("good film", return_tensors="pt"), output_hidden_states=True).hidden_states
+    expected = sum(w * hidden[layer][0] for w, layer in zip(weights, layers, strict=True)).mean(0)
+    torch.testing.assert_close(got[0], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_only_the_layers_needed_run(tmp_path: Path, model: PreTrainedModel) -> None:
     ran: list[int] = []
     for i, layer in enumerate(model.encoder.layer):
@@ -110,6 +126,9 @@ def test_long_texts_are_cut(tmp_path: Path, model: PreTrainedModel) -> None:
         ({"mode": "median"}, "mode: got 'median', want one of mean"),
         ({"layer_weights": (1, 2)}, "layer_weights: got 2, want 1 numbers"),
         ({"max_length": 65}, "got 65, want at most the 64 positions"),
+        ({"max_length": 2}, "got 2, want more than the 2 special tokens: no room is left for text"),
+        ({"max_length": 0}, "got 0, want more than the 2 special tokens"),
+        ({"max_length": -1}, "got -1, want more than the 2 special tokens"),
         ({"tokens_per_batch": 0}, "tokens_per_batch: got 0, want 1 or more"),
     ],
 )
@@ -130,6 +149,201 @@ def test_bad_input(tmp_path: Path, model: PreTrainedModel) -> None:
     model.save_pretrained(tmp_path / "bare")
     with pytest.raises(ValueError, match="there is no tokenizer"):
         FeatureExtractor(tmp_path / "bare")
+
+
+GIVEN = ["good film", "bad", "the plot was slow"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        tuple,
+        np.array,
+        lambda texts: np.array(texts, dtype=object),
+        lambda texts: pd.Series(texts, index=[7, 8, 9]),
+        lambda texts: pd.Series(texts, dtype="string"),
+        lambda texts: dict(enumerate(texts)).values(),
+        lambda texts: (text for text in texts),
+        lambda texts: map(str, texts),
+        lambda texts: deque(texts),
+        lambda texts: Dataset.from_dict({"text": texts})["text"],
+        lambda texts: StringIO("\n".join(texts)),
+    ],
+)
+def test_any_iterable_of_texts(tmp_path: Path, model: PreTrainedModel, make: Any) -> None:
+    extractor = FeatureExtractor(model, tiny_tokenizer(tmp_path))
+    assert torch.equal(extractor.extract(make(GIVEN)), extractor.extract(GIVEN))
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (b"good", "texts: got bytes, want a list"),
+        ({"good": 1}, "texts: got dict"),
+        ({"good", "bad"}, "texts: got set"),
+        (pd.DataFrame({"text": GIVEN}), "texts: got DataFrame"),
+        (np.array([["a", "b"]]), "texts: got ndarray"),
+        (np.array("a"), "texts: got ndarray"),
+        (None, "texts: got NoneType"),
+        (["a", None], r"texts\[1\]: got NoneType, want text"),
+        (["a"] * 1500 + [b"b"], r"texts\[1500\]: got bytes"),
+        (pd.Series(["a", float("nan")]), r"texts\[1\]: got float"),
+        ([["a", "b"]], r"texts\[0\]: got list"),
+        (["a", "b\ud83d"], r"texts\[1\]: got '\\ud83d', half of a surrogate pair"),
+        ((text for text in ["a", "\udc00"]), r"texts\[1\]: got '\\udc00'"),
+    ],
+)
+def test_what_holds_no_texts_is_refused_before_any_work(
+    tmp_path: Path, model: PreTrainedModel, texts: Any, message: str
+) -> None:
+    model.register_forward_hook(lambda *_: pytest.fail("the model ran"))
+    with pytest.raises((TypeError, ValueError), match=message):
+        FeatureExtractor(model, tiny_tokenizer(tmp_path)).extract(texts)
+
+
+def test_pairs_are_counted_before_any_work(tmp_path: Path, model: PreTrainedModel) -> None:
+    extractor = FeatureExtractor(model, tiny_tokenizer(tmp_path))
+    with pytest.raises(TypeError, match="pairs: got generator, want a list: pairs are counted"):
+        extractor.extract(GIVEN, (text for text in GIVEN))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="texts: got generator, want a list: pairs are counted"):
+        extractor.extract((text for text in GIVEN), GIVEN)
+    with pytest.raises(TypeError, match=r"pairs\[0\]: got int"):
+        extractor.extract(["good"], [1])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="max_length: got 3, want more than the 3 special tokens"):
+        FeatureExtractor(model, extractor.tokenizer, max_length=3).extract(["good"], ["bad"])
+
+
+@pytest.mark.parametrize("as_iterator", [False, True])
+def test_empty_rows_by_choice(tmp_path: Path, model: PreTrainedModel, as_iterator: bool) -> None:
+    extractor = FeatureExtractor(model, tiny_tokenizer(tmp_path))
+    given = iter if as_iterator else list
+    full = extractor.extract(["good", "bad"])
+    kept = extractor.extract(given(["good", " ", "bad"]))
+    assert torch.equal(kept[[0, 2]], full)
+    torch.testing.assert_close(
+        kept[1], reference(model, extractor.tokenizer, " ", [3], "mean"), rtol=1e-4, atol=1e-5
+    )
+    gaps = ["good", "", None, "bad", float("nan"), pd.NA]
+    assert torch.equal(extractor.extract(given(gaps), empty_rows="skip"), full)  # type: ignore[arg-type]
+    zeros = extractor.extract(given(gaps), empty_rows="zeros")  # type: ignore[arg-type]
+    assert torch.equal(zeros[[0, 3]], full) and not zeros[[1, 2, 4, 5]].any()
+    with pytest.raises(ValueError, match=r"no text in rows 2, 3, 5, 6: complete them, or choose skip"):
+        extractor.extract(given(gaps), empty_rows="error")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="empty_rows: got 'drop', want one of error, skip, zeros, keep"):
+        extractor.extract(["good"], empty_rows="drop")
+
+
+def test_a_pair_is_empty_where_one_of_it_is(tmp_path: Path, model: PreTrainedModel) -> None:
+    extractor = FeatureExtractor(model, tiny_tokenizer(tmp_path))
+    zeros = extractor.extract(["good", "", "bad"], ["film", "film", ""], empty_rows="zeros")
+    assert zeros[0].any() and not zeros[1:].any()
+
+
+def test_texts_are_tokenised_a_window_at_a_time(tmp_path: Path, model: PreTrainedModel) -> None:
+    """What is alive at once is bounded, whatever comes; the rows do not depend on where windows end."""
+    tokenizer = tiny_tokenizer(tmp_path)
+    sizes: list[int] = []
+
+    def count(*columns: list[str], **options: Any) -> Any:
+        sizes.append(len(columns[0]))
+        return tokenizer(*columns, **options)
+
+    texts = [f"{TEXTS[i % 5]} {TEXTS[i % 3]}" for i in range(2500)]
+    extractor = FeatureExtractor(model, tokenizer)
+    whole = extractor.extract(texts)
+    extractor.tokenizer = count
+    assert torch.equal(extractor.extract(iter(texts)), whole)
+    assert sizes == [1024, 1024, 452]
+    order = torch.randperm(len(texts)).tolist()
+    extractor.tokenizer = tokenizer
+    torch.testing.assert_close(
+        extractor.extract([texts[i] for i in order]), whole[order], rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("as_dataset", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_padded_features_are_refused(
+    tmp_path: Path, model: PreTrainedModel, side: str, as_dataset: bool, masked: bool
+) -> None:
+    tokenizer = tiny_tokenizer(tmp_path)
+    tokenizer.padding_side = side
+    padded = tokenizer(GIVEN, padding=True)
+    names = ["input_ids", "token_type_ids", *(["attention_mask"] if masked else [])]
+    rows = [{name: padded[name][i] for name in names} for i in range(3)]
+    rows = Dataset.from_list(rows) if as_dataset else rows
+    with pytest.raises(
+        ValueError, match=r"features\[0\]: got .*padding.*want none: tokenise with padding=False"
+    ):
+        FeatureExtractor(model, tokenizer).extract_ids(rows)
+
+
+def test_features_that_are_not_padded_are_taken(tmp_path: Path, model: PreTrainedModel) -> None:
+    """A mask of ones, and a padding token that the text itself has, mean no padding."""
+    tokenizer = tiny_tokenizer(tmp_path)
+    extractor = FeatureExtractor(model, tokenizer)
+    texts = ["good film", "a [PAD] in the text"]
+    encoded = tokenizer(texts)
+    assert tokenizer.pad_token_id in encoded["input_ids"][1]
+    rows = [{name: encoded[name][i] for name in encoded} for i in range(2)]
+    expected = torch.stack([reference(model, tokenizer, text, [3], "mean") for text in texts])
+    for features in (
+        rows,
+        Dataset.from_list(rows),
+        [{k: torch.tensor(v) for k, v in row.items()} for row in rows],
+    ):
+        torch.testing.assert_close(extractor.extract_ids(features), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ({"input_ids": [[2, 5, 3]]}, "features: got dict, want a list of dicts with input_ids"),
+        ([[2, 5, 3]], r"features\[0\]: got list, want a dict with input_ids"),
+        ([{"input_ids": [2]}, {"ids": [2]}], r"features\[1\]: got dict, want a dict with input_ids"),
+        (Dataset.from_list([{"ids": [2]}]), r"features: got the columns \['ids'\], want input_ids"),
+        (({"input_ids": [2]} for _ in "a"), "features: got generator"),
+        ([{"input_ids": [2.5, 3.0]}], "got float64 in input_ids, want whole numbers"),
+        (
+            [{"input_ids": [2, 3]}, {"input_ids": [2, 99, 3]}],
+            r"features\[1\]: got 99.* in input_ids, want ids 0",
+        ),
+        (Dataset.from_list([{"input_ids": [2]}, {"input_ids": [-1]}]), r"features\[1\]: got -1 in input_ids"),
+        ([{"input_ids": [2, 3], "token_type_ids": [0, 2]}], r"got 2 in token_type_ids, want ids 0\.\.1 of"),
+        (
+            [{"input_ids": [2] * 65}],
+            r"features\[0\]: got 65 input_ids, want at most the 64 positions of BertModel",
+        ),
+    ],
+)
+def test_features_that_the_model_cannot_read_are_refused(
+    tmp_path: Path, model: PreTrainedModel, features: Any, message: str
+) -> None:
+    model.register_forward_hook(lambda *_: pytest.fail("the model ran"))
+    with pytest.raises((TypeError, ValueError), match=message):
+        FeatureExtractor(model, tiny_tokenizer(tmp_path)).extract_ids(features)
+
+
+def test_a_token_that_the_model_does_not_know_is_named(tmp_path: Path, model: PreTrainedModel) -> None:
+    tokenizer = tiny_tokenizer(tmp_path)
+    tokenizer.add_tokens(["<drug>", "<gene>"])
+    extractor = FeatureExtractor(model, tokenizer)
+    texts = ["good"] * 1030 + ["a <gene>"]
+    with pytest.raises(
+        ValueError, match=r"texts\[1030\]: got 51 \(the token '<gene>'\) in input_ids, want ids 0\.\.49"
+    ):
+        extractor.extract(texts)
+    assert extractor.extract(texts[:3]).shape == (3, 16)
+
+
+@pytest.mark.parametrize(("positions", "stated"), [(64, 16), (16, 64), (16, 10**30)])
+def test_the_smaller_limit_cuts(tmp_path: Path, positions: int, stated: int) -> None:
+    tokenizer = tiny_tokenizer(tmp_path)
+    tokenizer.model_max_length = stated
+    extractor = FeatureExtractor(tiny_bert(2, 16, 4, max_position_embeddings=positions), tokenizer)
+    assert extractor.max_length == 16
+    assert torch.equal(extractor.extract(["good " * 40]), extractor.extract(["good " * 14]))
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".csv"])

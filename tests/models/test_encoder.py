@@ -354,7 +354,14 @@ def test_a_head_that_reads_something_else_is_noticed():
         ),
         ({"input_ids": torch.full((1, 22), 50)}, r"input_ids: got 50, want ids 0..49"),
         ({"token_type_ids": torch.full((1, 22), 2)}, r"token_type_ids: got 2, want ids 0..1"),
+        (
+            {"input_ids": torch.full((1, 22), -1)},
+            "input_ids: got -1, want ids 0..49, the vocabulary of BertModel",
+        ),
         ({"max_length_q": 65}, "got 65 tokens, want at most the 64 positions"),
+        ({"max_length_q": 10}, "max_length_q: got 10, want at least the longest, 11"),
+        ({"position_ids": torch.arange(2, 24)[None]}, "position_ids: got others than 0, 1, 2"),
+        ({"position_ids": torch.arange(22)[None]}, "position_ids: got others than 0, 1, 2"),
     ],
 )
 def test_bad_batches(change, message):
@@ -373,3 +380,23 @@ def test_bad_batches(change, message):
 def test_wanting_what_a_model_does_not_have(tap, message):
     with pytest.raises(ValueError, match=message):
         PackedModel(tiny_bert())(packed_batch(), tap)
+
+
+@pytest.mark.parametrize("family", ["Roberta", "XLMRoberta", "Electra"])
+@pytest.mark.parametrize("inside", [[(0, 2)], [(0, 0), (0, 1), (3, 10)], [(2, 0)]])
+def test_a_padding_token_inside_a_text_counts_as_in_the_plain_model(family, inside):
+    """RoBERTa numbers positions by looking for it; the texts behind it in the pack are not moved by it."""
+    model = tiny_bert(family=family, pad_token_id=1)
+    batch = padded_batch(token_types=False)
+    for row, column in inside:
+        batch["input_ids"][row, column] = 1
+    packed = pack_padded(batch)
+    # The plain model takes what the mask hides for padding only where the padding token stands there.
+    mask = batch["attention_mask"].bool()
+    with torch.no_grad():
+        plain = [
+            model(input_ids=row[m][None]).last_hidden_state[0]
+            for row, m in zip(batch["input_ids"], mask, strict=True)
+        ]
+        got = PackedModel(model)(packed).last_hidden_state
+    torch.testing.assert_close(got, torch.cat(plain), rtol=1e-5, atol=1e-5)

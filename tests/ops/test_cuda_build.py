@@ -5,34 +5,49 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.cuda_emulator.build import ROOT, build_kernels
 
-BUILD = ROOT / "build" / "cuda_test"
 SOURCES = sorted(path.stem for path in ROOT.glob("csrc/**/*_cuda.cu"))
 #: Local memory: a stack frame, or registers that did not suffice. Source -> why it may.
 MAY_SPILL: dict[str, str] = {}
 
 
-@pytest.fixture(scope="module")
-def library() -> Path:
-    """The extension, in a folder of its own; only what has changed is compiled again."""
+@dataclass(frozen=True)
+class Built:
+    """The extension, compiled into a folder of its own for some architectures."""
+
+    folder: Path
+    library: Path
+    architectures: list[str]
+
+
+@pytest.fixture(
+    scope="module", params=["90", pytest.param(build_kernels.ARCHITECTURES, marks=pytest.mark.slow)]
+)
+def built(request: pytest.FixtureRequest) -> Iterator[Built]:
+    """For one architecture, and among the slow tests for all; only what has changed is compiled again."""
     nvcc = build_kernels.find_nvcc()
     if nvcc is None:
         pytest.skip("no nvcc")
-    BUILD.mkdir(parents=True, exist_ok=True)
-    target = BUILD / "_C_cuda.abi3.so"
-    text = build_kernels.cuda_ninja(BUILD, target, nvcc)
-    build_kernels.run_ninja(BUILD / "build.ninja", text, "-j", "2")
-    return target
+    folder = ROOT / "build" / "cuda_test" / request.param.replace(";", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    library = folder / "_C_cuda.abi3.so"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BERTXFER_CUDA_ARCHS", request.param)
+        text = build_kernels.cuda_ninja(folder, library, nvcc)
+        build_kernels.run_ninja(folder / "build.ninja", text, "-j", "2")
+        yield Built(folder, library, build_kernels.architectures(nvcc))
 
 
-def report(source: str) -> dict[tuple[str, str], str]:
+def report(folder: Path, source: str) -> dict[tuple[str, str], str]:
     """What the assembler said of each kernel: (its name, architecture) -> its line on local memory."""
-    (log,) = BUILD.glob(f"*.{source}.cuda.o.log")
+    (log,) = folder.glob(f"*.{source}.cuda.o.log")
     found = re.findall(
         r"Compiling entry function '(\w+)' for '(sm_\w+)'.*?(\d+ bytes stack frame[^\n]*)",
         log.read_text(),
@@ -42,20 +57,19 @@ def report(source: str) -> dict[tuple[str, str], str]:
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_kernels_need_no_local_memory(library: Path, source: str) -> None:
-    kernels = report(source)
-    wanted = set(build_kernels.architectures(build_kernels.find_nvcc()))
-    assert {name.removeprefix("sm_") for _, name in kernels} == wanted
+def test_kernels_need_no_local_memory(built: Built, source: str) -> None:
+    kernels = report(built.folder, source)
+    assert {name.removeprefix("sm_") for _, name in kernels} == set(built.architectures)
     fitting = "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"
     spilled = {kernel: line for kernel, line in kernels.items() if line != fitting}
     assert not spilled or source in MAY_SPILL, spilled
 
 
-def test_library_needs_only_torchs_stable_functions(library: Path) -> None:
+def test_library_needs_only_torchs_stable_functions(built: Built) -> None:
     if shutil.which("nm") is None:
         pytest.skip("no nm")
     listed = subprocess.run(
-        ["nm", "-D", "--undefined-only", str(library)], capture_output=True, text=True, check=True
+        ["nm", "-D", "--undefined-only", str(built.library)], capture_output=True, text=True, check=True
     ).stdout
     system = re.compile(r"@(GLIBC|GLIBCXX|CXXABI|GCC)")
     needed = {

@@ -182,3 +182,51 @@ def test_the_route_of_a_pair_is_decided_once(monkeypatch: pytest.MonkeyPatch) ->
     got = outcome(pack, "attention_score_mse", (26, 64), torch.float32, method="auto")
     for ours, theirs in zip(got, want, strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_a_loss_takes_few_launches_and_no_idle_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Normaliser, total and scales are inside the kernels; a pair that goes by Gram matrices has no program a tile."""
+    from bertxfer_fast.ops.attention_map import triton as maps
+    from bertxfer_fast.ops.attention_score_mse import triton as score
+
+    launched: list[tuple[str, int]] = []
+    for module in (maps, score):
+        monkeypatch.setattr(
+            module,
+            "launch",
+            lambda kernel, programs, *_, **__: launched.append((kernel.fn.__name__, programs)),
+        )
+    pack, heads = Pack([1024, 700]), 3
+    tensors = attention_pair(torch.bfloat16, pack)
+    args = [x.requires_grad_() for x in tensors.values()], (pack.cu_seqlens, None, 1024, 0.1, 0.1)
+    score.attention_score_mse(*args[0], *args[1], "mean", "auto", True)
+    assert [name for name, _ in launched] == ["gram_kernel", "tiled_kernel", "gram_grad_kernel"]
+    assert dict(launched)["tiled_kernel"] <= 2 * heads * 4  # gradients of q and k, each in at most two shares
+    launched.clear()
+    maps.attention_map_loss(*args[0], *args[1], "kl", "mean", True)
+    assert [name for name, _ in launched] == ["kl_rows_kernel", "cols_kernel"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("in_place", [True, False])
+def test_products_are_added_in_float32(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, in_place: bool
+) -> None:
+    """With a PyTorch that adds half-precision products to a float32 sum, and with one that does not."""
+    from bertxfer_fast.ops._triton import products
+
+    addmm = torch.addmm
+
+    def addmm_of_wide(
+        total: Tensor, a: Tensor, b: Tensor, *, out_dtype: torch.dtype, **options: Any
+    ) -> Tensor:
+        assert out_dtype == torch.float32
+        return addmm(total, a.float(), b.float(), **options)  # what the CPU's cannot do, the GPU's can
+
+    monkeypatch.setattr(products, "_adds_to_float32", lambda device, dtype: in_place)
+    monkeypatch.setattr(torch, "addmm", addmm_of_wide)
+    parts = [(torch.randn(7, 20).to(dtype), torch.randn(20, 9).to(dtype)) for _ in range(3)]
+    total = torch.full((7, 9), math.nan)
+    for i, (a, b) in enumerate(parts):
+        products.add_product(total, a, b, first=i == 0)
+    assert relative_error(total, sum(a.double() @ b.double() for a, b in parts)) <= 1e-6

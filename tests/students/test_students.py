@@ -147,6 +147,16 @@ def test_sizes_that_do_not_fit_are_named(options, named):
         smaller(teacher_of("Bert"), **{"num_hidden_layers": 2, **options})
 
 
+def test_sizes_that_a_family_cannot_be_built_of_are_named():
+    """MobileBERT's vocabulary head is as wide as the hidden states less the embeddings."""
+    bottleneck = {"embedding_size": 16, "true_hidden_size": 16, "intra_bottleneck_size": 16}
+    teacher = tiny_bert(4, 16, 4, head="ForMaskedLM", family="MobileBert", trigram_input=False, **bottleneck)
+    with pytest.raises(
+        ValueError, match="widths: got hidden_size=8, want sizes that MobileBertForMaskedLM can"
+    ):
+        smaller(teacher, num_hidden_layers=2, hidden_size=8, init="random")
+
+
 def test_sizes_equal_to_the_teachers_are_no_mismatch():
     smaller(
         teacher_of("DistilBert"),

@@ -172,6 +172,37 @@ def test_resume_true_takes_the_last_complete_checkpoint(tmp_path: Path) -> None:
         trainer_of(tmp_path / "empty").train(resume_from_checkpoint=True)
 
 
+def test_steps_are_numbers(tmp_path: Path) -> None:
+    for step in (9, 10, 100, 11):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-best").mkdir()
+    (tmp_path / "checkpoint-best" / "trainer_state.json").write_text("{}")
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-100")
+
+
+def test_a_checkpoint_that_is_written_over_is_not_complete_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    trainer_of(tmp_path, **settings).train()
+    seen: list[str | None] = []
+    original = DistillationTrainer._save
+
+    def save(self: Any, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
+        seen.append(last_complete_checkpoint(tmp_path))
+        if str(output_dir).endswith("checkpoint-4"):
+            raise KeyboardInterrupt
+        original(self, output_dir, *args, **kwargs)
+
+    monkeypatch.setattr(DistillationTrainer, "_save", save)
+    with pytest.raises(KeyboardInterrupt):
+        trainer_of(tmp_path, seed=7, **settings).train()
+    # While step 2 is written, the older run's step 4 is whole; while step 4 is, only the new step 2.
+    assert seen == [str(tmp_path / "checkpoint-4"), str(tmp_path / "checkpoint-2")]
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+
+
 def test_resume_refuses_a_checkpoint_of_something_else(tmp_path: Path) -> None:
     trainer_of(tmp_path / "a", save_strategy="steps", save_steps=2, max_steps=2).train()
     checkpoint = str(tmp_path / "a" / "checkpoint-2")
@@ -321,6 +352,27 @@ def test_every_objective_is_logged_as_the_mean_of_the_interval(tmp_path: Path) -
     assert entry["loss"] == pytest.approx(
         entry["loss/attention_scores"] + 0.5 * entry["loss/hidden_states"], rel=1e-5
     )
+
+
+def test_a_short_last_step_is_logged_as_its_own_mean(tmp_path: Path) -> None:
+    """Three micro-batches an epoch, two a step: the second step has but one."""
+    rows = features(12)
+    trainer = trainer_of(
+        tmp_path,
+        train=rows,
+        gradient_accumulation_steps=2,
+        max_steps=2,
+        learning_rate=0.0,
+        weight_decay=0.0,
+        train_sampling_strategy="sequential",
+    )
+    trainer.train()
+    collate = PackingCollator()
+    parts = [trainer.distiller(**collate(rows[i : i + 4])).parts for i in range(0, 12, 4)]
+    for name in ("attention_scores", "hidden_states"):
+        first, second, third = (float(part[name]) for part in parts)
+        logged = [entry[f"loss/{name}"] for entry in trainer.state.log_history if "loss" in entry]
+        assert logged == pytest.approx([(first + second) / 2, third], rel=1e-5)
 
 
 def test_accumulation_gives_the_step_of_the_whole_batch(tmp_path: Path) -> None:

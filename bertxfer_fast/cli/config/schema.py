@@ -68,6 +68,10 @@ class DataConfig:
     max_length: int | None = field(
         default=None, metadata={"help": "cut texts to so many tokens (default: what the models can take)"}
     )
+    empty_rows: Literal["error", "skip", "keep"] = field(
+        default="error",
+        metadata={"help": "rows without text: refuse the file, leave them out, or encode the empty text"},
+    )
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ from ...evaluation.card import ModelCard
 from ...evaluation.evaluate import has_labels
 from ...models.hf.loading import has_tokenizer, load_model, load_tokenizer, model_folder
 from ...models.spec import EncoderSpec
+from ...students.heads import follow_labels
 from ...training.arguments import DistillationArguments
 from ..config.schema import DistillConfig, check_stages
 from .resume import check_output
+from .trial import try_stage
 
 
 @dataclass
@@ -53,9 +55,17 @@ class Plan:
     @property
     def positions(self) -> dict[str, int]:
         """The longest sequence each model can take, where it has a limit."""
+        return self._facts("max_positions")
+
+    @property
+    def windows(self) -> dict[str, int]:
+        """The longest sequence of which every layer of a model sees the whole, where it has such a limit."""
+        return self._facts("window")
+
+    def _facts(self, name: str) -> dict[str, int]:
         models = {"teacher": self.teacher, "student": self.student}
-        limits = {name: EncoderSpec.of(model).max_positions for name, model in models.items()}
-        return {name: limit for name, limit in limits.items() if limit is not None}
+        facts = {role: getattr(EncoderSpec.of(model), name) for role, model in models.items()}
+        return {role: fact for role, fact in facts.items() if fact is not None}
 
     @property
     def card(self) -> ModelCard:
@@ -83,16 +93,17 @@ def make_plan(config: DistillConfig) -> Plan:
     check_output(config, list(arguments))
     tokenizer = _tokenizer(config)
     teacher, task = _teacher(config)
-    _check_vocabulary(config, teacher, tokenizer)
     student = _student(config, teacher, task)
+    _check_vocabulary(config, {"teacher": teacher, "student": student}, tokenizer)
     plan = Plan(config, recipe, arguments, tokenizer, task, teacher, student)
-    for stage in recipe.stages:
+    for stage in recipe.stages:  # what the models alone tell is said before a large file is read
         with user_input(f"stage {stage.name}"):
             plan.distiller(stage)
     plan.data = _data(plan)
     _check_lengths(plan)
     for stage in recipe.stages:
         _check_best_metric(plan, stage)
+        try_stage(stage.name, plan.distiller(stage), task, plan.data)
     return plan
 
 
@@ -191,13 +202,14 @@ def _own_task(config: Any) -> tasks.Task:
     return tasks.task_of(saved_class, config.num_labels, config.problem_type)
 
 
-def _check_vocabulary(config: DistillConfig, teacher: Any, tokenizer: Any) -> None:
+def _check_vocabulary(config: DistillConfig, models: Mapping[str, Any], tokenizer: Any) -> None:
     highest = max(tokenizer.get_vocab().values(), default=0)
-    if highest >= teacher.config.vocab_size:
-        raise InputError(
-            f"{config.where('tokenizer')}: the tokenizer gives ids up to {highest}, the teacher's vocabulary has "
-            f"{teacher.config.vocab_size}; is it another model's tokenizer?"
-        )
+    for role, model in models.items():
+        if highest >= model.config.vocab_size:
+            raise InputError(
+                f"{config.where('tokenizer')}: the tokenizer gives ids up to {highest}, the {role}'s vocabulary has "
+                f"{model.config.vocab_size}; is it another model's tokenizer?"
+            )
 
 
 def _student(config: DistillConfig, teacher: Any, task: tasks.Task) -> Any:
@@ -205,7 +217,9 @@ def _student(config: DistillConfig, teacher: Any, task: tasks.Task) -> Any:
     wanted = config.student
     if wanted.path is not None:
         with user_input(config.where("student.path")):
-            return load_model(wanted.path, task.auto_class)[0]
+            student = load_model(wanted.path, task.auto_class)[0]
+            follow_labels(student, EncoderSpec.of(student), EncoderSpec.of(teacher))
+        return student
     assert wanted.num_hidden_layers is not None
     with user_input(config.where("student")):
         return students.smaller(
@@ -246,6 +260,7 @@ def _data(plan: Plan) -> dict[str, Any]:
                 task=task,
                 label2id=label2id,
                 max_length=config.data.max_length or _longest(plan),
+                empty_rows=config.data.empty_rows,
             )
     return features
 
@@ -267,7 +282,9 @@ def _label_map(plan: Plan, label: str) -> Mapping[str, int]:
             raise InputError(
                 f"column {label!r} has {len(label2id)} classes ({shown}), the teacher {teacher.num_labels}"
             )
-    student.label2id, student.id2label = label2id, {i: name for name, i in label2id.items()}
+    names = tuple(sorted(label2id, key=lambda name: label2id[name]))
+    facts = EncoderSpec.of(plan.teacher)
+    follow_labels(plan.student, EncoderSpec.of(plan.student), replace(facts, labels=names))
     return label2id
 
 
@@ -278,7 +295,7 @@ def _longest(plan: Plan) -> int | None:
 
 
 def _check_lengths(plan: Plan) -> None:
-    """No sequence is longer than a model has positions or a batch has room."""
+    """No sequence is longer than a model has positions, its layers look, or a batch has room."""
     longest = {split: int(data.sequence_lengths(rows).max()) for split, rows in plan.data.items()}
     for split, tokens in longest.items():
         for name, positions in plan.positions.items():
@@ -286,6 +303,13 @@ def _check_lengths(plan: Plan) -> None:
                 raise InputError(
                     f"{plan.config.where('data.max_length')}: {split} has a sequence of {tokens} tokens, the {name} "
                     f"{positions} positions; set data.max_length to {positions} or less"
+                )
+        for name, window in plan.windows.items():
+            if tokens > window:
+                raise InputError(
+                    f"{plan.config.where('data.max_length')}: {split} has a sequence of {tokens} tokens, some layers "
+                    f"of the {name} look no further than {window}, which cannot run packed yet; set data.max_length to "
+                    f"{window} or less"
                 )
     for stage, arguments in plan.arguments.items():
         budget = arguments.tokens_per_batch
@@ -301,7 +325,10 @@ def _check_best_metric(plan: Plan, stage: recipes.Stage) -> None:
     wanted = plan.arguments[stage.name].metric_for_best_model
     if wanted is None or "eval" not in plan.data:
         return
-    known = ["loss", *(f"loss/{objective.name}" for objective in stage.build_objectives())]
+    known = [
+        "loss",
+        *(f"loss/{objective.name}" for objective in stage.build_objectives() if objective.weight),
+    ]
     if has_labels(plan.data["eval"]):
         known += plan.task.metrics
     if wanted.removeprefix("eval_") not in known:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
+from ... import tasks
 from ...models.activations import LayerActivations, Place, Spot
 from ...models.layers import uniform_layers
 from ...models.spec import EncoderSpec
@@ -29,6 +30,7 @@ __all__ = [
     "queries_and_keys",
     "register",
     "same_heads",
+    "task_of_head",
     "with_head",
 ]
 
@@ -241,3 +243,16 @@ def with_head(name: str, role: str, spec: EncoderSpec) -> None:
         raise ValueError(
             f"{name}: got {spec.name} as {role}, want a classification, token or masked-LM head on it"
         )
+
+
+def task_of_head(spec: EncoderSpec, other: EncoderSpec | None) -> tasks.Task:
+    """The task of a model's head, by its ``problem_type`` or, where that is not told, by that of an equal head.
+
+    Args:
+        spec: the model.
+        other: the model that it teaches or learns from.
+    """
+    told = spec.problem_type
+    if other is not None and (spec.head, spec.num_labels) == (other.head, other.num_labels):
+        told = told or other.problem_type
+    return tasks.task_of(spec.name, spec.num_labels, told, spec.head)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...models.activations import LayerActivations
 from ...models.spec import EncoderSpec
-from .base import Objective, register, with_head
+from .base import Objective, register, task_of_head, with_head
 
 __all__ = ["Labels"]
 
@@ -16,8 +16,8 @@ __all__ = ["Labels"]
 class Labels(Objective):
     """The task's own labels, without a teacher: what transformers' heads would compute.
 
-    Integer labels: cross-entropy, -100 ignored. Float labels: MSE with one label (or where the student's
-    ``problem_type`` is regression), else binary cross-entropy per label. Means over what is labelled.
+    Classes: cross-entropy, -100 ignored. Several classes a row (``problem_type`` is multi-label, or the labels are
+    floats): binary cross-entropy per label. Regression: MSE. Means over what is labelled.
 
     Args:
         weight, schedule, name: see `Objective`.
@@ -32,12 +32,12 @@ class Labels(Objective):
         self, *, weight: float | str = 1.0, schedule: str = "constant", name: str | None = None
     ) -> None:
         super().__init__(weight=weight, schedule=schedule, name=name)
-        self._regression = False
+        self._task_labels: str | None = "class"
 
     def bind(self, student: EncoderSpec, teacher: EncoderSpec | None) -> None:
         super().bind(student, teacher)
         with_head(self.name, "student", student)
-        self._regression = student.problem_type == "regression" or student.num_labels == 1
+        self._task_labels = task_of_head(student, teacher).labels
 
     def forward(self, student: LayerActivations, labels: Tensor) -> Tensor:
         """The loss of ``logits [R, C]`` against labels ``[R]``, ``[1, R]`` or ``[R, C]``, a float32 scalar.
@@ -48,10 +48,10 @@ class Labels(Objective):
         assert student.logits is not None
         logits = student.logits.float()
         rows, classes = logits.shape
-        if self._regression or labels.is_floating_point():
+        if self._task_labels != "class" or labels.is_floating_point():
             if labels.numel() != logits.numel():
                 raise ValueError(f"labels: got {tuple(labels.shape)}, want floats {tuple(logits.shape)}")
-            loss = F.mse_loss if self._regression else F.binary_cross_entropy_with_logits
+            loss = F.mse_loss if self._task_labels == "float" else F.binary_cross_entropy_with_logits
             return loss(logits, labels.reshape(logits.shape).float())
         if labels.numel() != rows:
             raise ValueError(f"labels: got {tuple(labels.shape)}, want {rows} class ids")

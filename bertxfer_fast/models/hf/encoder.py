@@ -87,9 +87,10 @@ class PackedModel:
         """Run the model on a packed batch.
 
         Args:
-            batch: ``input_ids [1, T]``, ``cu_seq_lens_q`` int32 ``[N + 1]``; optional ``position_ids [1, T]``
-                (from 0 in each sequence), ``token_type_ids [1, T]``, ``max_length_q`` int and the model's further
-                ``inputs`` ``[1, T, ...]``. Other keys, such as labels, are not looked at.
+            batch: ``input_ids [1, T]``, ``cu_seq_lens_q`` int32 ``[N + 1]``; optional ``token_type_ids [1, T]``,
+                ``max_length_q`` int and the model's further ``inputs`` ``[1, T, ...]``. Positions are counted here;
+                ``position_ids [1, T]`` on the CPU are compared with them. Other keys, such as labels, are not looked
+                at.
             tap: who listens, and to what.
 
         Raises:
@@ -187,23 +188,19 @@ class PackedModel:
             raise ValueError(
                 f"cu_seq_lens_q: got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}, want int32 [N + 1] with N >= 1"
             )
-        if cu_seqlens.device.type == "cpu":  # elsewhere looking costs a host sync
-            _check_lengths(cu_seqlens, ids.shape[1])
         max_seqlen = batch.get("max_length_q")
         max_seqlen = int(cu_seqlens.diff().max() if max_seqlen is None else max_seqlen)
+        if cu_seqlens.device.type == "cpu":  # elsewhere looking costs a host sync
+            _check_lengths(cu_seqlens, ids.shape[1], max_seqlen)
         limit = self.spec.max_positions
         if limit is not None and max_seqlen > limit:
             raise ValueError(
                 f"max_length_q: got {max_seqlen} tokens, want at most the {limit} positions of {self.spec.name}"
             )
-        positions = batch.get("position_ids")
-        if positions is None:
-            starts = (
-                cu_seqlens[:-1].long().repeat_interleave(cu_seqlens.diff().long(), output_size=ids.shape[1])
-            )
-            positions = (torch.arange(ids.shape[1], device=ids.device) - starts).unsqueeze(0)
-        offset = self.spec.position_offset
-        per_token: dict[str, Any] = {"input_ids": ids, "position_ids": positions}
+        lengths = cu_seqlens.diff().long()
+        starts = cu_seqlens[:-1].long().repeat_interleave(lengths, output_size=ids.shape[1]).unsqueeze(0)
+        positions = torch.arange(ids.shape[1], device=ids.device) - starts
+        per_token: dict[str, Any] = {"input_ids": ids, "position_ids": batch.get("position_ids")}
         if self._takes_token_types:
             per_token["token_type_ids"] = batch.get("token_type_ids")
         per_token.update({name: batch.get(name) for name in self.inputs})
@@ -214,12 +211,14 @@ class PackedModel:
                 raise ValueError(
                     f"{name}: got {shown}, want one value per token, {tuple(ids.shape)} as input_ids"
                 )
-        _check_ids("input_ids", ids, self.spec.vocab_size)
+        _check_positions(per_token.get("position_ids"), positions)
+        _check_ids("input_ids", ids, self.spec.vocab_size, f"the vocabulary of {self.spec.name}")
         if "token_type_ids" in per_token:
-            _check_ids("token_type_ids", per_token["token_type_ids"], self.spec.type_vocab_size)
+            types = f"the token types of {self.spec.name}"
+            _check_ids("token_type_ids", per_token["token_type_ids"], self.spec.type_vocab_size, types)
         inputs: dict[str, Any] = {
             **per_token,
-            "position_ids": positions + offset if offset else positions,
+            "position_ids": self._numbered(ids, positions, starts),
             "cu_seq_lens_q": cu_seqlens,
             "cu_seq_lens_k": cu_seqlens,
             "max_length_q": max_seqlen,
@@ -230,6 +229,21 @@ class PackedModel:
             if getattr(self.base.config, flag, False):
                 inputs[flag] = False
         return inputs
+
+    def _numbered(self, ids: Tensor, positions: Tensor, starts: Tensor) -> Tensor:
+        """Positions ``[1, T]`` from 0 as the model numbers them, for sequences that begin at ``starts [1, T]``.
+
+        RoBERTa and its kin begin behind their padding index, and do not count a padding token, whatever it does there:
+        inside a text it has the padding index as its position, and those after it move up.
+        """
+        offset = self.spec.position_offset
+        if not offset:
+            return positions
+        padding = ids == offset - 1
+        if ids.device.type == "cpu" and not padding.any():
+            return positions + offset
+        before = padding.cumsum(-1) - padding.long()
+        return torch.where(padding, offset - 1, positions + offset - (before - before.gather(-1, starts)))
 
 
 class _CatchOutput:
@@ -279,16 +293,26 @@ class _CatchOutput:
         return logits
 
 
-def _check_lengths(cu_seqlens: Tensor, tokens: int) -> None:
-    if cu_seqlens[0] != 0 or cu_seqlens[-1] != tokens or (cu_seqlens.diff() <= 0).any():
+def _check_lengths(cu_seqlens: Tensor, tokens: int, max_seqlen: int) -> None:
+    lengths = cu_seqlens.diff()
+    if cu_seqlens[0] != 0 or cu_seqlens[-1] != tokens or (lengths <= 0).any():
         raise ValueError(
             f"cu_seq_lens_q: got {cu_seqlens.tolist()}, want it to rise from 0 to T = {tokens} (no sequence is empty)"
         )
+    if lengths.max() > max_seqlen:
+        raise ValueError(f"max_length_q: got {max_seqlen}, want at least the longest, {int(lengths.max())}")
 
 
-def _check_ids(name: str, ids: Tensor, count: int | None) -> None:
+def _check_positions(given: Tensor | None, counted: Tensor) -> None:
+    if given is None or given.device.type != "cpu":  # elsewhere looking costs a host sync
+        return
+    if not torch.equal(given.long(), counted):
+        raise ValueError("position_ids: got others than 0, 1, 2, ... in each sequence, want those, or none")
+
+
+def _check_ids(name: str, ids: Tensor, count: int | None, table: str) -> None:
     if count is None or ids.device.type != "cpu":  # elsewhere looking costs a host sync
         return
     lowest, highest = (int(x) for x in ids.aminmax())
     if lowest < 0 or highest >= count:
-        raise ValueError(f"{name}: got {lowest if lowest < 0 else highest}, want ids 0..{count - 1}")
+        raise ValueError(f"{name}: got {lowest if lowest < 0 else highest}, want ids 0..{count - 1}, {table}")

@@ -1,28 +1,24 @@
 """What a transformers encoder is made of, found by reading it: layers, stack, positions, head. Nothing is changed.
 
-No layer is named by model type: the layers are the list that is as long as the model is deep, and one small table says
-which heads read the first token.
+No layer is named by model type: the layers are the list that is as long as the model is deep, and the tasks say what a
+head reads.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from torch import nn
 from transformers import PreTrainedModel
 
+from ... import tasks
 from ..spec import EncoderSpec
 
-__all__ = ["HEADS", "find_layers", "find_stack", "layer_lists", "spec_of"]
+__all__ = ["find_layers", "find_stack", "layer_lists", "spec_of"]
 
-# What a head reads, by the end of its class name. "sequence": one row per sequence; "token": every token.
-# Heads that are not here (two outputs, several choices per row) are left out: the encoder below them runs.
-HEADS: dict[str, Literal["sequence", "token"]] = {
-    "ForSequenceClassification": "sequence",
-    "ForNextSentencePrediction": "sequence",
-    "ForTokenClassification": "token",
-    "ForMaskedLM": "token",
-}
+# Heads that no task has, by the end of their class's name, and what they read. Others (two outputs, several choices per
+# row) are left out: the encoder below them runs.
+_HEADS_WITHOUT_TASK = {"ForNextSentencePrediction": "sequence"}
 
 # Configuration switches of models that mix neighbouring tokens outside of attention (MobileBERT's embeddings,
 # ESM's rescaling by the share of masked tokens): in a pack they would mix neighbouring sequences.
@@ -50,7 +46,8 @@ def spec_of(model: PreTrainedModel, head: str | None = None) -> EncoderSpec:
     _check_packable(model)
     layers = find_layers(base)
     if head is None and base is not model:
-        head = next((kind for suffix, kind in HEADS.items() if name.endswith(suffix)), None)
+        found = (kind for suffix, kind in _HEADS_WITHOUT_TASK.items() if name.endswith(suffix))
+        head = tasks.head_of(name) or next(found, None)
     masked_lm = name.endswith("ForMaskedLM")
     num_labels = 0 if head is None else int((config.vocab_size if masked_lm else config.num_labels) or 0)
     positions = _embedding(base, "position_embeddings")

@@ -29,14 +29,13 @@ from .._triton.products import dense_inputs, linear_gradients
 from .._triton.reductions import scaled_total
 
 # Made by compiling for sm_80, sm_90 and sm_100 until nothing spilled; not yet timed. The second bound is the number of
-# tiles of 128 x 128: where it is small, smaller tiles keep more multiprocessors busy.
+# tiles of 128 x 128: where it is small, smaller tiles keep more multiprocessors busy. Three programs of four warps fit
+# a multiprocessor: one computes while another writes its direction. Of 128 x 128 tiles only one does, as with 128
+# registers, which would be enough for two, they spill.
 # ((bytes of an element, tiles), ...)
 TABLE: list[Choice] = [
     ((2, 264), {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3}),
-    (
-        (2, 1 << 62),
-        {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3, "maxnreg": 128},
-    ),
+    ((2, 1 << 62), {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3}),
     (
         (4, 1 << 62),
         {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2, "maxnreg": 255},
@@ -82,12 +81,14 @@ def projected_kernel(
     """A tile of ``student @ weight.T + bias - teacher``. Programs that follow each other share the student's rows."""
     across: tl.constexpr = (DT + BLOCK_N - 1) // BLOCK_N
     row_tile = tl.program_id(0) // across
-    rows = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    first_row = row_tile * BLOCK_M
+    rows = tl.arange(0, BLOCK_M)
     cols = (tl.program_id(0) % across) * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside, within = rows < tokens, cols < DT
-    rows = rows.to(tl.int64)
+    inside, within = rows < tokens - first_row, cols < DT
     k = tl.arange(0, BLOCK_K)
-    student_ptr += rows[:, None] * STUDENT_STRIDE + k[None, :]
+    # Places inside a tile fit 32 bits, which saves registers; only the tile's own needs 64.
+    tile_row = first_row.to(tl.int64)
+    student_ptr += tile_row * STUDENT_STRIDE + (rows[:, None] * STUDENT_STRIDE + k[None, :])
     weight_ptr += cols.to(tl.int64)[None, :] * WEIGHT_STRIDE + k[:, None]
     tile = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for first in range(0, DS, BLOCK_K):
@@ -97,10 +98,11 @@ def projected_kernel(
     if bias_ptr is not None:
         tile += tl.load(bias_ptr + cols, mask=within, other=0.0).to(tl.float32)[None, :]
     mask = inside[:, None] & within[None, :]
-    wanted = tl.load(teacher_ptr + rows[:, None] * TEACHER_STRIDE + cols[None, :], mask=mask, other=0.0)
+    teacher_ptr += tile_row * TEACHER_STRIDE
+    wanted = tl.load(teacher_ptr + (rows[:, None] * TEACHER_STRIDE + cols[None, :]), mask=mask, other=0.0)
     tile -= wanted.to(tl.float32)
     place = rows[:, None] * DT + cols[None, :]
-    slope = _finish(tile, place, mask, grad_scale, direction_ptr, losses_ptr, NEED_GRAD)
+    slope = _finish(tile, place, mask, grad_scale, direction_ptr + tile_row * DT, losses_ptr, NEED_GRAD)
     if NEED_GRAD and bias_ptr is not None:
         tl.store(bias_partials_ptr + row_tile.to(tl.int64) * DT + cols, tl.sum(slope, 0), mask=within)
 

@@ -1,4 +1,4 @@
-"""Triton kernels of logits_kl: one program per row, which stays in registers or, where it is too long, is read twice.
+"""Triton kernels of logits_kl: a program for each row, which stays in registers or, if long, is read twice.
 
 Bytes at 4096 x 30522, bf16: student and teacher 250 MB each, gradient 250 MB. A second pass over a row should find it
 in the second-level cache: two rows of each side a multiprocessor are 32 MB. Operations: four exponentials per class

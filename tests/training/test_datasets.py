@@ -1,0 +1,120 @@
+"""The arguments that decide which sequences share a pack, and in which order, reach the samplers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch.utils.data import DataLoader
+
+from bertxfer_fast.distillation.objectives import Logits
+from bertxfer_fast.evaluation.card import ModelCard
+
+from .test_trainer import features, trainer_of
+
+
+def packs(loader: DataLoader) -> list[list[int]]:
+    """The first token of every sequence, pack by pack."""
+    return [batch["input_ids"][0][batch["cu_seq_lens_q"][:-1].long()].tolist() for batch in loader]
+
+
+def train_packs(folder: Path, rows: list[Any], **settings: Any) -> list[list[int]]:
+    return packs(trainer_of(folder, [Logits()], train=rows, **settings).get_train_dataloader())
+
+
+def test_the_order_is_that_of_data_seed_else_of_seed(tmp_path: Path) -> None:
+    rows = features(40)
+    orders = {
+        name: train_packs(tmp_path, rows, **settings)
+        for name, settings in {
+            "seed": {"seed": 3},
+            "data_seed": {"seed": 3, "data_seed": 4},
+            "same": {"seed": 5, "data_seed": 4},
+            "as seed": {"seed": 4},
+        }.items()
+    }
+    assert orders["data_seed"] == orders["same"] == orders["as seed"]
+    assert orders["data_seed"] != orders["seed"]
+
+
+def test_the_last_pack_is_dropped_where_asked(tmp_path: Path) -> None:
+    rows = features(10)
+    assert [len(p) for p in sorted(train_packs(tmp_path, rows), key=len)] == [2, 4, 4]
+    assert [len(p) for p in train_packs(tmp_path, rows, dataloader_drop_last=True)] == [4, 4]
+    # An evaluation leaves nothing out.
+    trainer = trainer_of(tmp_path, eval_dataset=rows, per_device_eval_batch_size=4, dataloader_drop_last=True)
+    assert [len(p) for p in packs(trainer.get_eval_dataloader())] == [4, 4, 2]
+
+
+def test_sequential_keeps_the_order_of_the_data(tmp_path: Path) -> None:
+    rows = features(10)
+    found = train_packs(tmp_path, rows, train_sampling_strategy="sequential")
+    assert [token for pack in found for token in pack] == [row["input_ids"][0] for row in rows]
+
+
+def test_grouping_by_length_puts_like_lengths_together(tmp_path: Path) -> None:
+    rows = features(200, shortest=2, longest=40)
+
+    def spread(strategy: str) -> float:
+        trainer = trainer_of(tmp_path, train=rows, train_sampling_strategy=strategy, tokens_per_batch=200)
+        lengths = [batch["cu_seq_lens_q"].diff().float() for batch in trainer.get_train_dataloader()]
+        return float(np.mean([float(pack.std(correction=0)) for pack in lengths]))
+
+    assert spread("group_by_length") < 0.5 * spread("random")
+
+
+@pytest.mark.parametrize(
+    ("settings", "budget"),
+    [
+        ({"eval_tokens_per_batch": 30, "tokens_per_batch": 90}, 30),
+        ({"tokens_per_batch": 60}, 60),
+        ({"eval_tokens_per_batch": 5}, 5),  # below the longest sequence, which is then a pack of its own
+    ],
+)
+def test_an_evaluation_has_a_budget_of_its_own(tmp_path: Path, settings: dict[str, int], budget: int) -> None:
+    rows = features(30)
+    longest = max(len(row["input_ids"]) for row in rows)
+    loader = trainer_of(tmp_path, eval_dataset=rows, **settings).get_eval_dataloader()
+    sizes = [batch["input_ids"].shape[1] for batch in loader]
+    assert sum(sizes) == sum(len(row["input_ids"]) for row in rows)
+    assert max(sizes) <= max(budget, longest)
+    assert all(size + longest > budget for size in sizes[:-1])  # none is emptier than it has to be
+    assert packs(loader) == packs(loader)
+
+
+def test_lengths_are_those_of_the_data_set_that_is_given(tmp_path: Path) -> None:
+    """Whatever was evaluated before and is gone, its place in memory given to another one."""
+    trainer = trainer_of(tmp_path, [Logits()], per_device_eval_batch_size=4)
+    for count in [*range(2, 30), 3, 11]:
+        rows = features(count, seed=count)
+        found = packs(trainer.get_eval_dataloader(rows))
+        assert [token for pack in found for token in pack] == [row["input_ids"][0] for row in rows]
+        del rows
+
+
+def test_named_evaluation_sets_keep_their_names(tmp_path: Path) -> None:
+    sets = {"easy": features(5, seed=1), "hard": features(7, seed=2)}
+    trainer = trainer_of(
+        tmp_path,
+        [Logits()],
+        eval_dataset=sets,
+        max_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        extra={"model_card": ModelCard()},
+    )
+    trainer.train()
+    logged = {key: value for entry in trainer.state.log_history for key, value in entry.items()}
+    for name, rows in sets.items():
+        alone = trainer.evaluate(rows)
+        for metric in ("loss", "accuracy", "loss/logits"):
+            assert logged[f"eval_{name}_{metric}"] == pytest.approx(alone[f"eval_{metric}"], rel=1e-5)
+        assert trainer.evaluate(name)["eval_loss"] == pytest.approx(alone["eval_loss"], rel=1e-5)
+    assert logged["eval_easy_loss"] != logged["eval_hard_loss"]
+    trainer.save_model()
+    card = (tmp_path / "README.md").read_text()
+    assert "eval['easy']: 5 sequences" in card and "eval['hard']: 7 sequences" in card
+    with pytest.raises(ValueError, match=r"eval_dataset\['hard'\]: got no rows"):
+        trainer_of(tmp_path, [Logits()], eval_dataset={**sets, "hard": []})
