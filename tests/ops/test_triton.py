@@ -21,6 +21,7 @@ from bertxfer_fast import ops
 from bertxfer_fast.ops._dispatch import library as _library
 
 from .cases import DTYPES, Pack, RecordedCalls, attention_pair
+from .float16_range import HUGE_SCORES, PROBLEMS, check
 from .interpreter import mend_bfloat16, reason_to_skip
 from .reference import relative_error
 from .test_accuracy import CHECKS, ONE_CASE
@@ -60,6 +61,11 @@ def test_is_as_accurate_as_plain_pytorch(name: str, number: int) -> None:
         CHECKS[name](Random(f"{name}:{number}"), DTYPES[number % len(DTYPES)])
     used = {call[0]._overloadname for call in recorded.calls}
     assert used == {"triton"}
+
+
+@pytest.mark.parametrize("name", [name for name in PROBLEMS if name != HUGE_SCORES])
+def test_a_float16_gradient_that_fits_comes_out(name: str) -> None:
+    check(name)
 
 
 def outcome(

@@ -21,6 +21,16 @@ def wide_product(a: Tensor, b: Tensor) -> Tensor:
     return torch.mm(a.float(), b.float())  # the CPU, where kernels are interpreted, has no such product
 
 
+def product_into(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """``a @ b`` into ``out``, of the operands' dtype or float32."""
+    if out.dtype == a.dtype:
+        torch.mm(a, b, out=out)
+    elif a.is_cuda and a.numel() and b.numel():
+        torch.mm(a, b, out_dtype=out.dtype, out=out)
+    else:
+        torch.mm(a.float(), b.float(), out=out)
+
+
 @functools.cache
 def _adds_to_float32(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether this PyTorch adds a product of ``dtype`` to a float32 sum; older ones want the sum in ``dtype``, too."""
@@ -74,13 +84,38 @@ def linear_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of a linear layer's student, weight and bias, from ``direction``, the gradient of its output.
 
+    ``direction`` is in the dtype that gradients are stored in (`stored_dtype`), and so is the student's gradient.
     ``bias_partials`` are the column sums of ``direction``, one row for each block of tokens.
     """
     nothing = torch.empty(0, dtype=torch.float32, device=student.device)
     if not need_grad:
-        return torch.empty(0, dtype=student.dtype, device=student.device), nothing, nothing.clone()
-    return (
-        direction if weight is None else torch.mm(direction, operand(weight)),
-        nothing if weight is None else wide_product(direction.T, student),
-        nothing.clone() if bias is None else bias_partials.sum(0),
-    )
+        return torch.empty(0, dtype=direction.dtype, device=student.device), nothing, nothing.clone()
+    grad_bias = nothing.clone() if bias is None else bias_partials.sum(0)
+    if weight is None:
+        return direction, nothing, grad_bias
+    if student.dtype == torch.float16:
+        return *_float16_gradients(student, weight, direction), grad_bias
+    return torch.mm(direction, operand(weight)), wide_product(direction.T, student), grad_bias
+
+
+def _float16_gradients(student: Tensor, weight: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of student and weight on float16's tensor cores, from a direction in float32.
+
+    No one scale brings all rows of a direction into float16: hidden_cosine divides each by its length. So each row is
+    divided by its largest entry, which is multiplied back into its row of the student's gradient; in the sum over rows
+    that is the weight's, it goes into the student's row.
+    """
+    largest = _largest(direction, dim=1)  # [T, 1]
+    unit = (direction / largest).half()
+    rows = student * largest  # [T, Ds], float32
+    most = _largest(rows)
+    grad_student = wide_product(unit, weight).mul_(largest)
+    return grad_student, wide_product(unit.T, (rows / most).half()).mul_(most)
+
+
+def _largest(x: Tensor, dim: int | None = None) -> Tensor:
+    """The largest magnitude in ``x`` or along a dimension; of zeros, and of nothing, a small number to divide by."""
+    tiny = torch.finfo(torch.float32).tiny
+    if not x.numel():
+        return x.new_full((x.shape[0], 1) if dim == 1 else (), tiny)
+    return torch.linalg.vector_norm(x, torch.inf, dim=dim, keepdim=dim is not None).clamp_min(tiny)

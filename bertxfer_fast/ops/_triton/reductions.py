@@ -1,8 +1,7 @@
 """From the sums of a loss's programs to the loss: in float64 and in a fixed order, so the same bits every time.
 
-A loss is its sum times ``loss_scale``, which for a mean is known on the device only. Gradients are stored at
-``grad_scale`` times the gradient of the sum, and backward multiplies by the factor that is then missing: 1 for dtypes
-with float32's range, whose gradients are stored at ``loss_scale``.
+A loss is its sum times ``loss_scale``, which for a mean is known on the device only. Kernels store the gradient of the
+loss itself, so that the factor with which backward multiplies it is 1; logits_kl's is another in float16.
 """
 
 from __future__ import annotations
@@ -37,17 +36,14 @@ def mean_scale(packing, heads, MEAN: tl.constexpr, PAIRS: tl.constexpr):
 
 
 @triton.jit
-def store_loss(losses_ptr, count, loss_scale, grad_scale, loss_ptr, factor_ptr):
-    """The loss from its ``count`` sums, and the factor that gradients stored at ``grad_scale`` lack (None: none)."""
+def store_loss(losses_ptr, count, loss_scale, factor, loss_ptr, factor_ptr):
+    """The loss from its ``count`` sums, and the factor that stored gradients lack."""
     sums = tl.zeros((1024,), tl.float64)
     for base in range(0, count, 1024):
         i = base + tl.arange(0, 1024)
         sums += tl.load(losses_ptr + i, mask=i < count, other=0.0).to(tl.float64)
     tl.store(loss_ptr, (tl.sum(sums) * loss_scale).to(tl.float32))
-    if grad_scale is None:
-        tl.store(factor_ptr, 1.0)
-    else:
-        tl.store(factor_ptr, loss_scale / grad_scale)
+    tl.store(factor_ptr, factor)
 
 
 @kernel
@@ -57,7 +53,6 @@ def total_kernel(
     tokens,
     sequences,
     heads,
-    grad_scale,
     losses_ptr,  # [count]
     count,
     loss_ptr,  # scalar
@@ -68,7 +63,7 @@ def total_kernel(
     """The loss of a pack, where no kernel that follows its sums could do that on the side."""
     packing = Packing(cu_seqlens_ptr, seqused_ptr, tokens, sequences)
     loss_scale = mean_scale(packing, heads, MEAN, PAIRS)
-    store_loss(losses_ptr, count, loss_scale, grad_scale, loss_ptr, factor_ptr)
+    store_loss(losses_ptr, count, loss_scale, 1.0, loss_ptr, factor_ptr)
 
 
 @kernel
@@ -80,8 +75,7 @@ def scaled_total_kernel(
     loss_ptr,  # scalar
     factor_ptr,  # scalar
 ):
-    store_loss(losses_ptr, count, loss_scale, None, loss_ptr, factor_ptr)
-    tl.store(factor_ptr, missing_factor)
+    store_loss(losses_ptr, count, loss_scale, missing_factor, loss_ptr, factor_ptr)
 
 
 def scalars(device: torch.device) -> tuple[Tensor, Tensor]:
@@ -90,7 +84,7 @@ def scalars(device: torch.device) -> tuple[Tensor, Tensor]:
     return loss, factor
 
 
-def scaled_total(losses: Tensor, loss_scale: float, missing_factor: float) -> tuple[Tensor, Tensor]:
+def scaled_total(losses: Tensor, loss_scale: float, missing_factor: float = 1.0) -> tuple[Tensor, Tensor]:
     """The loss where the host knows its scale, and the factor that stored gradients lack."""
     loss, factor = scalars(losses.device)
     launch(
@@ -108,9 +102,9 @@ def scaled_total(losses: Tensor, loss_scale: float, missing_factor: float) -> tu
 
 
 def stored_scale(dtype: torch.dtype, whole: float, safe: float) -> tuple[float, float]:
-    """What a gradient is multiplied by before it is stored, and the factor that is then missing.
+    """What a difference of probabilities is multiplied by before it is stored, and the factor that is then missing.
 
-    ``whole`` makes it the gradient. float16, which is out of digits below 6e-5, takes ``safe`` where that is more.
+    ``whole`` makes it the gradient. float16, which is out of digits below 6e-5, takes ``safe``.
     """
-    scale = max(whole, safe) if dtype == torch.float16 else whole
+    scale = safe if dtype == torch.float16 else whole
     return scale, 1.0 if scale == whole else whole / scale

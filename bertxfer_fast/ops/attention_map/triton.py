@@ -23,6 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._dispatch.loss import stored_dtype
 from .._triton.launching import Choice, capability, configuration, dot_precision, kernel, launch
 from .._triton.packing import (
     Packing,
@@ -148,7 +149,6 @@ def cols_kernel(
     scale_s,
     scale_t,
     grad_factor,
-    grad_scale,
     stats_ptr,  # [planes, H, T]
     grad_k,  # Rows of [T, H, DIM_S]
     losses_ptr,  # [count]
@@ -176,7 +176,7 @@ def cols_kernel(
     program = tl.program_id(0)
     if program == 0:
         loss_scale = mean_scale(packing, heads, MEAN, MSE)
-        store_loss(losses_ptr, count, loss_scale, grad_scale, loss_ptr, factor_ptr)
+        store_loss(losses_ptr, count, loss_scale, 1.0, loss_ptr, factor_ptr)
     head = (program % heads).to(tl.int64)
     n, start, length, col = find_tile(packing, program // heads, BLOCK_M)
     cols = col + tl.arange(0, BLOCK_M)
@@ -205,7 +205,7 @@ def cols_kernel(
                 MSE, EXACT, SYMMETRIC, DIM_S, DIM_T, BLOCK_S, BLOCK_T, BLOCK_N, PRECISION, False,
             )  # fmt: skip
     store_gradient(
-        grad_k, packing, heads, n, head, start, cols, length, grad, grad_factor / LIFT, grad_scale,
+        grad_k, packing, heads, n, head, start, cols, length, grad, grad_factor / LIFT,
         MEAN, MSE, DIM_S, BLOCK_S,
     )  # fmt: skip
 
@@ -219,13 +219,12 @@ def run(
     kind: str,
     reduction: str,
     grads: list[Tensor],
-    dtype: torch.dtype,
     *,
     symmetric: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Loss and missing factor of the maps of ``inputs``, q and k of student and teacher, ``[T, H, D]``.
 
-    ``grads`` gets the gradients in ``dtype``: none, those of q and k, or with ``symmetric`` the one of both together.
+    ``grads`` gets the gradients: none, those of q and k, or with ``symmetric`` the one of both together.
     """
     tokens, heads, dim_s = inputs[0].shape
     dim_t = inputs[2].shape[2]
@@ -240,15 +239,12 @@ def run(
     meta = configuration(TABLE, capability(device), inputs[0].element_size(), max(block_s, block_t))
     programs = tile_slots(tokens, sequences, meta["BLOCK_M"]) * heads
     packing = cu_seqlens, seqused, tokens, sequences, heads
-    # float16 gradients are stored at a size that does not depend on how many terms there are.
-    grad_scale = (64.0 if mse else 1.0) if dtype == torch.float16 else None
     problem = (
         *(rows_of(x) for x in inputs),
         *packing,
         scale_student * LOG2_E,
         scale_teacher * LOG2_E,
         scale_student * (2.0 if mse else 1.0),
-        grad_scale,
     )
     mean = reduction == "mean"
     dims = {"DIM_S": dim_s, "DIM_T": dim_t, "BLOCK_S": block_s, "BLOCK_T": block_t}
@@ -269,7 +265,7 @@ def run(
         grad_k = rows_of(grads[-1].view(tokens, heads, dim_s))
         launch(cols_kernel, programs, *problem, stats, grad_k, *total, SYMMETRIC=symmetric, **kinds, **sizes)
     else:
-        launch(total_kernel, 1, *packing, grad_scale, *total, MEAN=mean, PAIRS=mse, num_warps=8)
+        launch(total_kernel, 1, *packing, *total, MEAN=mean, PAIRS=mse, num_warps=8)
     return loss, factor
 
 
@@ -288,7 +284,7 @@ def attention_map_loss(
     need_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grad_q, grad_k = (
-        torch.empty(x.shape if need_grad else 0, dtype=x.dtype, device=x.device)
+        torch.empty(x.shape if need_grad else 0, dtype=stored_dtype(x.dtype), device=x.device)
         for x in (q_student, k_student)
     )
     loss, factor = run(
@@ -300,6 +296,5 @@ def attention_map_loss(
         kind,
         reduction,
         [grad_q, grad_k] if need_grad else [],
-        q_student.dtype,
     )
     return loss, grad_q, grad_k, factor

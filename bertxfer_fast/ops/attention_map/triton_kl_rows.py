@@ -76,7 +76,6 @@ def kl_rows_kernel(
     scale_s,
     scale_t,
     grad_factor,
-    grad_scale,
     losses_ptr,  # [programs]
     stats_ptr,  # [2, H, T] log-sum-exps of student and teacher, or None: nobody wants them
     grad_q,  # Rows of [T, H, DIM_S], or None
@@ -130,6 +129,6 @@ def kl_rows_kernel(
     tl.store(losses_ptr + program, tl.sum(tl.where(rows < length, loss, 0.0)))
     if NEED_GRAD:
         store_gradient(
-            grad_q, packing, heads, n, head, start, rows, length, grad, grad_factor, grad_scale,
+            grad_q, packing, heads, n, head, start, rows, length, grad, grad_factor,
             MEAN, False, DIM_S, BLOCK_S,
         )  # fmt: skip

@@ -201,14 +201,11 @@ def store_statistics(
 
 @triton.jit
 def store_gradient(
-    x, packing, heads, n, head, start, rows, length, grad, scale, grad_scale,
+    x, packing, heads, n, head, start, rows, length, grad, scale,
     MEAN: tl.constexpr, PAIRS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Rows of a gradient times ``scale`` and what gradients are stored at; zeros for the tokens that do not count."""
-    if grad_scale is None:
-        scale *= mean_scale(packing, heads, MEAN, PAIRS)
-    else:
-        scale *= grad_scale
+    """Rows of a gradient times ``scale`` and the loss's scale; zeros for the tokens that do not count."""
+    scale *= mean_scale(packing, heads, MEAN, PAIRS)
     grad = tl.where((rows < length)[:, None], scale * grad, 0.0)
     store_rows(x, head, start, rows, whole_length(packing, n), grad, DIM, BLOCK)
 
@@ -227,7 +224,6 @@ def rows_kernel(
     scale_s,
     scale_t,
     grad_factor,
-    grad_scale,
     losses_ptr,  # [programs]
     stats_ptr,  # [planes, H, T], or None: nobody wants them
     grad_q,  # Rows of [T, H, DIM_S], or None
@@ -296,6 +292,6 @@ def rows_kernel(
     tl.store(losses_ptr + program, tl.sum(tl.where(rows < length, loss, 0.0)))
     if NEED_GRAD:
         store_gradient(
-            grad_q, packing, heads, n, head, start, rows, length, grad, grad_factor / LIFT, grad_scale,
+            grad_q, packing, heads, n, head, start, rows, length, grad, grad_factor / LIFT,
             MEAN, MSE, DIM_S, BLOCK_S,
         )  # fmt: skip

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._dispatch.loss import stored_dtype
 from .._triton.launching import (
     Choice,
     capability,
@@ -81,7 +82,8 @@ def attention_score_mse(
     pairs = sequences * heads
     device = q_student.device
     grads = [
-        torch.empty(x.shape if need_grad else 0, dtype=x.dtype, device=device) for x in (q_student, k_student)
+        torch.empty(x.shape if need_grad else 0, dtype=stored_dtype(x.dtype), device=device)
+        for x in (q_student, k_student)
     ]
     inputs = [contiguous_rows(x) for x in (q_student, k_student, q_teacher, k_teacher)]
     if q_student.dtype != q_teacher.dtype:  # both exact in float32
@@ -90,8 +92,6 @@ def attention_score_mse(
     sizes = capability(device), inputs[0].element_size(), max(block_s, block_t)
     packing = cu_seqlens, seqused, tokens, sequences, heads
     scales = scale_student, scale_teacher
-    # float16 gradients are stored at a size that does not depend on how many pairs there are.
-    grad_scale = 1.0 / max(max_seqlen, 1) if q_student.dtype == torch.float16 else None
     problem = *(rows_of(x) for x in inputs), *packing, *scales
     blocks = {"BLOCK_S": block_s, "BLOCK_T": block_t}
     shape: dict[str, Any] = {"DIM_S": dim_s, "DIM_T": dim_t, **blocks, "PRECISION": dot_precision(*inputs)}
@@ -146,7 +146,6 @@ def attention_score_mse(
         tiled_kernel,
         pairs * shares * (2 if need_grad else 1),
         *problem,
-        grad_scale,
         shares,
         routes,
         losses,
@@ -165,7 +164,6 @@ def attention_score_mse(
             gram_grad_kernel,
             tile_slots(tokens, sequences, grad["BLOCK_L"]) * heads,
             *problem,
-            grad_scale,
             grams,
             routes,
             *grad_rows,
@@ -175,5 +173,5 @@ def attention_score_mse(
             **grad,
         )
     else:
-        launch(total_kernel, 1, *packing, grad_scale, *total, MEAN=mean, PAIRS=True, num_warps=8)
+        launch(total_kernel, 1, *packing, *total, MEAN=mean, PAIRS=True, num_warps=8)
     return loss, grads[0], grads[1], factor

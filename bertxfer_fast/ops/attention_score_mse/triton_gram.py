@@ -7,6 +7,7 @@ import triton.language as tl
 
 from .._triton.launching import kernel
 from .._triton.packing import Packing, find_tile, load_rows, sequence_of, store_rows
+from .._triton.ranges import TINY
 from .._triton.reductions import mean_scale, store_loss
 
 #: A loss below this share of the scores' squares has lost too many digits.
@@ -214,6 +215,12 @@ def _times_gram(x, place, ROWS: tl.constexpr, COLS: tl.constexpr, PRECISION: tl.
     gram = _load_gram(place, ROWS, COLS)
     if x.dtype == tl.float32:
         return tl.dot(x, gram, input_precision=PRECISION)
+    if x.dtype == tl.float16:  # means of squares pass 65504 where the gradient does not
+        largest = tl.maximum(tl.max(tl.abs(gram)), TINY)
+        gram *= 1.0 / largest
+        high = gram.to(tl.float16)
+        low = (gram - high.to(tl.float32)).to(tl.float16)
+        return largest * tl.dot(x, low, tl.dot(x, high))
     high = gram.to(x.dtype)
     low = (gram - high.to(tl.float32)).to(x.dtype)
     return tl.dot(x, low, tl.dot(x, high))
@@ -256,7 +263,6 @@ def gram_grad_kernel(
     heads,
     scale_s,
     scale_t,
-    grad_scale,
     grams_ptr,  # [N * H, 2, BLOCK_S + BLOCK_T, BLOCK_S]
     routes_ptr,  # int32 [N * H]
     grad_q,  # Rows of [T, H, DIM_S]
@@ -281,18 +287,14 @@ def gram_grad_kernel(
     program = tl.program_id(0)
     loss_scale = mean_scale(packing, heads, MEAN, True)
     if program == 0:
-        store_loss(losses_ptr, count, loss_scale, grad_scale, loss_ptr, factor_ptr)
+        store_loss(losses_ptr, count, loss_scale, 1.0, loss_ptr, factor_ptr)
     n, start, length, row = find_tile(packing, program // heads, BLOCK_L)
     pair = n * heads + program % heads
     # Rows that do not count are the tiles' business.
     if (row < length) & (tl.load(routes_ptr + pair) == GRAM):
         rows = row + tl.arange(0, BLOCK_L)
         head = (program % heads).to(tl.int64)
-        scale = 2.0 * scale_s * length
-        if grad_scale is None:
-            scale *= loss_scale
-        else:
-            scale *= grad_scale
+        scale = 2.0 * scale_s * length * loss_scale
         place = grams_ptr + pair.to(tl.int64) * (2 * (BLOCK_S + BLOCK_T) * BLOCK_S)
         grad = _gradient(
             k_s, k_t, place, head, start, rows, length, scale_s, scale_t, DIM_S, DIM_T, BLOCK_S, BLOCK_T, PRECISION

@@ -7,6 +7,7 @@ import triton.language as tl
 
 from .._triton.launching import kernel
 from .._triton.packing import Packing, load_rows, sequence_of, store_rows, whole_length
+from .._triton.ranges import dot_in_range
 from .._triton.reductions import mean_scale
 from .triton_gram import TILES
 
@@ -47,7 +48,7 @@ def _tile(
         difference -= scale_t * tl.dot(t, tl.trans(yt), input_precision=PRECISION)
         squares += tl.sum(difference * difference, 1)
         if NEED_GRAD:
-            grad = tl.dot(difference.to(ys.dtype), ys, grad, input_precision=PRECISION)
+            grad = dot_in_range(difference, ys, grad, PRECISION)
     return tl.sum(squares), grad
 
 
@@ -64,7 +65,6 @@ def tiled_kernel(
     heads,
     scale_s,
     scale_t,
-    grad_scale,
     shares,
     routes_ptr,  # int32 [N * H], or None: every pair goes by tiles
     losses_ptr,  # [and those of Gram matrices, N * H * shares]
@@ -100,10 +100,7 @@ def tiled_kernel(
     if works:
         scale = 2.0 * scale_s
         if NEED_GRAD:
-            if grad_scale is None:
-                scale *= mean_scale(packing, heads, MEAN, True)
-            else:
-                scale *= grad_scale
+            scale *= mean_scale(packing, heads, MEAN, True)
         for row in tl.range(share * BLOCK_M, length, shares * BLOCK_M, disable_licm=True):
             rows = row + tl.arange(0, BLOCK_M)
             if transposed:

@@ -19,14 +19,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._dispatch.loss import stored_dtype
 from .._triton.launching import Choice, configuration, kernel, launch
 from .._triton.products import dense_inputs, linear_gradients, wide_product
-from .._triton.reductions import scaled_total, stored_scale
+from .._triton.reductions import scaled_total
 
 EPSILON = tl.constexpr(1e-8)
-#: What float16 directions are multiplied by; for a row of length 15 they are about 0.002. Small enough for rows that
-#: are much shorter than that: up to 4094 fits.
-STORED = 16.0
 
 # Made by compiling for sm_80, sm_90 and sm_100 until nothing spilled; not yet timed. Rows that do not fit a block are
 # read block by block, three times.
@@ -101,9 +99,6 @@ def _store_direction(
     u = s * inverse_s[:, None]
     slope = (t * inverse_t[:, None] - u) + losses[:, None] * u
     slope *= (-grad_scale * inverse_s)[:, None]
-    if direction_ptr.dtype.element_ty == tl.float16:
-        # Of a row with hardly any length, whose direction is beyond float16, the products can still be finite.
-        slope = tl.where(slope > 65504.0, 65504.0, tl.where(slope < -65504.0, -65504.0, slope))
     tl.store(
         direction_ptr + rows[:, None] * WIDTH + cols[None, :],
         slope.to(direction_ptr.dtype.element_ty),
@@ -252,9 +247,6 @@ def hidden_cosine(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     tokens, width = teacher.shape
     loss_scale = 1.0 if reduction == "sum" else 1.0 / max(tokens, 1)
-    grad_scale, missing_factor = stored_scale(
-        student.dtype, loss_scale, STORED if loss_scale <= 1.0 / STORED else loss_scale
-    )
     student, teacher, weight, bias = dense_inputs(student, teacher, weight, bias)
     projection = student if weight is None else wide_product(student, weight.T)
     meta = configuration(TABLE, width)
@@ -264,7 +256,7 @@ def hidden_cosine(
     need_bias = need_grad and bias is not None
     bias_partials = torch.empty((blocks, width) if need_bias else (0,), **options)
     direction = torch.empty(
-        (tokens, width) if need_grad else (0,), dtype=student.dtype, device=student.device
+        (tokens, width) if need_grad else (0,), dtype=stored_dtype(student.dtype), device=student.device
     )
     launch(
         cosine_kernel,
@@ -276,12 +268,12 @@ def hidden_cosine(
         bias_partials if need_bias else None,
         losses,
         tokens,
-        grad_scale,
+        loss_scale,
         WIDTH=width,
         STUDENT_STRIDE=projection.stride(0),
         TEACHER_STRIDE=teacher.stride(0),
         NEED_GRAD=need_grad,
         **meta,
     )
-    loss, factor = scaled_total(losses, loss_scale, missing_factor)
+    loss, factor = scaled_total(losses, loss_scale)
     return loss, *linear_gradients(student, weight, bias, direction, bias_partials, need_grad), factor

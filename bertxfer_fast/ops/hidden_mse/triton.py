@@ -6,8 +6,9 @@ three products. Floor on an H100 at 3.0 TB/s: 87 us; at 790 TFLOP/s the products
 768 wide: 151 MB, 50 us.
 
 The projection lives in registers: its tile becomes the residual, the residual's squares and the direction
-(csrc/hidden_mse/hidden_mse.h has the math). The direction is the one ``[T, Dt]`` tensor, in the student's dtype; the
-gradients are the library's products of it. Sums of the bias gradient are taken before it is rounded.
+(csrc/hidden_mse/hidden_mse.h has the math). The direction is the one ``[T, Dt]`` tensor, in the dtype that
+gradients are stored in; the gradients are the library's products of it. Sums of the bias gradient are taken before it
+is rounded.
 
 Row strides are constants of the kernels: models have few of them, and Triton knows of an argument only whether 16
 divides it, which is not so for a width of 312, and would load such rows number by number.
@@ -22,9 +23,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._dispatch.loss import stored_dtype
 from .._triton.launching import Choice, configuration, dot_precision, kernel, launch
 from .._triton.products import dense_inputs, linear_gradients
-from .._triton.reductions import scaled_total, stored_scale
+from .._triton.reductions import scaled_total
 
 # Made by compiling for sm_80, sm_90 and sm_100 until nothing spilled; not yet timed. The second bound is the number of
 # tiles of 128 x 128: where it is small, smaller tiles keep more multiprocessors busy. Three programs of four warps fit
@@ -143,7 +145,7 @@ def hidden_mse(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     tokens, width = teacher.shape
     loss_scale = 1.0 if reduction == "sum" else 1.0 / max(tokens * width, 1)
-    grad_scale, missing_factor = stored_scale(student.dtype, 2.0 * loss_scale, 1.0)
+    grad_scale = 2.0 * loss_scale
     student, teacher, weight, bias = dense_inputs(student, teacher, weight, bias)
     if weight is None:
         block = min(WIDEST, max(16, triton.next_power_of_2(max(width, 1))))
@@ -155,7 +157,7 @@ def hidden_mse(
     losses = torch.empty(down * across, **options)
     bias_partials = torch.empty((down, width) if need_grad and bias is not None else (0,), **options)
     direction = torch.empty(
-        (tokens, width) if need_grad else (0,), dtype=student.dtype, device=student.device
+        (tokens, width) if need_grad else (0,), dtype=stored_dtype(student.dtype), device=student.device
     )
     constants = {
         "DT": width,
@@ -186,5 +188,5 @@ def hidden_mse(
             PRECISION=dot_precision(student),
             **constants,
         )
-    loss, factor = scaled_total(losses, loss_scale, missing_factor)
+    loss, factor = scaled_total(losses, loss_scale)
     return loss, *linear_gradients(student, weight, bias, direction, bias_partials, need_grad), factor

@@ -20,10 +20,7 @@ from torch import Tensor
 from .._triton.launching import Choice, configuration, kernel, launch
 from .._triton.packing import contiguous_rows
 from .._triton.reductions import scaled_total, stored_scale
-
-#: What float16 gradients are multiplied by. They are differences of probabilities: at most 1, and with a vocabulary
-#: of classes mostly far below what float16 holds.
-STORED = 16384.0
+from .eager import STORED
 
 # Made by compiling for sm_80, sm_90 and sm_100 until nothing spilled; not yet timed.
 # ((bytes of an element, classes), ...): rows that stay in registers,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._dispatch.loss import stored_dtype
 from .._triton.packing import contiguous_rows
 from ..attention_map.triton import run
 
@@ -26,7 +27,9 @@ def relation_kl(
     need_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     student, teacher = (contiguous_rows(x).unflatten(1, (heads, -1)) for x in (x_student, x_teacher))
-    grad = torch.empty(x_student.shape if need_grad else 0, dtype=x_student.dtype, device=x_student.device)
+    grad = torch.empty(
+        x_student.shape if need_grad else 0, dtype=stored_dtype(x_student.dtype), device=x_student.device
+    )
     loss, factor = run(
         [student, student, teacher, teacher],
         cu_seqlens,
@@ -36,7 +39,6 @@ def relation_kl(
         "kl",
         reduction,
         [grad] if need_grad else [],
-        x_student.dtype,
         symmetric=True,
     )
     return loss, grad, factor

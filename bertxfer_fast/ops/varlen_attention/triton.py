@@ -33,6 +33,7 @@ from .._triton.packing import (
     store_rows,
     tile_slots,
 )
+from .._triton.ranges import dot_in_range
 from .triton_dropout import kept_entries, row_words
 
 # Made by compiling for sm_80, sm_90 and sm_100 until nothing spilled (docs/kernel_resources.md); not yet timed.
@@ -167,7 +168,7 @@ def rows_kernel(
                 kept = kept_entries(low[:, None], high[:, None], cols[None, :], dropout_p)
                 grad_p = tl.where(kept, grad_p * keep, 0.0)
             grad_scores = p * (grad_p - row_delta[:, None])
-            result = tl.dot(grad_scores.to(keys.dtype), keys, result, input_precision=PRECISION)
+            result = dot_in_range(grad_scores, keys, result, PRECISION)
         store_rows(grad_q, head, start, rows, length, result * scale, DIM, BLOCK_DIM)
 
 
@@ -226,7 +227,7 @@ def cols_kernel(
                 grad_p = tl.where(kept, grad_p * keep, 0.0)
             of_values = tl.dot(given.to(upstream.dtype), upstream, of_values, input_precision=PRECISION)
             grad_scores = p * (grad_p - row_delta[None, :])
-            of_keys = tl.dot(grad_scores.to(queries.dtype), queries, of_keys, input_precision=PRECISION)
+            of_keys = dot_in_range(grad_scores, queries, of_keys, PRECISION)
         store_rows(grad_k, head, start, cols, length, of_keys * scale, DIM, BLOCK_DIM)
         store_rows(grad_v, head, start, cols, length, of_values * keep, DIM, BLOCK_DIM)
 
