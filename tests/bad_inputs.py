@@ -247,10 +247,13 @@ RECIPES: dict[str, Command] = {
         sets(training__load_best_model_at_end=True, training__save_strategy="steps", training__save_steps=3),
         "stage intermediate: --load_best_model_at_end requires the save and eval strategy to match,",
     ),
-    "an unknown logger": (sets(training__report_to="nothing"), ""),
-    "a batch size of 0": (sets(training__per_device_train_batch_size=0), ""),
-    "an epoch count below 0": (sets(training__num_train_epochs=-1), ""),
-    "a negative seed": (sets(seed=-1), ""),
+    "an unknown logger": (sets(training__report_to="nothing"), "^stage intermediate: .*nothing"),
+    "a batch size of 0": (
+        sets(training__per_device_train_batch_size=0),
+        "per_device_train_batch_size: got 0, want 1 or more",
+    ),
+    "an epoch count below 0": (sets(training__num_train_epochs=-1), r"num_train_epochs: got -1\.0, want"),
+    "a negative seed": (sets(seed=-1), "seed: got -1, want 0 to"),
     "an output_dir inside a file": (
         sets(output_dir="train.tsv/out"),
         r"\[Errno 20\] Not a directory: 'train\.tsv/out'",
@@ -535,19 +538,31 @@ CONTINUED: dict[str, Command] = {
         r"out holds a run that differs \(content of\.teacher\)",
     ),
     "a torn record of the run": (write("out/run.json", "{"), r"run\.json:"),
-    "a record of the run that is a list": (write("out/run.json", "[]"), ""),
-    "a torn record of a stage": (write("out/intermediate/stage.json", '{"stage":'), ""),
-    "torn weights of a finished stage": (write("out/intermediate/model.safetensors", b"torn"), ""),
-    "a finished stage without its weights": (remove("out/intermediate/model.safetensors"), ""),
+    "a record of the run that is a list": (write("out/run.json", "[]"), r"run\.json: got a list, want"),
+    "a torn record of a stage": (
+        write("out/intermediate/stage.json", '{"stage":'),
+        r"intermediate/stage\.json: ",
+    ),
+    "torn weights of a finished stage": (
+        write("out/intermediate/model.safetensors", b"torn"),
+        "^stage intermediate.*its weights cannot be read",
+    ),
+    "a finished stage without its weights": (
+        remove("out/intermediate/model.safetensors"),
+        r"^stage intermediate.*no file named model\.safetensors",
+    ),
     "a torn checkpoint": (
         both(unfinished, write("out/prediction/checkpoint-3/model.safetensors", b"torn")),
-        "X",
+        r"checkpoint-3/model\.safetensors cannot be read",
     ),
     "a torn optimizer in a checkpoint": (
         both(unfinished, write("out/prediction/checkpoint-3/optimizer.pt", b"torn")),
-        "X",
+        r"checkpoint-3/optimizer\.pt cannot be read",
     ),
-    "a finished stage without its config.json": (remove("out/intermediate/config.json"), ""),
+    "a finished stage without its config.json": (
+        remove("out/intermediate/config.json"),
+        r"^stage intermediate.*config\.json",
+    ),
 }
 
 
@@ -628,13 +643,17 @@ COMMANDS: dict[str, tuple[Callable[[Path], Any], Sequence[str], str]] = {
         EXTRACT,
         "tokenizer: there is no tokenizer in teacher",
     ),
-    "extract: torn weights": (torn_weights, EXTRACT, ""),
+    "extract: torn weights": (torn_weights, EXTRACT, "teacher: its weights cannot be read"),
     "extract: no weights": (
         remove("teacher/model.safetensors"),
         EXTRACT,
         r"Error no file named model\.safetensors, or pytorch_model\.bin, found in directory teacher\.",
     ),
-    "extract: weights of another size": (config_of_teacher(hidden_size=32), EXTRACT, ""),
+    "extract: weights of another size": (
+        config_of_teacher(hidden_size=32),
+        EXTRACT,
+        "teacher: its weights cannot be read",
+    ),
     "extract: a decoder": (
         causal_teacher,
         EXTRACT,
@@ -645,7 +664,11 @@ COMMANDS: dict[str, tuple[Callable[[Path], Any], Sequence[str], str]] = {
         EXTRACT,
         "no 'sentence' in row 2: complete them, or pass skip_missing=True",
     ),
-    "extract: ids beyond the model's vocabulary": (small_vocabulary, EXTRACT, ""),
+    "extract: ids beyond the model's vocabulary": (
+        small_vocabulary,
+        EXTRACT,
+        r"got 33, want ids 0\.\.19|got ids up to 49",
+    ),
     "bench: an unknown name": (nothing, ["bench", "atention_map"], "bench: no benchmark 'atention_map'"),
     "bench: names beside --docs": (
         nothing,
