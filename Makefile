@@ -17,12 +17,12 @@ EMULATOR := $(wildcard tests/cuda_emulator/*.cpp tests/cuda_emulator/*.h tests/c
 ENVIRONMENT := $(VENV)/.environment-torch-$(TORCH)
 BUILT := $(VENV)/.built-torch-$(TORCH)
 
-.PHONY: help test slow sanitize demo bench gpu gpu-plan gpu-sweep gpu-variants choices lint format build clean
+.PHONY: help test slow sanitize mutants demo bench gpu gpu-plan gpu-sweep gpu-variants choices lint format build clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n '/^# Two/,/^$$/s/^# //p' Makefile
-	@echo "also: make slow | sanitize | lint | format | build | clean"
+	@echo "also: make slow | sanitize | mutants | lint | format | build | clean"
 	@echo "      make bench    the operators against plain and compiled PyTorch; NAMES='attention_map step' for some"
 	@echo "      make gpu      checks and measures on this machine's NVIDIA GPU, in MINUTES=7; PART=attention_map for one operator,"
 	@echo "                    PART=profile for what ncu says, RESULTS=dir to write there, PEERS=dir with others' packages,"
@@ -52,6 +52,11 @@ slow: $(BUILT)
 # Kernels built with AddressSanitizer and UBSan, in build/sanitize, on every instruction set that runs here.
 sanitize: $(BUILT)
 	$(PY) tests/sanitize.py
+
+# Plants the faults of tests/mutants/catalogue.py one at a time, NAMES='data_seed_ignored ...' some of them; each has to
+# fail the tests that it names. Minutes; those in C++ compile the kernels anew.
+mutants: $(BUILT)
+	$(PY) -m tests.mutants $(NAMES)
 
 # glibc hands large tensors back to the kernel after every step and has their pages cleared again; these keep them.
 demo: export MALLOC_MMAP_THRESHOLD_ = 1073741824

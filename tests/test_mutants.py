@@ -16,7 +16,9 @@ def test_a_fault_can_be_planted(mutant: Mutant) -> None:
     assert mutant.planted(source) != source
     assert mutant.tests
     for test in mutant.tests:
-        assert (ROOT / Path(test.partition("::")[0])).exists(), test
+        file, _, name = test.partition("::")
+        text = (ROOT / Path(file)).read_text(encoding="utf-8")
+        assert not name or f"def {name}(" in text, test
 
 
 def test_names_are_unique() -> None:

@@ -31,7 +31,8 @@ class TaskMetrics:
 
     def __init__(self, task: tasks.Task) -> None:
         self.task = task
-        self._seen: list[tuple[NDArray[Any], NDArray[Any]]] = []
+        self._seen: list[tuple[NDArray[Any], NDArray[Any]]]
+        self.clear()
 
     def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
         """The metrics of all that was handed over since the last result.
@@ -44,8 +45,12 @@ class TaskMetrics:
         if not compute_result:
             return {}
         logits, labels = (np.concatenate(parts) for parts in zip(*self._seen, strict=True))
-        self._seen = []
+        self.clear()
         return metrics_of(logits, labels, self.task)
+
+    def clear(self) -> None:
+        """Forget what was handed over."""
+        self._seen = []
 
 
 def _joined(values: Any) -> NDArray[Any]:

@@ -71,11 +71,12 @@ class DistillationArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             self.use_cpu = True  # which bf16 and unpinned memory depend on
         super().__post_init__()
+        config: Any = self.accelerator_config
         for name, why in _UNSUPPORTED_BY_PACKS.items():
-            if getattr(self.accelerator_config, name, None):
+            if getattr(config, name, None):
                 raise ValueError(f"accelerator_config: got {name}=True, want it left out: {why}")
         # Batches of a token budget differ in size; accelerate must not even them out by a batch size.
-        self.accelerator_config.even_batches = False
+        config.even_batches = False
 
 
 def training_field_types() -> dict[str, Any]:

@@ -254,9 +254,8 @@ class DistillationTrainer(Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """One pack: (loss, logits `[N, C]` or `[T, C]`, labels `[N]`, `[N, C]` or `[T]`)."""
-        inputs = self.distiller.pack(
-            self._prepare_inputs(inputs)
-        )  # any collator's batch, without its padding
+        # Without the padding of whatever collator made it.
+        inputs = self.distiller.pack(self._prepare_inputs(inputs))
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs)
         count = inputs["cu_seq_lens_q"].shape[0] - 1
@@ -283,6 +282,8 @@ class DistillationTrainer(Trainer):
     ) -> EvalLoopOutput:
         """Trainer's loop; its loss, a mean over packs, gives way to means over sequences, one per objective."""
         self._eval_means.clear()
+        if isinstance(self.compute_metrics, TaskMetrics):
+            self.compute_metrics.clear()  # of an evaluation that was interrupted
         output = super().evaluation_loop(dataloader, description, *args, **kwargs)
         assert output.metrics is not None
         prefix = kwargs.get("metric_key_prefix", "eval")

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import EvalPrediction
 
+from bertxfer_fast import tasks
 from bertxfer_fast.evaluation.evaluate import evaluate, summary
-from bertxfer_fast.evaluation.metrics import metrics_of, task_of_model
+from bertxfer_fast.evaluation.metrics import TaskMetrics, metrics_of, task_of_model
 from bertxfer_fast.evaluation.speed import parameter_count, size_mb, throughput
 from bertxfer_fast.models.spec import EncoderSpec
 
@@ -83,6 +85,25 @@ def test_speed_is_that_of_the_passes_after_the_warm_up(monkeypatch: pytest.Monke
 )
 def test_metrics(task: str, logits: Any, labels: Any, expected: dict[str, float]) -> None:
     assert metrics_of(np.array(logits), np.array(labels), task) == pytest.approx(expected, rel=1e-4)
+
+
+def test_metrics_for_a_trainer_count_everything_once() -> None:
+    metrics = TaskMetrics(tasks.get("sequence-classification"))
+
+    def given(right: list[bool]) -> EvalPrediction:
+        labels = np.arange(len(right)) % 2
+        return EvalPrediction(np.eye(2)[np.where(right, labels, 1 - labels)], labels)
+
+    first, second = given([True, True, False]), given([False])
+    assert metrics(first, compute_result=False) == {}
+    tensors = EvalPrediction(torch.tensor(second.predictions), torch.tensor(second.label_ids))
+    assert metrics(tensors, compute_result=True) == {"accuracy": 0.5}
+    lists = EvalPrediction([first.predictions, second.predictions], [first.label_ids, second.label_ids])
+    assert metrics(lists) == {"accuracy": 0.5}
+    assert metrics(second) == {"accuracy": 0.0}
+    metrics(first, compute_result=False)
+    metrics.clear()
+    assert metrics(second) == {"accuracy": 0.0}
 
 
 def test_metrics_of_bad_input() -> None:

@@ -152,8 +152,10 @@ def test_metrics_do_not_depend_on_how_predictions_arrive(
             per_device_eval_batch_size=4,
             **settings,
         )
-        trainer.evaluate()
-        found.append(trainer.evaluate())  # twice: nothing of the first is counted again
+        trainer.evaluate(rows[3:8])
+        with pytest.raises((RuntimeError, TypeError)):  # stops in its third batch
+            trainer.evaluate([*rows[:9], {**rows[9], "labels": object()}])
+        found.append(trainer.evaluate())  # nothing of an evaluation before is counted again
     for name in {"class": ["accuracy"], "token": ["token_accuracy"], "float": ["mse", "pearson"]}[labels]:
         assert found[1][f"eval_{name}"] == pytest.approx(found[0][f"eval_{name}"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +86,15 @@ def test_an_evaluation_has_a_budget_of_its_own(tmp_path: Path, settings: dict[st
 
 
 def test_lengths_are_those_of_the_data_set_that_is_given(tmp_path: Path) -> None:
-    """Whatever was evaluated before and is gone, its place in memory given to another one."""
+    """Whatever was evaluated before and is gone, its place in memory given to another one: what `train` lets go of."""
     trainer = trainer_of(tmp_path, [Logits()], per_device_eval_batch_size=4)
-    for count in [*range(2, 30), 3, 11]:
+    for count in range(2, 9):
         rows = features(count, seed=count)
         found = packs(trainer.get_eval_dataloader(rows))
         assert [token for pack in found for token in pack] == [row["input_ids"][0] for row in rows]
         del rows
+        trainer.accelerator.free_memory()
+        gc.collect()
 
 
 def test_named_evaluation_sets_keep_their_names(tmp_path: Path) -> None:
