@@ -380,8 +380,8 @@ _MODELS = (
     Mutant(
         "temperature_forgotten",
         "bertxfer_fast/distillation/objectives/logits.py",
-        "ops.logits_kl(student.logits, teacher.logits, temperature=self.temperature)",
-        "ops.logits_kl(student.logits, teacher.logits)",
+        "ops.logits_kl(s, t, temperature=self.temperature)",
+        "ops.logits_kl(s, t)",
         ("tests/distillation/test_objectives.py::test_logits",),
     ),
     Mutant(
