@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ def test_a_fault_can_be_planted(mutant: Mutant) -> None:
     for test in mutant.tests:
         file, _, name = test.partition("::")
         text = (ROOT / Path(file)).read_text(encoding="utf-8")
-        assert not name or f"def {name}(" in text, test
+        assert re.search(rf"^(def|class) {name.partition('::')[0]}\b", text, re.MULTILINE) or not name, test
 
 
 def test_names_are_unique() -> None:

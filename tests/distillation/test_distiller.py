@@ -301,6 +301,7 @@ def test_the_teacher_stays_outside():
 def test_teacher_noise_is_off_and_the_students_is_on():
     teacher, student = tiny_bert(4, 16, 4, dropout=0.3, seed=1), tiny_bert(2, 12, 4, dropout=0.3, seed=2)
     distiller = Distiller(teacher, student, [HiddenStates([(0, 0)])])
+    teacher.train()  # as whoever trained it may have left it
     batch = packed_batch()
     assert distiller.eval()(**batch).loss == distiller(**batch).loss
     distiller.train()
