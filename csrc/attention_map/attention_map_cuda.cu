@@ -11,7 +11,7 @@ constexpr int kLossThreads = 256;
 
 // The loss where there is no second kernel to end it.
 __global__ void __launch_bounds__(kLossThreads) loss_kernel(const __grid_constant__ MapProblem p, int64_t losses) {
-  finish_loss(p, loss_scales(p), losses);
+  finish_loss(p, loss_scale_of(p), losses);
 }
 
 template <class T, int BS>

@@ -21,7 +21,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_map_cuda_op(Tensor q_studen
   OnDevice device(q_student);
   AttentionPair pair(q_student, k_student, q_teacher, k_teacher, cu_seqlens, seqused);
   const bool mse = kind == "mse";
-  pair.reduce(reduction == "mean", /*squared_lengths=*/mse, mse ? 64.0f : 1.0f);
+  pair.reduce(reduction == "mean", /*squared_lengths=*/mse);
   if (need_grad) pair.make_gradients();
 
   AttentionMapCuda problem = pair.problem<AttentionMapCuda>(scale_student, scale_teacher);

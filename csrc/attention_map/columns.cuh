@@ -18,12 +18,12 @@ __global__ void __launch_bounds__(ScoreTile<T, BS>::kThreads, ScoreTile<T, BS>::
   const int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, thread = threadIdx.x % 4;
   const T* own = shared + 16 * warp * widths.stride;
 
-  float grad_scale = 0.0f;
+  float loss_scale = 0.0f;
   float grad[BS / 8][4] = {};
   if (tile.row < tile.length) {
     copy_sides(shared, widths, x, tile.start + tile.row, head, Block::kRows, tile.length - tile.row);
-    grad_scale = loss_scales(p).grad;  // while the columns are on their way
-    RowStatistics<T> mirrored[2];      // of the rows of the map that are this lane's columns, as x is q and k
+    loss_scale = loss_scale_of(p);  // while the columns are on their way
+    RowStatistics<T> mirrored[2];   // of the rows of the map that are this lane's columns, as x is q and k
     if (p.symmetric) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
@@ -59,9 +59,9 @@ __global__ void __launch_bounds__(ScoreTile<T, BS>::kThreads, ScoreTile<T, BS>::
     };
     for_columns<Block>(shared + Block::kRows * widths.stride, widths, y, tile, head, work, fetch_statistics);
   }
-  store_map_grad(grad, static_cast<T*>(p.grad_k), p, tile, head, grad_scale);
+  store_map_grad(grad, static_cast<Grad<T>*>(p.grad_k), p, tile, head, loss_scale);
   // The first kernel has left a partial loss for each of its blocks, and they are as many as there are here.
-  if (blockIdx.x == 0) finish_loss(p, loss_scales(p), gridDim.x);
+  if (blockIdx.x == 0) finish_loss(p, loss_scale_of(p), gridDim.x);
 }
 
 }  // namespace bertxfer

@@ -33,11 +33,11 @@ __global__ void __launch_bounds__(ScoreTile<T, BS>::kThreads, ScoreTile<T, BS>::
   const T* own = shared + 16 * warp * widths.stride;
   const bool need_grad = p.grad_k != nullptr && !p.symmetric;
 
-  float loss = 0.0f, grad_scale = 0.0f;
+  float loss = 0.0f, loss_scale = 0.0f;
   float grad[BS / 8][4] = {};
   if (tile.row < tile.length) {
     copy_sides(shared, widths, x, tile.start + tile.row, head, Block::kRows, tile.length - tile.row);
-    if (need_grad) grad_scale = loss_scales(p).grad;  // while the rows are on their way
+    if (need_grad) loss_scale = loss_scale_of(p);  // while the rows are on their way
     // Calls work(student's scores, its scale, teacher's, its scale, keys) for all tiles of columns. Where a tile ends
     // beyond the sequence the scale is in the scores already.
     const auto sweep = [&](auto&& work) {
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(ScoreTile<T, BS>::kThreads, ScoreTile<T, BS>::
   }
   loss = block_sum(loss);
   if (threadIdx.x == 0) p.partial_losses[blockIdx.x] = loss;
-  if (need_grad) store_map_grad(grad, static_cast<T*>(p.grad_q), p, tile, head, grad_scale);
+  if (need_grad) store_map_grad(grad, static_cast<Grad<T>*>(p.grad_q), p, tile, head, loss_scale);
 }
 
 }  // namespace bertxfer

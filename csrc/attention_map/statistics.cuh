@@ -149,12 +149,12 @@ struct RowStatistics {
 // A gradient of the block's rows, and zeros for those that do not count.
 template <class T, int N>
 __device__ __forceinline__ void store_map_grad(const float (&grad)[N][4], T* to, const MapProblem& p, const Tile& tile,
-                                               int head, float grad_scale) {
+                                               int head, float loss_scale) {
   const int dim = p.q_student.dim, rows = blockDim.x / 32 * 16;
   const int64_t stride = static_cast<int64_t>(p.heads) * dim;
   to += static_cast<int64_t>(tile.start) * stride + static_cast<int64_t>(head) * dim;
   store_rows(grad, to, stride, tile.row + static_cast<int>(threadIdx.x) / 32 * 16, tile.length, 0, dim,
-             p.grad_scale * grad_scale / kLift);
+             p.grad_scale * loss_scale / kLift);
   const int whole = sequence_of(p.cu_seqlens, nullptr, p.tokens, tile.sequence).length;
   zero_rows(to, stride, max(tile.row, tile.length), min(tile.row + rows, whole), dim);
 }

@@ -23,9 +23,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_score_mse_cuda_op(Tensor q_
                                                                        std::string method, bool need_grad) {
   OnDevice device(q_student);
   AttentionPair pair(q_student, k_student, q_teacher, k_teacher, cu_seqlens, seqused);
-  // In float16 the gradient of a mean over L^2 terms is stored as one over L, which keeps it inside its range.
-  const float grad_scale = 1.0f / static_cast<float>(std::max<int64_t>(max_seqlen, 1));
-  pair.reduce(reduction == "mean", /*squared_lengths=*/true, grad_scale);
+  pair.reduce(reduction == "mean", /*squared_lengths=*/true);
   if (need_grad) pair.make_gradients();
 
   AttentionScoreMseCuda problem = pair.problem<AttentionScoreMseCuda>(scale_student, scale_teacher);

@@ -89,8 +89,8 @@ __device__ __forceinline__ void store_operand(T* gram, int row, int column, floa
 
 // chunk of X times G, 16 rows and half of the student's columns a warp, into a gradient.
 template <class G, class T, int BS>
-__device__ __forceinline__ void grad_rows(const T* chunk, const T* gram, T* grad, int64_t stride, int rows, int dim,
-                                          float scale, int warp) {
+__device__ __forceinline__ void grad_rows(const T* chunk, const T* gram, Grad<T>* grad, int64_t stride, int rows,
+                                          int dim, float scale, int warp) {
   constexpr int kColumns = BS / 2, kBlocks = G::kWarps / 2;
   static_assert(kColumns % 16 == 0, "pairs of tiles");
   const int block = warp % kBlocks, first = warp / kBlocks * kColumns;
@@ -173,33 +173,55 @@ __global__ void __launch_bounds__(G::kThreads) gram_kernel(const __grid_constant
   decide(tiled, loss);
   if (tiled || p.grad_q == nullptr) return;
 
-  // Both matrices become operands, as means over the tokens: sums would leave float16's range.
-  const float share = 1.0f / span.length;
-  const auto scale_of = [&](int row) { return share * (row < BS ? ss : -st); };
+  // Both matrices become operands, as means over the tokens. Large means are beyond float16: it takes entries that are
+  // at most 32768, as none is above the trace.
+  __shared__ float divisors[2];  // of k's and q's; in shared memory, as registers are short
+  if constexpr (std::is_same_v<T, __half>) {
+    float q_trace = 0.0f, k_trace = 0.0f;
+    const int i = threadIdx.x;
+    if (i < G::W) q_trace = i < BS ? q_student[i * BS + i] : q_teacher[(i - BS) * BT + i - BS];
+    for_gram([&](int n, int i, int row, int column) {
+      if (row == column) k_trace += gram[n][i];
+    });
+    const float most = fmaxf(fabsf(ss), fabsf(st)) / 32768.0f;
+    k_trace = block_sum(k_trace);
+    q_trace = block_sum(q_trace);
+    if (threadIdx.x == 0) {
+      divisors[0] = fmaxf(most * k_trace, 1e-30f);
+      divisors[1] = fmaxf(most * q_trace, 1e-30f);
+    }
+    __syncthreads();
+  }
+  const auto divisor_of = [&](int side) {
+    if constexpr (std::is_same_v<T, __half>) return divisors[side];
+    return static_cast<float>(span.length);
+  };
+  const auto scale_of = [&](int row, int side) { return 1.0f / divisor_of(side) * (row < BS ? ss : -st); };
   for_gram([&](int n, int i, int row, int column) {
-    if (n < G::kStudentTiles) store_operand<G>(k_gram, row, column, scale_of(row) * gram[n][i]);
+    if (n < G::kStudentTiles) store_operand<G>(k_gram, row, column, scale_of(row, 0) * gram[n][i]);
   });
   for_gram([&](int n, int i, int row, int column) {
     if (n < G::kStudentTiles) gram[n][i] = q_student[row * BS + column];
   });
   __syncthreads();
   for_gram([&](int n, int i, int row, int column) {
-    if (n < G::kStudentTiles) store_operand<G>(q_gram, row, column, scale_of(row) * gram[n][i]);
+    if (n < G::kStudentTiles) store_operand<G>(q_gram, row, column, scale_of(row, 1) * gram[n][i]);
   });
   __syncthreads();
 
   const int dim = p.q_student.dim;
   const int64_t stride = static_cast<int64_t>(p.heads) * dim;
   const int64_t place = static_cast<int64_t>(span.start) * stride + static_cast<int64_t>(head) * dim;
-  const float scale = 2.0f * ss * span.length * loss_scales(p).grad;
-  const auto grad = [&](const RowSource& x_student, const RowSource& x_teacher, const T* operand, void* to) {
+  const float loss_scale = loss_scale_of(p);
+  const auto grad = [&](const RowSource& x_student, const RowSource& x_teacher, const T* operand, int side, void* to) {
+    const float scale = 2.0f * ss * divisor_of(side) * loss_scale;
     for_chunks<G>(chunks, x_student, x_teacher, span.start, span.length, head, BS, [&](const T* chunk, int row) {
-      grad_rows<G, T, BS>(chunk, operand, static_cast<T*>(to) + place + row * stride, stride, span.length - row, dim,
-                          scale, warp);
+      grad_rows<G, T, BS>(chunk, operand, static_cast<Grad<T>*>(to) + place + row * stride, stride, span.length - row,
+                          dim, scale, warp);
     });
   };
-  grad(p.k_student, p.k_teacher, q_gram, p.grad_k);  // the last chunks of k are the likeliest to be cached
-  grad(p.q_student, p.q_teacher, k_gram, p.grad_q);
+  grad(p.k_student, p.k_teacher, q_gram, 1, p.grad_k);  // the last chunks of k are the likeliest to be cached
+  grad(p.q_student, p.q_teacher, k_gram, 0, p.grad_q);
 }
 
 }  // namespace bertxfer

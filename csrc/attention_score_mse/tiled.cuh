@@ -50,6 +50,53 @@ __device__ __forceinline__ int tiled_head(const ScoreMse& p, int sequence, int i
   return head;
 }
 
+// Keeps float32 rows that become operands of T's products inside T's range, which only float16's is too small for: a
+// row is divided by the largest entry it has had so far, and its sums with it.
+template <class T>
+struct OperandRange {
+  template <int N, int M>
+  __device__ __forceinline__ void fit(float (&)[N][4], float (&)[M][4]) {}
+  template <int M>
+  __device__ __forceinline__ void restore(float (&)[M][4]) const {}
+};
+
+template <>
+struct OperandRange<__half> {
+  float largest[2] = {1e-30f, 1e-30f};  // of rows group and group + 8
+
+  template <int N, int M>
+  __device__ __forceinline__ void fit(float (&rows)[N][4], float (&sums)[M][4]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float raised = largest[half];
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        raised = fmaxf(raised, fmaxf(fabsf(rows[n][2 * half]), fabsf(rows[n][2 * half + 1])));
+      }
+      raised = fmaxf(raised, __shfl_xor_sync(kAllLanes, raised, 1));
+      raised = fmaxf(raised, __shfl_xor_sync(kAllLanes, raised, 2));
+      const float inverse = 1.0f / raised, shrink = largest[half] * inverse;
+      largest[half] = raised;
+#pragma unroll
+      for (int c = 2 * half; c < 2 * half + 2; ++c) {
+#pragma unroll
+        for (int n = 0; n < N; ++n) rows[n][c] *= inverse;
+#pragma unroll
+        for (int m = 0; m < M; ++m) sums[m][c] *= shrink;
+      }
+    }
+  }
+
+  template <int M>
+  __device__ __forceinline__ void restore(float (&sums)[M][4]) const {
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[m][i] *= largest[i >> 1];
+    }
+  }
+};
+
 // Calls work(rows) for this block's share of all tiles, with all threads: every gridDim.x-th, heads of the same tokens
 // one after the other.
 template <class Block, class Work>
@@ -91,7 +138,7 @@ __global__ void __launch_bounds__(ScoreTile<T, BS>::kThreads, ScoreTile<T, BS>::
   using Block = ScoreTile<T, BS>;
   BERTXFER_DYNAMIC_SHARED(T, shared);
   const bool need_grad = p.grad_q != nullptr;
-  const LossScales scales = loss_scales(p);
+  const float loss_scale = loss_scale_of(p);
   const int dim = p.q_student.dim, warp = threadIdx.x / 32;
   const int64_t stride = static_cast<int64_t>(p.heads) * dim;
 
@@ -102,6 +149,7 @@ __global__ void __launch_bounds__(ScoreTile<T, BS>::kThreads, ScoreTile<T, BS>::
     const Sides y = rows.transposed ? Sides{p.q_student, p.q_teacher} : Sides{p.k_student, p.k_teacher};
     const Widths<T> widths(x);
     const T* own = shared + 16 * warp * widths.stride;
+    OperandRange<T> range;
     float tile_squares = 0.0f;
     float grad[BS / 8][4] = {};
     copy_sides(shared, widths, x, tile.start + tile.row, rows.head, Block::kRows, tile.length - tile.row);
@@ -118,24 +166,27 @@ __global__ void __launch_bounds__(ScoreTile<T, BS>::kThreads, ScoreTile<T, BS>::
           tile_squares += difference[n][i] * difference[n][i];
         }
       }
-      if (need_grad) add_direction<T>(grad, difference, columns, widths.stride, widths.student);
+      if (!need_grad) return;
+      range.fit(difference, grad);
+      add_direction<T>(grad, difference, columns, widths.stride, widths.student);
     });
     if (!rows.transposed) squares += static_cast<double>(tile_squares);
     if (!need_grad) return;
-    T* const to = static_cast<T*>(rows.transposed ? p.grad_k : p.grad_q) + tile.start * stride +
-                  static_cast<int64_t>(rows.head) * dim;
-    store_rows(grad, to, stride, tile.row + 16 * warp, tile.length, 0, dim, 2.0f * p.scale_student * scales.grad);
+    range.restore(grad);
+    Grad<T>* const to = static_cast<Grad<T>*>(rows.transposed ? p.grad_k : p.grad_q) + tile.start * stride +
+                        static_cast<int64_t>(rows.head) * dim;
+    store_rows(grad, to, stride, tile.row + 16 * warp, tile.length, 0, dim, 2.0f * p.scale_student * loss_scale);
   });
 
   // Whichever route the others take, tokens that do not count get their zeros here.
   if (need_grad) {
-    zero_unused_tokens(static_cast<T*>(p.grad_q), p.cu_seqlens, p.seqused, p.tokens, p.sequences, stride);
-    zero_unused_tokens(static_cast<T*>(p.grad_k), p.cu_seqlens, p.seqused, p.tokens, p.sequences, stride);
+    zero_unused_tokens(static_cast<Grad<T>*>(p.grad_q), p.cu_seqlens, p.seqused, p.tokens, p.sequences, stride);
+    zero_unused_tokens(static_cast<Grad<T>*>(p.grad_k), p.cu_seqlens, p.seqused, p.tokens, p.sequences, stride);
   }
   const int64_t grams = p.takes_tiles == nullptr ? 0 : static_cast<int64_t>(p.sequences) * p.heads;
   squares = block_sum(squares);
   if (threadIdx.x == 0) p.partial_losses[grams + blockIdx.x] = static_cast<float>(squares);
-  if (is_last_block(p.ticket)) finish_loss(p, scales, grams + gridDim.x);
+  if (is_last_block(p.ticket)) finish_loss(p, loss_scale, grams + gridDim.x);
 }
 
 }  // namespace bertxfer

@@ -124,7 +124,7 @@ __device__ void compare(const Problem& p, int64_t first_row, int first_column, f
       columns[i] += difference[i];
     }
     if (p.direction != nullptr) {
-      store_four(difference, static_cast<T*>(p.direction) + token * p.width, first_column, p.width, p.vectors);
+      store_four(difference, static_cast<Grad<T>*>(p.direction) + token * p.width, first_column, p.width, p.vectors);
     }
   }
   squares = block_sum(squares);  // its barriers: from here on nobody reads what `projected` did
@@ -237,7 +237,7 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant_
     sum = block_sum(sum) * p.normaliser;
     if (threadIdx.x != 0) return;
     *p.loss = static_cast<float>(sum);
-    *p.factor = p.grad_factor;
+    *p.factor = 1.0f;
     return;
   }
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -279,7 +279,7 @@ void hidden_mse(const HiddenMse& p, void* stream) {
   problem.depth = static_cast<int>(p.depth);
   problem.column_tiles = static_cast<int>(ceil_div(p.width, kHiddenColumns));
   problem.vectors = p.width % 4 == 0 && moves_in_fours(p.teacher, p.teacher_dtype, p.teacher_stride) &&
-                    moves_in_fours(p.direction, p.dtype, p.width) && moves_in_fours(p.bias, p.dtype, 0) &&
+                    moves_in_fours(p.direction, p.direction_dtype, p.width) && moves_in_fours(p.bias, p.dtype, 0) &&
                     (p.weight != nullptr || moves_in_fours(p.student, p.dtype, p.student_stride));
   problem.scale = p.scale;
   problem.direction = p.direction;

@@ -13,7 +13,7 @@ constexpr int64_t kHiddenRows = 128, kHiddenColumns = 128;
 
 struct HiddenMse {
   const void* student;  // [rows, depth], or [rows, width] where there is no weight; row stride below
-  Dtype dtype;          // of student, weight, bias and direction
+  Dtype dtype;          // of student, weight and bias
   int64_t student_stride;
   const void* weight;  // [width, depth], row stride below; null: student is compared as it is
   int64_t weight_stride;
@@ -22,10 +22,11 @@ struct HiddenMse {
   Dtype teacher_dtype;
   int64_t teacher_stride;
   int64_t rows, width, depth;
-  float scale;         // of direction
-  void* direction;     // [rows, width] contiguous, scale * (projected - teacher); null: not wanted
-  float* sums;         // [tiles of rows, tiles of columns] sums of squared differences
-  float* column_sums;  // [tiles of rows, width] column sums of direction; null: not wanted
+  float scale;            // of direction
+  Dtype direction_dtype;  // as dtype, f32 for f16
+  void* direction;        // [rows, width] contiguous, scale * (projected - teacher); null: not wanted
+  float* sums;            // [tiles of rows, tiles of columns] sums of squared differences
+  float* column_sums;     // [tiles of rows, width] column sums of direction; null: not wanted
 };
 
 void hidden_mse(const HiddenMse& p, void* stream);
@@ -36,9 +37,8 @@ struct HiddenMseSums {
   const float* column_sums;  // [row_tiles, width]
   int64_t tiles, row_tiles, width;
   double normaliser;  // of the loss
-  float grad_factor;  // what stored gradients are still to be multiplied by
   float* loss;        // [1]
-  float* factor;      // [1]: grad_factor
+  float* factor;      // [1]: what stored gradients are still to be multiplied by, 1
   float* grad_bias;   // [width], sums of column_sums over the tiles of rows; null: not wanted
 };
 

@@ -23,12 +23,14 @@ Tensor rows_of(const Tensor& tensor, int64_t first, int64_t rows) {
   return torch::stable::narrow(part, 0, first, rows);
 }
 
-// grad_weight (+)= direction^T student. float16 ends at 65504, which sums over tokens pass: its product is float32's.
-void add_weight_gradient(const Tensor& grad_weight, Tensor direction, Tensor student, bool accumulate, void* stream) {
-  if (student.scalar_type() == ScalarType::Half) {
-    direction = torch::stable::to(direction, ScalarType::Float);
-    student = torch::stable::to(student, ScalarType::Float);
-  }
+// float16 takes its two products of the direction in float32: the direction may pass 65504 where the gradients do not.
+Tensor operand(const Tensor& tensor) {
+  return tensor.scalar_type() == ScalarType::Half ? torch::stable::to(tensor, ScalarType::Float) : tensor;
+}
+
+// grad_weight (+)= direction^T student.
+void add_weight_gradient(const Tensor& grad_weight, Tensor direction, const Tensor& student, bool accumulate,
+                         void* stream) {
   const Tensor transposed = torch::stable::transpose(direction, 0, 1);
   if (student.scalar_type() == ScalarType::Float && !accumulate) return matmul_out(grad_weight, transposed, student);
   const Tensor product = empty_on(student, {grad_weight.size(0), grad_weight.size(1)}, student.scalar_type());
@@ -66,18 +68,20 @@ Result hidden_mse_cuda(Tensor student,                // [T, Ds]
 
   const double terms = static_cast<double>(tokens) * static_cast<double>(width);
   const double normaliser = loss_scale_of(reduction, terms);
-  const float scale = grad_scale_of(dtype, 2.0 * normaliser, 1.0);
   const int64_t row_tiles = (tokens + cuda::kHiddenRows - 1) / cuda::kHiddenRows;
   const int64_t column_tiles = (width + cuda::kHiddenColumns - 1) / cuda::kHiddenColumns;
   const bool need_weight = need_grad && weight, need_bias = need_grad && bias;
   const int64_t chunk = weight ? std::min(kChunk, std::max<int64_t>(tokens, 1)) : tokens;
-  Tensor grad_student = need_grad ? empty_on(student, {tokens, depth}, dtype) : empty_on(student, {0}, dtype);
+  const ScalarType grad_dtype = stored_dtype(dtype);
+  Tensor grad_student = need_grad ? empty_on(student, {tokens, depth}, grad_dtype) : empty_on(student, {0}, grad_dtype);
   Tensor grad_weight =
       need_weight ? empty_on(student, {width, depth}, ScalarType::Float) : empty_on(student, {0}, ScalarType::Float);
   Tensor grad_bias = empty_on(student, {need_bias ? width : 0}, ScalarType::Float);
-  const Tensor buffer = need_weight ? empty_on(student, {chunk, width}, dtype) : grad_student;
+  const Tensor buffer = need_weight ? empty_on(student, {chunk, width}, grad_dtype) : grad_student;
   const Tensor sums = empty_on(student, {row_tiles, column_tiles}, ScalarType::Float);
   const Tensor column_sums = empty_on(student, {need_bias ? row_tiles : 0, width}, ScalarType::Float);
+
+  const Tensor weight_operand = need_weight ? operand(*weight) : student;
 
   cuda::HiddenMse p{};
   p.dtype = dtype_of(student, "student");
@@ -89,7 +93,8 @@ Result hidden_mse_cuda(Tensor student,                // [T, Ds]
   p.teacher_stride = teacher.stride(0);
   p.width = width;
   p.depth = depth;
-  p.scale = scale;
+  p.scale = static_cast<float>(2.0 * normaliser);
+  p.direction_dtype = dtype_of(buffer, "direction");
   for (int64_t first = 0; first < tokens; first += chunk) {
     p.rows = std::min(chunk, tokens - first);
     const Tensor student_rows = rows_of(student, first, p.rows), teacher_rows = rows_of(teacher, first, p.rows);
@@ -101,13 +106,12 @@ Result hidden_mse_cuda(Tensor student,                // [T, Ds]
     cuda::hidden_mse(p, device.stream());
     if (!need_weight) continue;
     const Tensor direction = rows_of(buffer, 0, p.rows);
-    matmul_out(rows_of(grad_student, first, p.rows), direction, *weight);
-    add_weight_gradient(grad_weight, direction, student_rows, first > 0, device.stream());
+    matmul_out(rows_of(grad_student, first, p.rows), direction, weight_operand);
+    add_weight_gradient(grad_weight, direction, operand(student_rows), first > 0, device.stream());
   }
   if (need_weight && tokens == 0) torch::stable::zero_(grad_weight);
 
   Tensor loss = empty_on(student, {}, ScalarType::Float), factor = empty_on(student, {}, ScalarType::Float);
-  const float whole = static_cast<float>(2.0 * normaliser);
   cuda::HiddenMseSums result{};
   result.sums = floats(sums);
   result.column_sums = floats(column_sums);
@@ -115,7 +119,6 @@ Result hidden_mse_cuda(Tensor student,                // [T, Ds]
   result.row_tiles = row_tiles;
   result.width = width;
   result.normaliser = normaliser;
-  result.grad_factor = whole == scale ? 1.0f : static_cast<float>(2.0 * normaliser / scale);
   result.loss = floats(loss);
   result.factor = floats(factor);
   result.grad_bias = need_bias ? floats(grad_bias) : nullptr;

@@ -27,7 +27,7 @@ std::tuple<Tensor, Tensor, Tensor> relation_kl_cuda_op(Tensor x_student,        
   };
   const Tensor student = split(x_student), teacher = split(x_teacher);
   AttentionPair pair(student, student, teacher, teacher, cu_seqlens, seqused);
-  pair.reduce(reduction == "mean", /*squared_lengths=*/false, 1.0f);
+  pair.reduce(reduction == "mean", /*squared_lengths=*/false);
   if (need_grad) pair.make_gradients(/*symmetric=*/true);
 
   AttentionMapCuda problem = pair.problem<AttentionMapCuda>(scale_student, scale_teacher);

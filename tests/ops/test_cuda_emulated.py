@@ -23,10 +23,12 @@ from bertxfer_fast import ops
 from bertxfer_fast.ops._dispatch import backend as _backend
 from bertxfer_fast.ops._dispatch import choices as _choices
 from bertxfer_fast.ops._dispatch import library as _library
+from bertxfer_fast.ops._dispatch.registry import OPS
 from tests.cuda_emulator import build as emulator
 
 from . import reference
 from .cases import DTYPES, RecordedCalls
+from .float16_range import HUGE_SCORES, PROBLEMS, check
 from .reference import assert_as_accurate_as_pytorch, relative_error
 from .test_accuracy import CASES, CHECKS, CHUNK, ONE_CASE
 from .test_pool_features import MODES
@@ -459,3 +461,15 @@ def test_measured_choices_come_before_the_order_of_preference(monkeypatch: pytes
         usable.remove("cuda")
     with bertxfer_fast.use_backend("auto"):  # which forgets what was picked
         assert _backend.pick("hidden_mse", "cuda", 10) == "triton"
+
+
+CUDA_PROBLEMS = [
+    name
+    for name, problem in PROBLEMS.items()
+    if "cuda" in OPS[problem.op].backends and name != HUGE_SCORES
+]
+
+
+@pytest.mark.parametrize("name", CUDA_PROBLEMS)
+def test_a_float16_gradient_that_fits_comes_out(emulated: None, name: str) -> None:
+    check(name)

@@ -7,13 +7,12 @@
 
 namespace bertxfer {
 
-// How a loss and its gradients are scaled. Lengths are known to the device alone, and so is what a mean divides by.
+// How a loss is reduced. Lengths are known to the device alone, and so is what a mean divides by.
 struct LossReduction {
   bool mean;  // over heads * sum of lengths, or of squared lengths where `squared_lengths`; else the sum
   bool squared_lengths;
-  float grad_scale;    // what gradients are stored with; 0: normalised as the loss is
   float* loss;         // [1]
-  float* grad_factor;  // [1]: what the stored gradients are still to be multiplied by
+  float* grad_factor;  // [1]: what the stored gradients are still to be multiplied by, 1
 };
 
 struct AttentionPairCuda {
@@ -23,7 +22,7 @@ struct AttentionPairCuda {
   int64_t tokens, heads;
   float scale_student, scale_teacher;
   LossReduction reduction;
-  void* grad_q;           // [T, H, ds] contiguous, of the inputs' dtype; null: not wanted
+  void* grad_q;           // [T, H, ds] contiguous, of the inputs' dtype, float32 for float16; null: not wanted
   void* grad_k;           // [T, H, ds], likewise
   float* partial_losses;  // workspace: as many as the operator says
 };

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "../types.h"
 
@@ -95,6 +96,11 @@ __host__ __device__ __forceinline__ constexpr T ceil_div(T a, T b) {
 __device__ __forceinline__ float to_float(float x) {
   return x;
 }
+// How the gradient of T's waits for the backward pass: float16's in float32, whose range it may need until it is
+// scaled.
+template <class T>
+using Grad = std::conditional_t<std::is_same_v<T, __half>, float, T>;
+
 __device__ __forceinline__ float to_float(__half x) {
   return __half2float(x);
 }

@@ -37,37 +37,29 @@ struct PairProblem {
         partial_losses(p.partial_losses) {}
 };
 
-// What the loss and the stored gradients are multiplied by.
-struct LossScales {
-  float loss, grad;
-};
-
-// Every block finds them for itself: reading all lengths takes less time than the launch of another kernel. Called by
-// all threads of the block.
-__device__ __forceinline__ LossScales loss_scales(const PairProblem& p) {
+// What the loss and its gradients are multiplied by. Every block finds it for itself: reading all lengths takes less
+// time than the launch of another kernel. Called by all threads of the block.
+__device__ __forceinline__ float loss_scale_of(const PairProblem& p) {
   const LossReduction& reduction = p.reduction;
-  float loss = 1.0f;
-  if (reduction.mean) {
-    long long terms = 0;
-    for (int n = threadIdx.x; n < p.sequences; n += blockDim.x) {
-      const long long used = sequence_of(p.cu_seqlens, p.seqused, p.tokens, n).length;
-      terms += reduction.squared_lengths ? used * used : used;
-    }
-    terms = block_sum(terms) * p.heads;
-    loss = terms > 0 ? static_cast<float>(1.0 / static_cast<double>(terms)) : 0.0f;
+  if (!reduction.mean) return 1.0f;
+  long long terms = 0;
+  for (int n = threadIdx.x; n < p.sequences; n += blockDim.x) {
+    const long long used = sequence_of(p.cu_seqlens, p.seqused, p.tokens, n).length;
+    terms += reduction.squared_lengths ? used * used : used;
   }
-  return {loss, reduction.grad_scale == 0.0f ? loss : reduction.grad_scale};
+  terms = block_sum(terms) * p.heads;
+  return terms > 0 ? static_cast<float>(1.0 / static_cast<double>(terms)) : 0.0f;
 }
 
 // The loss, of `count` partial losses that other blocks or kernels have written: a sum in float64 and in a fixed order.
 // Called by all threads of one block.
-__device__ __forceinline__ void finish_loss(const PairProblem& p, const LossScales& scales, int64_t count) {
+__device__ __forceinline__ void finish_loss(const PairProblem& p, float loss_scale, int64_t count) {
   double sum = 0.0;
   for (int64_t i = threadIdx.x; i < count; i += blockDim.x) sum += static_cast<double>(p.partial_losses[i]);
   sum = block_sum(sum);
   if (threadIdx.x != 0) return;
-  *p.reduction.loss = static_cast<float>(sum * static_cast<double>(scales.loss));
-  *p.reduction.grad_factor = p.reduction.grad_scale == 0.0f ? 1.0f : scales.loss / scales.grad;
+  *p.reduction.loss = static_cast<float>(sum * static_cast<double>(loss_scale));
+  *p.reduction.grad_factor = 1.0f;
 }
 
 }  // namespace bertxfer

@@ -5,6 +5,7 @@
 
 #include "../cuda/attention_pair.h"
 #include "cuda_tensors.h"
+#include "loss_scale.h"
 
 namespace bertxfer {
 
@@ -16,8 +17,8 @@ class AttentionPair {
   Packing packing;
   int64_t tokens, heads;
   Tensor loss;            // []
-  Tensor grad_factor;     // []: what the gradients are still to be multiplied by
-  Tensor grad_q, grad_k;  // of the dtype kernels work in; empty where no gradient is wanted
+  Tensor grad_factor;     // []: what the gradients are still to be multiplied by, 1
+  Tensor grad_q, grad_k;  // stored_dtype() of the dtype kernels work in; empty where no gradient is wanted
 
   AttentionPair(const Tensor& qs, const Tensor& ks, const Tensor& qt, const Tensor& kt, const Tensor& cu_seqlens,
                 const std::optional<Tensor>& seqused)
@@ -26,10 +27,10 @@ class AttentionPair {
         heads(qs.size(1)),
         loss(empty_on(qs, {}, ScalarType::Float)),
         grad_factor(empty_on(qs, {}, ScalarType::Float)),
-        grad_q(empty_on(qs, {0}, qs.scalar_type())),
-        grad_k(empty_on(qs, {0}, qs.scalar_type())),
-        dtype_(qs.scalar_type()) {
-    const bool same = dtype_ == qt.scalar_type();
+        grad_q(empty_on(qs, {0}, stored_dtype(qs.scalar_type()))),
+        grad_k(empty_on(qs, {0}, stored_dtype(qs.scalar_type()))),
+        grad_dtype_(stored_dtype(qs.scalar_type())) {
+    const bool same = qs.scalar_type() == qt.scalar_type();
     int64_t i = 0;
     for (const Tensor* x : {&qs, &ks, &qt, &kt}) {
       const Tensor& partner = i < 2 ? qs : qt;
@@ -46,15 +47,14 @@ class AttentionPair {
     k_teacher = device_view(inputs_[3], qs, "k_teacher");
   }
 
-  // How the loss is reduced, see LossReduction; grad_scale is that of float16, whose range is not float32's.
-  void reduce(bool mean, bool squared_lengths, float grad_scale) {
-    reduction_ = {mean, squared_lengths, dtype_ == ScalarType::Half ? grad_scale : 0.0f, floats(loss),
-                  floats(grad_factor)};
+  // How the loss is reduced, see LossReduction.
+  void reduce(bool mean, bool squared_lengths) {
+    reduction_ = {mean, squared_lengths, floats(loss), floats(grad_factor)};
   }
 
   // Memory for the gradients. symmetric: q is k, and grad_k is both gradients.
   void make_gradients(bool symmetric = false) {
-    const ScalarType dtype = inputs_[0].scalar_type();
+    const ScalarType dtype = stored_dtype(inputs_[0].scalar_type());
     const int64_t dim = q_student.dim;
     if (!symmetric) grad_q = empty_on(inputs_[0], {tokens, heads, dim}, dtype);
     grad_k = empty_on(inputs_[0], {tokens, heads, dim}, dtype);
@@ -79,14 +79,14 @@ class AttentionPair {
     return p;
   }
 
-  // A gradient in the student's dtype.
+  // A gradient in the dtype that the student's is stored in.
   Tensor finished(const Tensor& grad) const {
-    return grad.scalar_type() == dtype_ ? grad : torch::stable::to(grad, dtype_);
+    return grad.scalar_type() == grad_dtype_ ? grad : torch::stable::to(grad, grad_dtype_);
   }
 
  private:
   Tensor inputs_[4];
-  ScalarType dtype_;
+  ScalarType grad_dtype_;
   LossReduction reduction_{};
 };
 

@@ -1,4 +1,4 @@
-// How a sum of terms becomes a loss, and how much of its gradient is stored.
+// How a sum of terms becomes a loss, and in which dtype its gradient is stored.
 //
 //   loss = loss_scale sum    d(loss) = loss_scale d(sum)
 //
