@@ -464,9 +464,7 @@ def test_measured_choices_come_before_the_order_of_preference(monkeypatch: pytes
 
 
 CUDA_PROBLEMS = [
-    name
-    for name, problem in PROBLEMS.items()
-    if "cuda" in OPS[problem.op].backends and name != HUGE_SCORES
+    name for name, problem in PROBLEMS.items() if "cuda" in OPS[problem.op].backends and name != HUGE_SCORES
 ]
 
 
