@@ -368,7 +368,7 @@ MODELS_IN_PYTHON: dict[str, Call] = {
     ),
     "one string for many texts": (
         lambda: FeatureExtractor(tiny_bert(), tokenizer()).extract("good film"),
-        "texts: got str, want a sequence of strings",
+        "texts: got str, want a list or another iterable of strings",
     ),
     "pairs that are too few": (
         lambda: FeatureExtractor(tiny_bert(), tokenizer()).extract(["a", "b"], ["c"]),

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .folders import WORDS, change, make_place, one_logit, tiny_tokenizer, write_tsv
+from .folders import WORDS, change, make_place, tiny_tokenizer, write_tsv
 from .tiny import tiny_bert
 
 
@@ -335,7 +335,6 @@ RECIPES: dict[str, Command] = {
         lambda p: change(p, student__init="teacher"),
         "got hidden_size=12, want the teacher's hidden_size=16",
     ),
-    "soft labels of one logit": (one_logit, "stage prediction: logits: got kind 'soft_ce', want kind='mse'"),
     "a teacher with torn weights": (torn_weights, "line 2: .*teacher: its weights cannot be read"),
     "a file of binary data": (binary_data, r"train\.tsv.*cannot be read"),
     "a teacher without a trained head": (
@@ -605,7 +604,7 @@ COMMANDS: dict[str, tuple[Callable[[Path], Any], Sequence[str], str]] = {
     "extract: a length beyond the positions": (
         nothing,
         [*EXTRACT, "--max-length", "500"],
-        "max_length: got 500, want at most the 64 positions of BertModel",
+        "max_length: got 500, want at most the 64 positions of the",
     ),
     "extract: a token budget of 0": (
         nothing,
@@ -625,7 +624,7 @@ COMMANDS: dict[str, tuple[Callable[[Path], Any], Sequence[str], str]] = {
     "extract: an output that is a directory": (
         lambda p: (p / "f.npy").mkdir(),
         EXTRACT,
-        r"--output: \[Errno 21\] Is a directory: 'f\.npy'",
+        r"--output: got 'f\.npy', want a file: this is a directory",
     ),
     "extract: no such input": (
         nothing,
@@ -662,12 +661,12 @@ COMMANDS: dict[str, tuple[Callable[[Path], Any], Sequence[str], str]] = {
     "extract: a missing text": (
         lambda p: write_tsv(p / "dev.tsv", [("good", "pos"), ("", "neg")]),
         EXTRACT,
-        "no 'sentence' in row 2: complete them, or pass skip_missing=True",
+        "no 'sentence' in row 2: complete them, or choose skip, zeros or keep",
     ),
     "extract: ids beyond the model's vocabulary": (
         small_vocabulary,
         EXTRACT,
-        r"got 33, want ids 0\.\.19|got ids up to 49",
+        r"got 23 \(the token 'very'\) in input_ids, want ids 0\.\.19",
     ),
     "bench: an unknown name": (nothing, ["bench", "atention_map"], "bench: no benchmark 'atention_map'"),
     "bench: names beside --docs": (
