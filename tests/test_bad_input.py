@@ -44,27 +44,7 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "errors.md"
 COMMAND = "python -m tests.test_bad_input --write"
 
 # What this package does not do right yet, by (section, input), with the reason. Removed when it does.
-KNOWN_FAULTS = {
-    ("Recipes", "an unknown logger"): "a traceback from Trainer, after run.json was written",
-    ("Recipes", "a batch size of 0"): "a traceback from the sampler, after run.json was written",
-    (
-        "Recipes",
-        "an epoch count below 0",
-    ): "nothing is trained, and the untrained student is saved with code 0",
-    ("Recipes", "a negative seed"): "a traceback from NumPy",
-    ("Runs that go on", "a record of the run that is a list"): "a traceback",
-    ("Runs that go on", "a torn record of a stage"): "a traceback",
-    ("Runs that go on", "torn weights of a finished stage"): "a traceback",
-    ("Runs that go on", "a finished stage without its weights"): "a traceback",
-    ("Runs that go on", "a finished stage without its config.json"): "a traceback",
-    ("Runs that go on", "a torn checkpoint"): "a traceback from safetensors",
-    ("Runs that go on", "a torn optimizer in a checkpoint"): "a traceback from torch",
-    ("Other commands", "extract: torn weights"): "a traceback from safetensors",
-    ("Other commands", "extract: weights of another size"): "a traceback from transformers",
-    ("Environment", "BERTXFER_BACKEND is unknown"): "a traceback from the import of the operators",
-    ("Environment", "BERTXFER_BACKEND is empty"): "a traceback from the import of the operators",
-    ("Environment", "BERTXFER_ISA is unknown"): "it is ignored: the best instruction set runs",
-}
+KNOWN_FAULTS: dict[tuple[str, str], str] = {}
 
 
 # ---- trying them --------------------------------------------------------------------------------------------

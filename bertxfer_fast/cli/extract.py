@@ -46,8 +46,9 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         InputError: something given cannot be used; nothing was written.
     """
-    from .. import data
-    from ..features import OUTPUT_SUFFIXES, FeatureExtractor, save_features
+    with user_input():  # the operators read the environment when they are imported
+        from .. import data
+        from ..features import OUTPUT_SUFFIXES, FeatureExtractor, save_features
 
     output = Path(args.output)
     if output.suffix not in OUTPUT_SUFFIXES:

@@ -6,6 +6,8 @@ import argparse
 import json
 from typing import Any
 
+from ..errors import user_input
+
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser = commands.add_parser("info", help="versions, devices, and which implementation each op uses")
@@ -16,7 +18,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Print the environment, as text or JSON."""
-    from ..evaluation.environment import environment
+    with user_input():  # the operators read the environment when they are imported
+        from ..evaluation.environment import environment
 
     facts = environment()
     if args.json:

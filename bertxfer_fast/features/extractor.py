@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..data.collators import INPUTS, collate_inputs
 from ..data.empty_rows import check_choice
 from ..data.encoding import checked_max_length
 from ..data.loaders import packed_batches, sequence_lengths
 from ..models.activations import LayerActivations
-from ..models.hf.loading import load_tokenizer, model_folder
+from ..models.hf.loading import load_model, load_tokenizer, model_folder
 from ..models.loans import device_of
 from ..models.spec import EncoderSpec
 from ..models.stream import TeacherStream
@@ -77,7 +77,7 @@ class FeatureExtractor:
         if isinstance(model, str | Path):
             folder = model_folder(model, "model")
             tokenizer = load_tokenizer(folder) if tokenizer is None else tokenizer
-            model = cast(PreTrainedModel, AutoModel.from_pretrained(folder, local_files_only=True))
+            model = cast(PreTrainedModel, load_model(folder, "AutoModel", "auto")[0])
             device = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else device
         if device is not None:
             torch.nn.Module.to(model, device)

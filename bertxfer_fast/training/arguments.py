@@ -59,6 +59,17 @@ class DistillationArguments(TrainingArguments):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: got {value}, want 1 or more")
+        for name in (
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, want 1 or more")
+        if self.num_train_epochs <= 0 and self.max_steps <= 0:
+            raise ValueError(
+                f"num_train_epochs: got {self.num_train_epochs}, want more than 0 (or max_steps)"
+            )
         for name, instead in _UNSUPPORTED.items():
             if getattr(self, name, None):
                 raise ValueError(

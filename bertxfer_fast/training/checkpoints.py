@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -29,6 +31,28 @@ def last_complete_checkpoint(folder: str | Path) -> str | None:
         if step.isdigit():
             found.append((int(step), str(path)))
     return max(found)[1] if found else None
+
+
+def check_checkpoint(folder: str | Path) -> None:
+    """Whether the files of a checkpoint are whole, as far as their first and last bytes say.
+
+    Raises:
+        ValueError: one is not; it is named.
+    """
+    for file in sorted(Path(folder).iterdir()):
+        if file.suffix == ".safetensors":
+            try:
+                with safe_open(file, "pt"):
+                    continue
+            except SafetensorError as error:
+                whole = f": {error}"
+        elif file.suffix in (".pt", ".pth") and not zipfile.is_zipfile(file):
+            whole = ""
+        else:
+            continue
+        raise ValueError(
+            f"{file} cannot be read{whole}; delete {file.parent.name} to go on from the one before"
+        )
 
 
 def save_projections(state: Mapping[str, Tensor], folder: Path) -> None:

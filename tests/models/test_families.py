@@ -241,28 +241,7 @@ def difference(model: PreTrainedModel, packed: PackedModel) -> str:
 # ---- outcomes -----------------------------------------------------------------------------------------------
 
 # What this package does not do right yet, by the end of a class name, with the reason. Removed when it does.
-KNOWN_FAULTS = {
-    "EuroBertForSequenceClassification": "its head averages logits over the whole pack (classifier_pooling 'late')",
-    "NomicBertForSequenceClassification": "its pooler reads the pack's first token only; said when it runs",
-    "GteForSequenceClassification": "its pooler reads the pack's first token only; said when it runs",
-    **{
-        f"{family}{head}": f"an AttributeError about {lacking}, not a sentence"
-        for family, lacking in (
-            ("FNet", "num_attention_heads"),
-            ("ModernVBert", "num_hidden_layers"),
-            ("UltraVBert", "num_hidden_layers"),
-        )
-        for head in ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification")
-    },
-    **{
-        f"Mistral4{head}": "causal attention is refused when it runs, not at construction"
-        for head in ("Model", "ForSequenceClassification", "ForTokenClassification")
-    },
-    **{
-        f"OpenAIPrivacyFilter{head}": "attention sinks are refused when it runs, not at construction"
-        for head in ("Model", "ForTokenClassification")
-    },
-}
+KNOWN_FAULTS: dict[str, str] = {}
 SENTENCE = re.compile(r"model: got \w+, which [^\n]+, want [^\n]+|model: got \w+, which [^\n]+; want [^\n]+")
 RUNS, REFUSED, MISSING = "runs", "refused: ", "missing: "
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ... import tasks
-from ...errors import InputError, did_you_mean
+from ...errors import InputError, did_you_mean, user_input
 from .settings import Setting, read_file, read_flags
 
 # Training arguments a recipe may not set, and what to do instead.
@@ -137,7 +137,8 @@ def load(
     path = Path(path)
     settings = _overlay(read_file(path, _is_value), read_flags(flags))
     if training_fields is None:
-        from ...training.arguments import training_field_types
+        with user_input():  # the operators read the environment when they are imported
+            from ...training.arguments import training_field_types
 
         training_fields = training_field_types()
     config = _build(settings, training_fields)
@@ -285,6 +286,8 @@ def _check_values(config: DistillConfig, file_name: str) -> None:
         raise InputError(
             f"{config.where(sizes[0])}: student is a directory; {sizes[0].partition('.')[2]} cannot be set beside it"
         )
+    if not 0 <= config.seed < 2**32:
+        raise InputError(f"{config.where('seed')}: seed: got {config.seed}, want 0 to {2**32 - 1}")
     if data.max_length is not None and data.max_length < 1:
         raise InputError(
             f"{config.where('data.max_length')}: max_length: got {data.max_length}, want 1 or more"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, set_seed
+from transformers.integrations import get_reporting_integration_callbacks
 
 from ... import data, students, tasks
 from ...distillation import recipes
@@ -135,6 +136,7 @@ def _arguments(config: DistillConfig, stage: recipes.Stage) -> DistillationArgum
         arguments = DistillationArguments(
             output_dir=str(Path(config.output_dir) / stage.name), seed=config.seed, **chosen
         )
+        get_reporting_integration_callbacks(arguments.report_to)  # an unknown one is an error now
         if arguments.eval_strategy != "no" and not has_dev:
             raise ValueError(
                 f"eval_strategy: got {chosen['eval_strategy']!r} without data.eval, want a dev file or 'no'"

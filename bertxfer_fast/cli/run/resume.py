@@ -46,7 +46,10 @@ def check_output(config: DistillConfig, stages: Sequence[str]) -> None:
             raise InputError(f"{where}: {folder} holds {found} of something else; choose another output_dir")
         return
     with user_input(str(record)):
-        before = _flat(json.loads(record.read_text(encoding="utf-8")))
+        read = json.loads(record.read_text(encoding="utf-8"))
+        if not isinstance(read, dict):
+            raise ValueError(f"got a {type(read).__name__}, want the settings of a run")
+        before = _flat(read)
     now = _flat(_identity(config))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     changed = [key for key in changed if not _is_free(key)]
@@ -73,7 +76,10 @@ def record_stage(folder: Path, record: Mapping[str, Any]) -> None:
 def finished_stage(folder: Path) -> dict[str, Any] | None:
     """The record of a finished stage, None if it is not finished."""
     file = folder / STAGE_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if not file.is_file():
+        return None
+    with user_input(str(file)):
+        return json.loads(file.read_text(encoding="utf-8"))
 
 
 def write_whole(path: Path, text: str) -> None:

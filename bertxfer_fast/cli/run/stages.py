@@ -9,8 +9,9 @@ from typing import Any
 from transformers import set_seed
 
 from ...distillation.recipes import Stage
+from ...errors import user_input
 from ...models.hf.loading import load_model
-from ...training.checkpoints import last_complete_checkpoint
+from ...training.checkpoints import check_checkpoint, last_complete_checkpoint
 from ...training.trainer import DistillationTrainer
 from ..console import say
 from .plan import Plan
@@ -42,9 +43,13 @@ def _run_stage(plan: Plan, stage: Stage) -> dict[str, Any]:
     record = finished_stage(folder)
     if record is not None:
         say(f"stage {stage.name}: finished before, skipped")
-        plan.student.load_state_dict(load_model(folder, plan.task.auto_class)[0].state_dict())
+        with user_input(f"stage {stage.name}, finished before"):
+            plan.student.load_state_dict(load_model(folder, plan.task.auto_class)[0].state_dict())
         return record
     checkpoint = last_complete_checkpoint(folder)
+    if checkpoint is not None:
+        with user_input(f"stage {stage.name}"):
+            check_checkpoint(checkpoint)
     say(f"stage {stage.name}: {f'goes on from {Path(checkpoint).name}' if checkpoint else 'starts'}")
     set_seed(plan.config.seed)  # the projections' first weights depend on the seed alone
     trainer = DistillationTrainer(

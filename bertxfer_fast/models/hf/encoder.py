@@ -261,11 +261,22 @@ class _CatchOutput:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        handle = self.owner.stack.register_forward_hook(self._hook)
+        base, stack = self.owner.base, self.owner.stack
+        handles = [stack.register_forward_hook(self._hook)]
+        # Where the encoder itself is the stack, its pooler runs before the stack's output is there (NomicBERT, GTE).
+        pooler = getattr(base, "pooler", None) if stack is base else None
+        if pooler is not None:
+            handles.append(pooler.register_forward_pre_hook(self._before_pooler))
         try:
             yield
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
+
+    def _before_pooler(self, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not self.call.is_running:
+            return args
+        return (self._pool(args[0].squeeze(0)).unsqueeze(1), *args[1:])
 
     def _hook(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
         if not self.call.is_running:

@@ -34,8 +34,10 @@ def model_folder(path: str | Path, name: str) -> Path:
     return folder
 
 
-def load_model(folder: str | Path, auto_class: str) -> tuple[Any, list[str]]:
-    """A model in float32, and the names of its weights that the folder does not have.
+def load_model(
+    folder: str | Path, auto_class: str, dtype: torch.dtype | str = torch.float32
+) -> tuple[Any, list[str]]:
+    """A model, by default in float32, and the names of its weights that the folder does not have.
 
     Args:
         folder: a model directory.
@@ -46,7 +48,7 @@ def load_model(folder: str | Path, auto_class: str) -> tuple[Any, list[str]]:
     """
     try:
         model, notes = getattr(transformers, auto_class).from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+            folder, local_files_only=True, dtype=dtype, output_loading_info=True
         )
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"{folder}: its weights cannot be read: {error}") from error

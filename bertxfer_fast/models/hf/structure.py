@@ -24,6 +24,12 @@ _HEADS_WITHOUT_TASK = {"ForNextSentencePrediction": "sequence"}
 # ESM's rescaling by the share of masked tokens): in a pack they would mix neighbouring sequences.
 MIXES_TOKENS = ("trigram_input", "token_dropout")
 
+# Facts that every text encoder's configuration has. FNet has no heads, a model of text and images only parts.
+_NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
+
+# How sequence heads make one row of a sequence's hidden states; "late" would average logits over the whole pack.
+_POOLINGS = ("cls", "bos", "mean")
+
 
 def spec_of(model: PreTrainedModel, head: str | None = None) -> EncoderSpec:
     """The facts of a transformers encoder, bare or with a head.
@@ -48,6 +54,11 @@ def spec_of(model: PreTrainedModel, head: str | None = None) -> EncoderSpec:
     if head is None and base is not model:
         found = (kind for suffix, kind in _HEADS_WITHOUT_TASK.items() if name.endswith(suffix))
         head = tasks.head_of(name) or next(found, None)
+    pooling = getattr(config, "classifier_pooling", "cls")
+    if head == "sequence" and pooling not in _POOLINGS:
+        raise ValueError(
+            f"model: got {name}, which pools {pooling!r} (config.classifier_pooling), want one of {_POOLINGS}"
+        )
     masked_lm = name.endswith("ForMaskedLM")
     num_labels = 0 if head is None else int((config.vocab_size if masked_lm else config.num_labels) or 0)
     positions = _embedding(base, "position_embeddings")
@@ -116,6 +127,11 @@ def find_stack(base: PreTrainedModel, first_layer: nn.Module) -> nn.Module:
 
 def _check_packable(model: PreTrainedModel) -> None:
     name, config = type(model).__name__, model.config
+    lacking = next((fact for fact in _NEEDED if not hasattr(config, fact)), None)
+    if lacking is not None:
+        raise ValueError(
+            f"model: got {name}, which has no {lacking} in its configuration, want a text encoder with attention"
+        )
     if getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"model: got {name}, which is a decoder, want an encoder")
     mixing = [switch for switch in MIXES_TOKENS if getattr(config, switch, False)]
@@ -130,6 +146,13 @@ def _check_packable(model: PreTrainedModel) -> None:
             f"model: got {name}, which does not use transformers' AttentionInterface, so its attention cannot run "
             "packed; want one that does (BERT, RoBERTa, DistilBERT, ELECTRA, ...)"
         )
+    for part in base.modules():
+        if getattr(part, "is_causal", False):
+            raise ValueError(
+                f"model: got {name}, which attends causally, want an encoder, which looks both ways"
+            )
+        if getattr(part, "sinks", None) is not None:
+            raise ValueError(f"model: got {name}, which has attention sinks, want attention without them")
 
 
 def _embedding(base: PreTrainedModel, suffix: str) -> nn.Embedding | None:

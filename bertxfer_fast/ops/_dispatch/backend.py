@@ -208,6 +208,9 @@ def _apply_environment() -> None:
     name = os.environ.get("BERTXFER_BACKEND", "auto")
     _check_name(name, "environment variable BERTXFER_BACKEND")
     _forced = None if name == "auto" else name
+    isa, known = os.environ.get("BERTXFER_ISA"), library.build_info().get("instruction_sets", "").split(",")
+    if isa is not None and library.extension is not None and isa not in known:
+        raise ValueError(f"environment variable BERTXFER_ISA: got {isa!r}, want one of {', '.join(known)}")
 
 
 _apply_environment()
