@@ -22,7 +22,7 @@ from benchmarks.gpu.plan import TESTS, Plan, whole_plan
 from benchmarks.gpu.problems import HALF, PARTS
 from benchmarks.gpu.schedule import Job, Schedule, Step, StepFailedError, Tell, expected
 from benchmarks.gpu.worker import CompilePool, WorkerRunner
-from bertxfer_fast.ops._dispatch import library
+from bertxfer_fast.ops._dispatch.registry import OPS
 
 ROOT = Path(__file__).resolve().parent.parent
 JOBS = "tests.worker_jobs"
@@ -203,7 +203,7 @@ def test_backends_that_the_plan_asks_for_are_written() -> None:
             "step": "hidden_mse",
             "teacher": "varlen_attention",
         }
-        assert set(spec.backends) <= set(library.IMPLEMENTATIONS[operator.get(spec.part, spec.part)])
+        assert set(spec.backends) <= set(OPS[operator.get(spec.part, spec.part)].backends)
 
 
 def test_kernels_compile_in_the_order_in_which_they_are_wanted() -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import bertxfer_fast
-from bertxfer_fast.ops._dispatch import library as _library
+from bertxfer_fast.ops._dispatch.registry import OPS
 
 from .gpu import conftest, test_accuracy, test_contract, test_sanitizer
 from .gpu.calls import CALLS
@@ -27,7 +27,7 @@ def checks_of(backend: str) -> list[str]:
         try:
             found.append(test_accuracy.check.__wrapped__(SimpleNamespace(param=name), backend))
         except pytest.skip.Exception:
-            assert backend not in _library.IMPLEMENTATIONS[test_accuracy.operator_of(name)]
+            assert backend not in OPS[test_accuracy.operator_of(name)].backends
     return found
 
 
@@ -35,7 +35,7 @@ def checks_of(backend: str) -> list[str]:
 def test_only_what_a_backend_has_is_tested_on_it(backend: str) -> None:
     """Forcing a backend on an operator without it runs eager code, which passes."""
     found = checks_of(backend)
-    assert found and all(backend in _library.IMPLEMENTATIONS[test_accuracy.operator_of(x)] for x in found)
+    assert found and all(backend in OPS[test_accuracy.operator_of(x)].backends for x in found)
     assert "hidden_mse" in found and set(conftest.BACKENDS) == {"triton", "cuda"}
 
 

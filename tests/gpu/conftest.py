@@ -12,6 +12,7 @@ import torch
 import bertxfer_fast
 from bertxfer_fast.ops._dispatch import backend as _backend
 from bertxfer_fast.ops._dispatch import library as _library
+from bertxfer_fast.ops._dispatch.registry import OPS
 
 from .calls import CALLS
 
@@ -42,7 +43,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 def call(request: pytest.FixtureRequest, backend: str) -> str:
     """The name of a call in `CALLS`, whose operator the backend has."""
     operator = CALLS[request.param].operator
-    if backend not in _library.IMPLEMENTATIONS[operator]:
+    if backend not in OPS[operator].backends:
         pytest.skip(f"{operator} has no {backend} implementation")
     return request.param
 

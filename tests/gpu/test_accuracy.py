@@ -11,7 +11,7 @@ from torch import Tensor
 
 import bertxfer_fast
 from bertxfer_fast import ops
-from bertxfer_fast.ops._dispatch import library as _library
+from bertxfer_fast.ops._dispatch.registry import OPS
 
 from ..ops import test_accuracy, test_pool_features, test_varlen_attention
 from ..ops.cases import DTYPES, RecordedCalls
@@ -70,7 +70,7 @@ def operator_of(name: str) -> str:
 def check(request: pytest.FixtureRequest, backend: str) -> str:
     """The name of a check whose operator the backend has: without one it would run eagerly, and pass."""
     operator = operator_of(request.param)
-    if backend not in _library.IMPLEMENTATIONS[operator]:
+    if backend not in OPS[operator].backends:
         pytest.skip(f"{operator} has no {backend} implementation")
     return request.param
 

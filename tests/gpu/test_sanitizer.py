@@ -16,11 +16,11 @@ ROOT = Path(__file__).parents[2]
 
 RUN = """
 import torch, bertxfer_fast
-from bertxfer_fast.ops._dispatch import library as _library
+from bertxfer_fast.ops._dispatch.registry import OPS
 from tests.gpu.calls import CALLS, outcome
 with bertxfer_fast.use_backend("cuda"):
     for name, call in CALLS.items():
-        if "cuda" in _library.IMPLEMENTATIONS[call.operator]:
+        if "cuda" in OPS[call.operator].backends:
             for dtype in (torch.float32, torch.bfloat16):
                 outcome(name, call.inputs(dtype))
 torch.cuda.synchronize()

@@ -24,14 +24,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+
+from bertxfer_fast.ops._dispatch.registry import OPS
 
 #: Compute capabilities: Ampere, Hopper, and the newest one that the oldest supported Triton (3.6) also knows.
 TARGETS = (80, 90, 100)
 TOOL = Path(find_spec("triton").origin).parent / "backends/nvidia/bin/cuobjdump"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "kernel_resources.md"
 
-#: float16 compiles to the same as bfloat16 but for the type of a matrix instruction's operands.
+#: float16 compiles to the same as bfloat16 but for the type of a matrix instruction's operands, and in the kernels that
+#: keep these inside its range (bertxfer_fast/ops/_triton/ranges.py), which a test compiles.
 DTYPES = (torch.bfloat16, torch.float32)
 INTRODUCTION = """# What the Triton kernels take of a multiprocessor
 
@@ -79,144 +81,11 @@ class Compiled:
         return f"{self.op} {self.kernel} {self.label} {self.dtype}"
 
 
-def packing(length: int) -> Tensor:
-    return torch.tensor([0, length], dtype=torch.int32)
-
-
-def pair(ds: int, dt: int, dtype: torch.dtype, length: int, heads: int = 12) -> list[Tensor]:
-    return [torch.zeros(length, heads, dim, dtype=dtype) for dim in (ds, ds, dt, dt)]
-
-
-def score(ds: int, dt: int, length: int, heads: int = 12) -> Inputs:
-    def inputs(dtype: torch.dtype) -> tuple[Any, ...]:
-        tensors = pair(ds, dt, dtype, length, heads)
-        return (*tensors, packing(length), None, length, 0.1, 0.1, "mean", "auto", True)
-
-    return inputs
-
-
-def projected(ds: int, dt: int, tokens: int, *, weight: bool = True) -> Inputs:
-    def inputs(dtype: torch.dtype) -> tuple[Any, ...]:
-        student, teacher = torch.zeros(tokens, ds, dtype=dtype), torch.zeros(tokens, dt, dtype=dtype)
-        layer = (torch.zeros(dt, ds, dtype=dtype), torch.zeros(dt, dtype=dtype)) if weight else (None, None)
-        return student, teacher, *layer, "mean", True
-
-    return inputs
-
-
-def logits(classes: int) -> Inputs:
-    def inputs(dtype: torch.dtype) -> tuple[Any, ...]:
-        return (*(torch.zeros(2, classes, dtype=dtype) for _ in range(2)), 2.0, "batchmean", True)
-
-    return inputs
-
-
-def linear_logits(classes: int, width: int) -> Inputs:
-    def inputs(dtype: torch.dtype) -> tuple[Any, ...]:
-        shapes = ((2, width), (classes, width), (classes,))
-        return (*(torch.zeros(shape, dtype=dtype) for shape in 2 * shapes), 2.0, "batchmean", True)
-
-    return inputs
-
-
-def pooled(layers: int, mode: str, sequences: int, *, width: int = 768, normalize: bool = False) -> Inputs:
-    def inputs(dtype: torch.dtype) -> tuple[Any, ...]:
-        hidden = [torch.zeros(2 * sequences, width, dtype=dtype) for _ in range(layers)]
-        starts = 2 * torch.arange(sequences + 1, dtype=torch.int32)
-        return hidden, starts, None, torch.ones(layers), mode, normalize
-
-    return inputs
-
-
-def unpooled(layers: int, mode: str, *, normalize: bool = False) -> Inputs:
-    def inputs(dtype: torch.dtype) -> tuple[Any, ...]:
-        hidden, *rest = pooled(layers, mode, 4, normalize=normalize)(dtype)
-        rows, argmax = torch.zeros(4, 768, dtype=dtype), torch.zeros(4, 768, dtype=torch.int32)
-        return rows, hidden, *rest, rows, argmax, torch.ones(4), True
-
-    return inputs
-
-
-def scaled(dtype: torch.dtype) -> tuple[Any, ...]:
-    return torch.zeros(4096, dtype=dtype), torch.ones(()), dtype
-
-
-def scaled_in_place(dtype: torch.dtype) -> tuple[Any, ...]:
-    return (
-        [torch.zeros(4096, dtype=dtype), torch.zeros(4096), torch.zeros(4096)],
-        torch.ones(()),
-        torch.ones(()),
-    )
-
-
-MODES = ("mean", "mean_sqrt", "max", "cls")
-
-
-def attention_map(ds: int, dt: int, kind: str) -> Inputs:
-    def inputs(dtype: torch.dtype) -> tuple[Any, ...]:
-        return (*pair(ds, dt, dtype, 512), packing(512), None, 512, 0.1, 0.1, kind, "mean", True)
-
-    return inputs
-
-
-def relation(heads: int, ds: int, dt: int) -> Inputs:
-    def inputs(dtype: torch.dtype) -> tuple[Any, ...]:
-        x = [torch.zeros(512, width, dtype=dtype) for width in (ds, dt)]
-        return (*x, packing(512), None, 512, heads, 0.1, 0.1, "mean", True)
-
-    return inputs
-
-
-def attend(dim: int, dropout_p: float = 0.0, *, backward: bool = False) -> Inputs:
-    def inputs(dtype: torch.dtype) -> tuple[Any, ...]:
-        tensors = [torch.zeros(512, 12, dim, dtype=dtype) for _ in range(5 if backward else 3)]
-        if backward:
-            tensors.append(torch.zeros(12, 512))
-        seed = torch.zeros(1, dtype=torch.int64) if dropout_p else None
-        return (*tensors, packing(512), 512, 0.1, dropout_p, seed)
-
-    return inputs
-
-
-#: Student's and teacher's: TinyBERT-4's, MiniLM's, BERT's, and the next two powers of two.
-HEAD_DIMS = ((26, 64), (32, 64), (64, 64), (128, 128), (256, 256))
-
 VARIANTS = [
-    *(Variant("attention_score_mse", f"{ds}/{dt}", score(ds, dt, 512)) for ds, dt in HEAD_DIMS),
-    Variant("attention_score_mse", "64/64 split", score(64, 64, 2048, heads=1)),
-    *(
-        Variant("attention_map_loss", f"{ds}/{dt} {kind}", attention_map(ds, dt, kind))
-        for ds, dt in HEAD_DIMS
-        for kind in ("kl", "mse")
-    ),
-    Variant("relation_kl", "8/16", relation(48, 384, 768)),
-    Variant("relation_kl", "32/64", relation(12, 384, 768)),
-    Variant("hidden_mse", "312/768", projected(312, 768, 5760)),
-    Variant("hidden_mse", "312/768 few tokens", projected(312, 768, 64)),
-    Variant("hidden_mse", "768 no weight", projected(768, 768, 64, weight=False)),
-    Variant("hidden_cosine", "312/768", projected(312, 768, 64)),
-    Variant("hidden_cosine", "312/312", projected(312, 312, 64)),
-    Variant("hidden_cosine", "768 no weight", projected(768, 768, 64, weight=False)),
-    Variant("hidden_cosine", "312/1536", projected(312, 1536, 64)),
-    *(Variant("logits_kl", str(classes), logits(classes)) for classes in (2, 1000, 3000, 30522)),
-    Variant("linear_logits_kl", "30522", linear_logits(30522, 16)),
-    *(Variant("pool_features", f"{mode} x 4", pooled(4, mode, 2)) for mode in MODES),
-    *(Variant("pool_features", f"{mode} x 1", pooled(1, mode, 2)) for mode in MODES),
-    *(Variant("pool_features", f"{mode} x 4 split", pooled(4, mode, 1, width=128)) for mode in MODES[:3]),
-    Variant("pool_features", "max x 4 normalized", pooled(4, "max", 2, normalize=True)),
-    Variant("pool_features", "mean x 13", pooled(13, "mean", 2)),
-    *(Variant("pool_features_backward", f"{mode} x 4", unpooled(4, mode)) for mode in MODES),
-    Variant("pool_features_backward", "mean x 1 normalized", unpooled(1, "mean", normalize=True)),
-    *(
-        Variant(f"varlen_attention{suffix}", f"{dim}{dropped}", attend(dim, dropout_p, backward=bool(suffix)))
-        for suffix in ("", "_backward")
-        for dim, dropout_p, dropped in (
-            *((dim, 0.0, "") for dim in (26, 32, 64, 128, 256)),
-            (64, 0.1, " dropout"),
-        )
-    ),
-    Variant("scale_grad", "", scaled),
-    Variant("scale_grad_", "three", scaled_in_place),
+    Variant(name, label, lambda dtype, info=info, sizes=sizes: tuple(info.example(dtype, **sizes).values()))
+    for name, info in OPS.items()
+    if info.triton
+    for label, sizes in info.sizes.items()
 ]
 
 
@@ -238,11 +107,8 @@ def specialise(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], target: i
 
 def launches(variant: Variant, dtype: torch.dtype, target: int) -> Iterator[Compiled]:
     """What a call of the operator's Triton launcher would launch on a GPU of compute capability ``target``."""
-    from importlib import import_module
-
     from triton.runtime.jit import JITFunction
 
-    from bertxfer_fast.ops._dispatch import library as _library
     from bertxfer_fast.ops._triton import launching
 
     launching.compiled_for = target
@@ -270,7 +136,7 @@ def launches(variant: Variant, dtype: torch.dtype, target: int) -> Iterator[Comp
 
         return run
 
-    launcher = getattr(import_module(_library.TRITON[variant.op]), variant.op)
+    launcher = OPS[variant.op].launcher()
     original = JITFunction.__getitem__
     JITFunction.__getitem__ = record
     try:
@@ -280,12 +146,14 @@ def launches(variant: Variant, dtype: torch.dtype, target: int) -> Iterator[Comp
     yield from found
 
 
-def everything(targets: tuple[int, ...] = TARGETS) -> list[Compiled]:
+def everything(
+    targets: tuple[int, ...] = TARGETS, dtypes: tuple[torch.dtype, ...] = DTYPES
+) -> list[Compiled]:
     """Every distinct kernel of every variant, for each target."""
     distinct: dict[str, Compiled] = {}
     for target in targets:
         for variant in VARIANTS:
-            for dtype in DTYPES:
+            for dtype in dtypes:
                 for launch in launches(variant, dtype, target):
                     distinct.setdefault(launch.key, launch)
     return list(distinct.values())
@@ -395,11 +263,13 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--only", default="", help="part of an operator's or kernel's name")
     parser.add_argument("--target", type=int, action="append")
+    parser.add_argument("--dtype", action="append", help="e.g. float16")
     parser.add_argument("--sample", action="store_true", help="each kernel once, for one target")
     parser.add_argument("--list", action="store_true", help="names as JSON, compiling nothing")
     options = parser.parse_args()
     targets = tuple(options.target or TARGETS)
-    chosen = sample() if options.sample else everything(targets)
+    dtypes = tuple(getattr(torch, name) for name in options.dtype or ()) or DTYPES
+    chosen = sample() if options.sample else everything(targets, dtypes)
     found = [launch for launch in chosen if options.only in launch.name]
     if options.list:
         print(json.dumps([named(launch) for launch in found]))

@@ -39,10 +39,10 @@ FEW = 20
 
 def op_of(check: str) -> str:
     """The operator that a check of test_accuracy.py is about."""
-    return next(op for op in sorted(_library.IMPLEMENTATIONS, reverse=True) if op.startswith(check[:11]))
+    return next(op for op in sorted(OPS, reverse=True) if op.startswith(check[:11]))
 
 
-CUDA_CHECKS = [name for name in CHECKS if "cuda" in _library.IMPLEMENTATIONS[op_of(name)]]
+CUDA_CHECKS = [name for name in CHECKS if "cuda" in OPS[op_of(name)].backends]
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from torch import Tensor
 import bertxfer_fast
 from bertxfer_fast import ops
 from bertxfer_fast.ops._dispatch import library as _library
+from bertxfer_fast.ops._dispatch.registry import OPS
 
 from .cases import DTYPES, Pack, RecordedCalls, attention_pair
 from .float16_range import HUGE_SCORES, PROBLEMS, check
@@ -156,7 +157,7 @@ def test_wrong_numbers_on_the_device_stay_inside_the_tensors() -> None:
 
 
 def test_every_operator_has_triton_kernels() -> None:
-    assert {name for name, backends in _library.IMPLEMENTATIONS.items() if "triton" not in backends} == set()
+    assert {name for name, info in OPS.items() if "triton" not in info.backends} == set()
 
 
 def test_the_route_of_a_pair_is_decided_once(monkeypatch: pytest.MonkeyPatch) -> None:

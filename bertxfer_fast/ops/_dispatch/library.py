@@ -23,10 +23,6 @@ BACKENDS = ("eager", "cpp", "triton", "cuda")
 
 _library = torch.library.Library(NAMESPACE, "DEF")
 
-#: Views of the registry: name -> backends written for the operator, name -> module of its Triton launcher.
-IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {}
-TRITON: dict[str, str] = {}
-
 #: Kernels that a stale extension lacks, (operator, backend), with the sentence that says so.
 MISSING_KERNELS: dict[tuple[str, str], str] = {}
 
@@ -78,11 +74,9 @@ def register(info: OpInfo) -> None:
     """
     name = info.name
     add(info)
-    IMPLEMENTATIONS[name] = info.backends
     for backend in BACKENDS:
         _library.define(f"{name}.{backend}{info.schema}", tags=(torch.Tag.pt2_compliant_tag,))
     if info.triton:
-        TRITON[name] = f"{info.module}.{info.triton}"
         launcher = _without_autocast(_on_its_device(info))
         for key in ("CUDA", "CPU"):  # on the CPU in Triton's interpreter
             _library.impl(f"{name}.triton", launcher, key)
