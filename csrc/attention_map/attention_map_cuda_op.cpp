@@ -18,7 +18,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_map_cuda_op(Tensor q_studen
                                                                  int64_t /*max_seqlen*/, double scale_student,
                                                                  double scale_teacher, std::string kind,
                                                                  std::string reduction, bool need_grad) {
-  OnDevice device(q_student);
+  OnDevice device(q_student, "q_student");
   AttentionPair pair(q_student, k_student, q_teacher, k_teacher, cu_seqlens, seqused);
   const bool mse = kind == "mse";
   pair.reduce(reduction == "mean", /*squared_lengths=*/mse);
@@ -32,7 +32,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_map_cuda_op(Tensor q_studen
   problem.partial_losses = floats(partial_losses);
   problem.statistics = need_grad ? floats(statistics) : nullptr;
   attention_map_cuda(problem, device.stream());
-  return {pair.loss, pair.finished(pair.grad_q), pair.finished(pair.grad_k), pair.grad_factor};
+  return {pair.loss, pair.finished(pair.grad_q), pair.finished(pair.grad_k), pair.grad_scale};
 }
 
 }  // namespace

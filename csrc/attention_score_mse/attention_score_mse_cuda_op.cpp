@@ -21,7 +21,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_score_mse_cuda_op(Tensor q_
                                                                        int64_t max_seqlen, double scale_student,
                                                                        double scale_teacher, std::string reduction,
                                                                        std::string method, bool need_grad) {
-  OnDevice device(q_student);
+  OnDevice device(q_student, "q_student");
   AttentionPair pair(q_student, k_student, q_teacher, k_teacher, cu_seqlens, seqused);
   pair.reduce(reduction == "mean", /*squared_lengths=*/true);
   if (need_grad) pair.make_gradients();
@@ -35,7 +35,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_score_mse_cuda_op(Tensor q_
   problem.takes_tiles = static_cast<int32_t*>(workspace.data_ptr()) + 1;
   problem.ticket = static_cast<unsigned*>(workspace.data_ptr());
   attention_score_mse_cuda(problem, device.stream());
-  return {pair.loss, pair.finished(pair.grad_q), pair.finished(pair.grad_k), pair.grad_factor};
+  return {pair.loss, pair.finished(pair.grad_q), pair.finished(pair.grad_k), pair.grad_scale};
 }
 
 }  // namespace

@@ -237,7 +237,7 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant_
     sum = block_sum(sum) * p.normaliser;
     if (threadIdx.x != 0) return;
     *p.loss = static_cast<float>(sum);
-    *p.factor = 1.0f;
+    *p.grad_scale = 1.0f;
     return;
   }
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;

@@ -38,7 +38,7 @@ struct HiddenMseSums {
   int64_t tiles, row_tiles, width;
   double normaliser;  // of the loss
   float* loss;        // [1]
-  float* factor;      // [1]: what stored gradients are still to be multiplied by, 1
+  float* grad_scale;  // [1]: what stored gradients are still to be multiplied by, 1
   float* grad_bias;   // [width], sums of column_sums over the tiles of rows; null: not wanted
 };
 

@@ -12,7 +12,7 @@
 namespace bertxfer {
 namespace {
 
-using Result = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // loss, d student, d weight, d bias, factor
+using Result = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // loss, d student, d weight, d bias, grad_scale
 
 // Tokens at a time where there is a weight: the difference to the teacher, 25 MB for 768 columns of 16-bit numbers,
 // stays in the second-level cache of an H100 (50 MB) until both products have read it.
@@ -43,26 +43,29 @@ Result hidden_mse_cuda(Tensor student,                // [T, Ds]
                        std::optional<Tensor> weight,  // [Dt, Ds]
                        std::optional<Tensor> bias,    // [Dt]
                        std::string reduction, bool need_grad) {
-  const OnDevice device(student);
-  STD_TORCH_CHECK(student.dim() == 2 && teacher.dim() == 2 && student.size(0) == teacher.size(0),
-                  "want [T, Ds] and [T, Dt]");
+  const OnDevice device(student, "student");
+  STD_TORCH_CHECK(student.dim() == 2 && teacher.dim() == 2 && student.size(0) == teacher.size(0), "student: got ",
+                  described(student), ", want [T, Ds] beside teacher ", described(teacher));
   check_device(teacher, student, "teacher");
   const int64_t tokens = teacher.size(0), width = teacher.size(1), depth = student.size(1);
   const ScalarType dtype = student.scalar_type();
   student = weight ? for_products(student) : rows_contiguous(student);
   teacher = rows_contiguous(teacher);
-  STD_TORCH_CHECK(width <= INT32_MAX && depth <= INT32_MAX, "want widths below 2^31");
-  STD_TORCH_CHECK(weight || depth == width, "weight: wanted where the widths differ");
+  STD_TORCH_CHECK(width <= INT32_MAX && depth <= INT32_MAX, "student: got ", described(student),
+                  ", want widths below 2^31");
+  STD_TORCH_CHECK(weight || depth == width, "weight: got none, want one for widths ", depth, " and ", width);
   if (weight) {
     check_device(*weight, student, "weight");
     STD_TORCH_CHECK(
         weight->dim() == 2 && weight->size(0) == width && weight->size(1) == depth && weight->scalar_type() == dtype,
-        "weight: want [Dt, Ds] in the dtype of student");
+        "weight: got ", described(*weight), ", want [", width, ", ", depth, "] in the dtype of student, ",
+        described(student));
     weight = for_products(*weight);
   }
   if (bias) {
     check_device(*bias, student, "bias");
-    STD_TORCH_CHECK(bias->numel() == width && bias->scalar_type() == dtype, "bias: want [Dt] in the dtype of student");
+    STD_TORCH_CHECK(bias->numel() == width && bias->scalar_type() == dtype, "bias: got ", described(*bias), ", want [",
+                    width, "] in the dtype of student, ", described(student));
     bias = torch::stable::contiguous(*bias);
   }
 
@@ -111,7 +114,7 @@ Result hidden_mse_cuda(Tensor student,                // [T, Ds]
   }
   if (need_weight && tokens == 0) torch::stable::zero_(grad_weight);
 
-  Tensor loss = empty_on(student, {}, ScalarType::Float), factor = empty_on(student, {}, ScalarType::Float);
+  Tensor loss = empty_on(student, {}, ScalarType::Float), grad_scale = empty_on(student, {}, ScalarType::Float);
   cuda::HiddenMseSums result{};
   result.sums = floats(sums);
   result.column_sums = floats(column_sums);
@@ -120,10 +123,10 @@ Result hidden_mse_cuda(Tensor student,                // [T, Ds]
   result.width = width;
   result.normaliser = normaliser;
   result.loss = floats(loss);
-  result.factor = floats(factor);
+  result.grad_scale = floats(grad_scale);
   result.grad_bias = need_bias ? floats(grad_bias) : nullptr;
   cuda::finish_hidden_mse(result, device.stream());
-  return {loss, grad_student, grad_weight, grad_bias, factor};
+  return {loss, grad_student, grad_weight, grad_bias, grad_scale};
 }
 
 }  // namespace

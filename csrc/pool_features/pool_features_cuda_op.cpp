@@ -47,9 +47,9 @@ std::tuple<Tensor, Tensor, Tensor> pool_features_cuda(std::vector<Tensor> hidden
                                                       std::optional<Tensor> seqused,  // [N]
                                                       Tensor layer_weights,           // [layers]
                                                       std::string mode, bool normalize) {
-  STD_TORCH_CHECK(!hidden.empty(), "hidden: want at least one layer");
+  STD_TORCH_CHECK(!hidden.empty(), "hidden: got no layer, want at least one");
   const Tensor& first = hidden[0];
-  const OnDevice device(first);
+  const OnDevice device(first, "hidden");
   Inputs inputs(hidden, cu_seqlens, seqused, layer_weights, mode, normalize);
   PoolFeatures& p = inputs.problem;
   const int64_t sequences = p.packing.sequences, slots = cuda::pool_slots(inputs.tokens, sequences);
@@ -76,15 +76,26 @@ std::tuple<std::vector<Tensor>, Tensor> pool_features_backward_cuda(Tensor grad,
                                                                     Tensor argmax,  // [N, D], mode max
                                                                     Tensor norm,    // [N], when normalize
                                                                     bool need_weights) {
-  STD_TORCH_CHECK(!hidden.empty(), "hidden: want at least one layer");
+  STD_TORCH_CHECK(!hidden.empty(), "hidden: got no layer, want at least one");
   const Tensor& first = hidden[0];
-  const OnDevice device(first);
+  const OnDevice device(first, "hidden");
   Inputs inputs(hidden, cu_seqlens, seqused, layer_weights, mode, normalize);
   PoolFeatures& p = inputs.problem;
   const int64_t sequences = p.packing.sequences;
+  dtype_of(grad, "grad");
   grad = torch::stable::contiguous(torch::stable::to(grad, first.scalar_type()));
   check_device(grad, first, "grad");
-  STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == sequences && grad.size(1) == p.width, "grad: want [N, D]");
+  STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == sequences && grad.size(1) == p.width, "grad: got ",
+                  described(grad), ", want [", sequences, ", ", p.width, "]");
+  const auto check_like_pooled = [&](const Tensor& tensor, const char* name, ScalarType dtype, int64_t numel) {
+    check_device(tensor, first, name);
+    STD_TORCH_CHECK(tensor.scalar_type() == dtype && tensor.numel() == numel && tensor.is_contiguous(), name, ": got ",
+                    described(tensor), ", want ", numel, " contiguous entries as the forward pass returned them");
+  };
+  const bool max = p.mode == PoolFeatures::Mode::max;
+  check_like_pooled(pooled, "pooled", first.scalar_type(), sequences * p.width);
+  check_like_pooled(argmax, "argmax", ScalarType::Int, max ? sequences * p.width : 0);
+  check_like_pooled(norm, "norm", ScalarType::Float, normalize ? sequences : 0);
   p.pooled = pooled.data_ptr();
   p.argmax = static_cast<int32_t*>(argmax.data_ptr());
   p.norm = floats(norm);

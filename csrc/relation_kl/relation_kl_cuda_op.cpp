@@ -17,10 +17,11 @@ std::tuple<Tensor, Tensor, Tensor> relation_kl_cuda_op(Tensor x_student,        
                                                        std::optional<Tensor> seqused,  // [N]
                                                        int64_t /*max_seqlen*/, int64_t heads, double scale_student,
                                                        double scale_teacher, std::string reduction, bool need_grad) {
-  STD_TORCH_CHECK(x_student.dim() == 2 && x_teacher.dim() == 2, "want [T, Ds] and [T, Dt]");
-  STD_TORCH_CHECK(heads > 0 && x_student.size(1) % heads == 0 && x_teacher.size(1) % heads == 0,
-                  "heads: want a divisor of both widths");
-  OnDevice device(x_student);
+  STD_TORCH_CHECK(x_student.dim() == 2 && x_teacher.dim() == 2 && x_student.size(0) == x_teacher.size(0),
+                  "x_student: got ", described(x_student), ", want [T, Ds] beside x_teacher ", described(x_teacher));
+  STD_TORCH_CHECK(heads > 0 && x_student.size(1) % heads == 0 && x_teacher.size(1) % heads == 0, "heads: got ", heads,
+                  ", want a divisor of ", x_student.size(1), " and ", x_teacher.size(1), ", the widths");
+  OnDevice device(x_student, "x_student");
   const auto split = [&](const Tensor& x) {
     const int64_t size[] = {x.size(0), heads, x.size(1) / heads};
     return torch::stable::view(torch::stable::contiguous(x), {size, 3});
@@ -44,7 +45,7 @@ std::tuple<Tensor, Tensor, Tensor> relation_kl_cuda_op(Tensor x_student,        
     const int64_t size[] = {x_student.size(0), x_student.size(1)};
     grad = torch::stable::view(grad, {size, 2});
   }
-  return {pair.loss, grad, pair.grad_factor};
+  return {pair.loss, grad, pair.grad_scale};
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// out[i] = round(grad[i] * factor): the backward pass of every operator whose forward computed its gradient.
+// out[i] = round(grad[i] * scale): the backward pass of every operator whose forward computed its gradient.
 // `out` may be `grad`, because scale_grad_ works in place.
 // Bytes: the gradient read once and written once. Operations: one multiplication each, in float32.
 #pragma once
@@ -16,7 +16,7 @@ struct ScaleGrad {
   void* out;  // [size]
   Dtype out_dtype;
   int64_t size;
-  float factor;
+  float scale;
 };
 
 BERTXFER_KERNEL(scale_grad, const ScaleGrad&)

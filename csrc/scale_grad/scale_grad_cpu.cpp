@@ -20,7 +20,7 @@ void scale_grad(const ScaleGrad& p) {
         return [&](int64_t block) {
           const int64_t end = std::min(p.size, (block + 1) * kBlock);
 #pragma omp simd
-          for (int64_t i = block * kBlock; i < end; ++i) from_float(to_float(grad[i]) * p.factor, out[i]);
+          for (int64_t i = block * kBlock; i < end; ++i) from_float(to_float(grad[i]) * p.scale, out[i]);
         };
       });
     });

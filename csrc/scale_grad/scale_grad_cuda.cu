@@ -42,14 +42,14 @@ template <class In, class Out, int N>
 __global__ void __launch_bounds__(kThreads) scale_kernel(const In* grad,  // [size]
                                                          Out* out,        // [size]
                                                          int64_t size,
-                                                         const float* factor) {  // [1]
-  scale_block<In, Out, N>(grad, out, size, *factor, blockIdx.x);
+                                                         const float* scale) {  // [1]
+  scale_block<In, Out, N>(grad, out, size, *scale, blockIdx.x);
 }
 
 // The blocks of the first gradient, then those of the second, and so on.
 template <class T, int N>
 __global__ void __launch_bounds__(kThreads) scale_in_place_kernel(const __grid_constant__ ScaleGradsInPlace p) {
-  const float scale = *p.factor * *p.upstream;
+  const float scale = *p.grad_scale * *p.upstream;
   if (scale == 1.0f) return;
   int64_t block = blockIdx.x;
 #pragma unroll
@@ -71,7 +71,7 @@ void launch_scale(const ScaleGrad& p, void* stream) {
   auto* out = static_cast<Out*>(p.out);
   const bool vectors = is_aligned_16(p.grad) && is_aligned_16(p.out);
   const auto kernel = vectors ? scale_kernel<In, Out, kWide> : scale_kernel<In, Out, 1>;
-  BERTXFER_LAUNCH(kernel, scale_blocks(p.size, vectors ? kWide : 1), kThreads, 0, stream, grad, out, p.size, p.factor);
+  BERTXFER_LAUNCH(kernel, scale_blocks(p.size, vectors ? kWide : 1), kThreads, 0, stream, grad, out, p.size, p.scale);
 }
 
 template <class T>

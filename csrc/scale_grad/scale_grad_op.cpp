@@ -15,21 +15,21 @@ float value_of(const Tensor& tensor, const char* name) {
   return *static_cast<const float*>(tensor.data_ptr());
 }
 
-Tensor scale_grad_cpu(Tensor grad,    // [...]
-                      Tensor factor,  // []
+Tensor scale_grad_cpu(Tensor grad,   // [...]
+                      Tensor scale,  // []
                       ScalarType dtype) {
   grad = torch::stable::contiguous(grad);
   Tensor out = torch::stable::empty(grad.sizes(), dtype);
   BERTXFER_DISPATCH(scale_grad)
   ({grad.data_ptr(), dtype_of(grad, "grad"), out.data_ptr(), dtype_of(out, "dtype"), grad.numel(),
-    value_of(factor, "factor")});
+    value_of(scale, "scale")});
   return out;
 }
 
 void scale_grad_in_place_cpu(std::vector<Tensor> grads,  // each [...]
-                             Tensor factor,              // []
+                             Tensor grad_scale,          // []
                              Tensor upstream) {          // []
-  const float product = value_of(factor, "factor") * value_of(upstream, "upstream");
+  const float product = value_of(grad_scale, "grad_scale") * value_of(upstream, "upstream");
   for (const Tensor& grad : grads) {
     STD_TORCH_CHECK(grad.is_cpu() && grad.is_contiguous(), "grads: got ", described(grad),
                     ", want contiguous CPU tensors");

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -461,6 +462,20 @@ def test_measured_choices_come_before_the_order_of_preference(monkeypatch: pytes
         usable.remove("cuda")
     with bertxfer_fast.use_backend("auto"):  # which forgets what was picked
         assert _backend.pick("hidden_mse", "cuda", 10) == "triton"
+
+
+@pytest.mark.parametrize("name", [name for name, info in OPS.items() if "cuda" in info.compiled])
+def test_operators_name_what_is_wrong(emulated: None, name: str) -> None:
+    """Callers of torch.ops have no checks but these, in the grammar of all errors and the words of the schema."""
+    info = OPS[name]
+    example = info.example(**({"mode": "max", "normalize": True} if name == "pool_features_backward" else {}))
+    for argument, kind in info.arguments.items():
+        if "Tensor" not in kind or example[argument] is None:
+            continue
+        wrong = torch.utils._pytree.tree_map(lambda t: t.to(torch.complex64), example[argument])
+        with pytest.raises(RuntimeError) as caught:
+            _library.overload(name, "cuda")(*{**example, argument: wrong}.values())
+        assert re.search(r", \w+: got .+, want .+", str(caught.value)), argument
 
 
 CUDA_PROBLEMS = [

@@ -11,8 +11,8 @@ namespace bertxfer {
 struct LossReduction {
   bool mean;  // over heads * sum of lengths, or of squared lengths where `squared_lengths`; else the sum
   bool squared_lengths;
-  float* loss;         // [1]
-  float* grad_factor;  // [1]: what the stored gradients are still to be multiplied by, 1
+  float* loss;        // [1]
+  float* grad_scale;  // [1]: what the stored gradients are still to be multiplied by, 1
 };
 
 struct AttentionPairCuda {

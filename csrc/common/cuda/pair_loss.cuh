@@ -59,7 +59,7 @@ __device__ __forceinline__ void finish_loss(const PairProblem& p, float loss_sca
   sum = block_sum(sum);
   if (threadIdx.x != 0) return;
   *p.reduction.loss = static_cast<float>(sum * static_cast<double>(loss_scale));
-  *p.reduction.grad_factor = 1.0f;
+  *p.reduction.grad_scale = 1.0f;
 }
 
 }  // namespace bertxfer

@@ -17,7 +17,7 @@ class AttentionPair {
   Packing packing;
   int64_t tokens, heads;
   Tensor loss;            // []
-  Tensor grad_factor;     // []: what the gradients are still to be multiplied by, 1
+  Tensor grad_scale;      // []: what the gradients are still to be multiplied by, 1
   Tensor grad_q, grad_k;  // stored_dtype() of the dtype kernels work in; empty where no gradient is wanted
 
   AttentionPair(const Tensor& qs, const Tensor& ks, const Tensor& qt, const Tensor& kt, const Tensor& cu_seqlens,
@@ -26,30 +26,31 @@ class AttentionPair {
         tokens(qs.size(0)),
         heads(qs.size(1)),
         loss(empty_on(qs, {}, ScalarType::Float)),
-        grad_factor(empty_on(qs, {}, ScalarType::Float)),
+        grad_scale(empty_on(qs, {}, ScalarType::Float)),
         grad_q(empty_on(qs, {0}, stored_dtype(qs.scalar_type()))),
         grad_k(empty_on(qs, {0}, stored_dtype(qs.scalar_type()))),
         grad_dtype_(stored_dtype(qs.scalar_type())) {
     const bool same = qs.scalar_type() == qt.scalar_type();
-    int64_t i = 0;
-    for (const Tensor* x : {&qs, &ks, &qt, &kt}) {
-      const Tensor& partner = i < 2 ? qs : qt;
-      STD_TORCH_CHECK(x->dim() == 3 && x->size(0) == tokens && x->size(1) == heads && x->size(2) == partner.size(2) &&
-                          x->scalar_type() == partner.scalar_type(),
-                      "want [T, H, D] queries and keys, alike on each side");
-      STD_TORCH_CHECK(x->size(2) >= 1 && x->size(2) <= 256, "want head dims of 1 to 256");
-      const Tensor rows = rows_contiguous(*x);
-      inputs_[i++] = same ? rows : torch::stable::to(rows, ScalarType::Float);
+    const Tensor* given[] = {&qs, &ks, &qt, &kt};
+    const char* names[] = {"q_student", "k_student", "q_teacher", "k_teacher"};
+    PackedView* views[] = {&q_student, &k_student, &q_teacher, &k_teacher};
+    for (int64_t i = 0; i < 4; ++i) {
+      const Tensor &x = *given[i], &query = i < 2 ? qs : qt;
+      STD_TORCH_CHECK(x.dim() == 3 && x.size(0) == tokens && x.size(1) == heads, names[i], ": got ", described(x),
+                      ", want [", tokens, ", ", heads, ", D]");
+      STD_TORCH_CHECK(x.size(2) == query.size(2) && x.scalar_type() == query.scalar_type(), names[i], ": got ",
+                      described(x), ", want head_dim and dtype of its queries, ", described(query));
+      STD_TORCH_CHECK(x.size(2) >= 1 && x.size(2) <= 256, names[i], ": got ", described(x), ", want head_dim 1 to 256");
+      dtype_of(x, names[i]);
+      const Tensor rows = rows_contiguous(x);
+      inputs_[i] = same ? rows : torch::stable::to(rows, ScalarType::Float);
+      *views[i] = device_view(inputs_[i], qs, names[i]);
     }
-    q_student = device_view(inputs_[0], qs, "q_student");
-    k_student = device_view(inputs_[1], qs, "k_student");
-    q_teacher = device_view(inputs_[2], qs, "q_teacher");
-    k_teacher = device_view(inputs_[3], qs, "k_teacher");
   }
 
   // How the loss is reduced, see LossReduction.
   void reduce(bool mean, bool squared_lengths) {
-    reduction_ = {mean, squared_lengths, floats(loss), floats(grad_factor)};
+    reduction_ = {mean, squared_lengths, floats(loss), floats(grad_scale)};
   }
 
   // Memory for the gradients. symmetric: q is k, and grad_k is both gradients.

@@ -18,11 +18,13 @@ namespace bertxfer {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Dtype and sizes, for messages: "Float [3, 4]".
+// Dtype, sizes and device, if it is not the CPU, for messages: "Float [3, 4]", "Half [2] on cuda:0".
 inline std::string described(const Tensor& tensor) {
   std::string text = std::string(torch::headeronly::toString(tensor.scalar_type())) + " [";
   for (int64_t i = 0; i < tensor.dim(); ++i) text += (i > 0 ? ", " : "") + std::to_string(tensor.size(i));
-  return text + (tensor.is_cpu() ? "]" : "] on another device");
+  if (tensor.is_cpu()) return text + "]";
+  const std::string index = std::to_string(tensor.get_device_index());
+  return text + (tensor.is_cuda() ? "] on cuda:" + index : "] on another device");
 }
 
 inline Dtype dtype_of(const Tensor& tensor, const char* name) {

@@ -29,12 +29,12 @@ inline bool is_on_device(const Tensor& tensor) {
 // Makes a tensor's device current as long as it lives, and knows the stream in use there.
 class OnDevice {
  public:
-  explicit OnDevice(const Tensor& tensor)
+  OnDevice(const Tensor& tensor, const char* name)
 #ifndef BERTXFER_EMULATED
-      : guard_(tensor.get_device_index())
+      : guard_(checked(tensor, name).get_device_index())
 #endif
   {
-    STD_TORCH_CHECK(is_on_device(tensor), "want CUDA tensors");
+    checked(tensor, name);
 #ifndef BERTXFER_EMULATED
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream_));
 #endif
@@ -43,6 +43,11 @@ class OnDevice {
   void* stream() const { return stream_; }
 
  private:
+  static const Tensor& checked(const Tensor& tensor, const char* name) {
+    STD_TORCH_CHECK(is_on_device(tensor), name, ": got ", described(tensor), ", want a CUDA tensor");
+    return tensor;
+  }
+
 #ifndef BERTXFER_EMULATED
   torch::stable::accelerator::DeviceGuard guard_;
 #endif
@@ -50,14 +55,15 @@ class OnDevice {
 };
 
 inline void check_device(const Tensor& tensor, const Tensor& like, const char* name) {
-  STD_TORCH_CHECK(is_on_device(tensor) && tensor.get_device_index() == like.get_device_index(), name,
-                  ": want a tensor on the device of the others");
+  STD_TORCH_CHECK(is_on_device(tensor) && tensor.get_device_index() == like.get_device_index(), name, ": got ",
+                  described(tensor), ", want the device of ", described(like));
 }
 
 // [T, H, D] or, with H = 1, [T, D]. `tensor` must outlive the view, and its innermost dimension be contiguous.
 inline PackedView device_view(const Tensor& tensor, const Tensor& like, const char* name) {
   check_device(tensor, like, name);
-  STD_TORCH_CHECK(tensor.dim() == 2 || tensor.dim() == 3, name, ": want [T, H, D] or [T, D]");
+  STD_TORCH_CHECK(tensor.dim() == 2 || tensor.dim() == 3, name, ": got ", described(tensor),
+                  ", want [T, H, D] or [T, D]");
   const bool heads = tensor.dim() == 3;
   return {tensor.data_ptr(), dtype_of(tensor, name), tensor.stride(0), heads ? tensor.stride(1) : 0,
           tensor.size(tensor.dim() - 1)};
@@ -65,16 +71,17 @@ inline PackedView device_view(const Tensor& tensor, const Tensor& like, const ch
 
 inline const int32_t* device_index(const Tensor& tensor, const Tensor& like, const char* name, int64_t length) {
   check_device(tensor, like, name);
-  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Int, name, ": want int32");
-  STD_TORCH_CHECK(tensor.dim() == 1 && tensor.size(0) == length, name, ": want ", length, " entries");
-  STD_TORCH_CHECK(tensor.is_contiguous(), name, ": want a contiguous tensor");
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Int && tensor.dim() == 1 && tensor.size(0) == length &&
+                      tensor.is_contiguous(),
+                  name, ": got ", described(tensor), ", want contiguous int32 [", length, "]");
   return static_cast<const int32_t*>(tensor.data_ptr());
 }
 
 // Pointers that only kernels follow: call none of Packing's functions. They keep what they find inside the tensors.
 inline Packing device_packing(const Tensor& like, const Tensor& cu_seqlens, const std::optional<Tensor>& seqused) {
-  STD_TORCH_CHECK(cu_seqlens.dim() == 1 && cu_seqlens.size(0) >= 1, "cu_seqlens: want [N + 1]");
-  STD_TORCH_CHECK(like.size(0) <= INT32_MAX, "want at most ", INT32_MAX, " tokens");
+  STD_TORCH_CHECK(cu_seqlens.dim() == 1 && cu_seqlens.size(0) >= 1, "cu_seqlens: got ", described(cu_seqlens),
+                  ", want int32 [N + 1]");
+  STD_TORCH_CHECK(like.size(0) <= INT32_MAX, "cu_seqlens: got ", like.size(0), " tokens, want at most ", INT32_MAX);
   Packing packing{};
   packing.sequences = cu_seqlens.size(0) - 1;
   packing.cu_seqlens = device_index(cu_seqlens, like, "cu_seqlens", packing.sequences + 1);

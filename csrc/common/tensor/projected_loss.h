@@ -18,7 +18,7 @@ namespace bertxfer {
 class ProjectedLoss {
  public:
   using Pass = void (*)(const HiddenRows&);
-  using Result = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // loss, d student, d weight, d bias, factor
+  using Result = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // loss, d student, d weight, d bias, grad_scale
 
   ProjectedLoss(const Tensor& student, const Tensor& teacher, const std::optional<Tensor>& weight,
                 const std::optional<Tensor>& bias, bool need_grad, Pass pass)
