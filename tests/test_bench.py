@@ -510,7 +510,7 @@ def test_quick_numbers_are_not_kept(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["step", "--threads", "0"], "--threads: got 0, want 1 or more"),
         (["step", "--output", "nowhere/x.json"], "--output: no such directory: nowhere"),
         (["step", "--output", "README.md"], "README.md: cannot be read as results"),
-        (["step", "--docs"], "--docs: measures nothing"),
+        (["step", "--docs"], "--docs: got step, want no NAME: it measures nothing"),
     ],
 )
 def test_bad_input_ends_with_one_line(
