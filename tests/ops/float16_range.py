@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from bertxfer_fast import ops
+from bertxfer_fast.ops._dispatch import library
+from bertxfer_fast.ops._dispatch.registry import OPS
 
 from . import reference
 from .cases import Pack
@@ -181,6 +183,18 @@ PROBLEMS = {
         upstream=1e3,
     ),
 }
+
+
+def assert_results_are_as_the_fake_says(op: str, backend: str) -> None:
+    """Dtypes and shapes with float16 inputs, whose gradients are stored in float32, with and without gradients."""
+    info = OPS[op]
+    for need_grad in (True, False) if "need_grad" in info.arguments else (None,):
+        example = info.example(torch.float16)
+        if need_grad is not None:
+            example["need_grad"] = need_grad
+        got, want = library.overload(op, backend)(*example.values()), info.fake(*example.values())
+        kind = torch.utils._pytree.tree_map(lambda x: x is not None and (x.dtype, x.shape), (got, want))
+        assert kind[0] == kind[1], need_grad
 
 
 def differentiated(

@@ -29,7 +29,7 @@ from tests.cuda_emulator import build as emulator
 
 from . import reference
 from .cases import DTYPES, RecordedCalls
-from .float16_range import HUGE_SCORES, PROBLEMS, check
+from .float16_range import HUGE_SCORES, PROBLEMS, assert_results_are_as_the_fake_says, check
 from .reference import assert_as_accurate_as_pytorch, relative_error
 from .test_accuracy import CASES, CHECKS, CHUNK, ONE_CASE
 from .test_pool_features import MODES
@@ -476,6 +476,11 @@ def test_operators_name_what_is_wrong(emulated: None, name: str) -> None:
         with pytest.raises(RuntimeError) as caught:
             _library.overload(name, "cuda")(*{**example, argument: wrong}.values())
         assert re.search(r", \w+: got .+, want .+", str(caught.value)), argument
+
+
+@pytest.mark.parametrize("name", [name for name, info in OPS.items() if "cuda" in info.compiled])
+def test_float16_results_are_as_the_fake_says(emulated: None, name: str) -> None:
+    assert_results_are_as_the_fake_says(name, "cuda")
 
 
 CUDA_PROBLEMS = [

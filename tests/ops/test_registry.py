@@ -47,13 +47,14 @@ def gradients(info: OpInfo, out: Tensor, example: dict[str, Any]) -> dict[str, l
 
 
 def check_opcheck(name: str, backend: str) -> None:
-    """In bfloat16, which shows what has to stay float32 inside. The contracts of cases.py do it for every option."""
+    """In half precision, which shows what is float32 inside. The contracts of cases.py do it for every option."""
     info = OPS[name]
-    example = info.example(torch.bfloat16)
-    for argument in info.differentiable:
-        for tensor in tensors_of(example[argument]):
-            tensor.requires_grad_()
-    opcheck(library.overload(name, backend), tuple(example.values()))
+    for dtype in (torch.bfloat16, torch.float16):
+        example = info.example(dtype)
+        for argument in info.differentiable:
+            for tensor in tensors_of(example[argument]):
+                tensor.requires_grad_()
+        opcheck(library.overload(name, backend), tuple(example.values()))
 
 
 def check_gradients(name: str) -> None:

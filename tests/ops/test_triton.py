@@ -22,7 +22,7 @@ from bertxfer_fast.ops._dispatch import library as _library
 from bertxfer_fast.ops._dispatch.registry import OPS
 
 from .cases import DTYPES, Pack, RecordedCalls, attention_pair
-from .float16_range import HUGE_SCORES, PROBLEMS, check
+from .float16_range import HUGE_SCORES, PROBLEMS, assert_results_are_as_the_fake_says, check
 from .interpreter import mend_bfloat16, reason_to_skip
 from .reference import relative_error
 from .test_accuracy import CHECKS, ONE_CASE
@@ -67,6 +67,11 @@ def test_is_as_accurate_as_plain_pytorch(name: str, number: int) -> None:
 @pytest.mark.parametrize("name", [name for name in PROBLEMS if name != HUGE_SCORES])
 def test_a_float16_gradient_that_fits_comes_out(name: str) -> None:
     check(name)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_float16_results_are_as_the_fake_says(name: str) -> None:
+    assert_results_are_as_the_fake_says(name, "triton")
 
 
 def outcome(
