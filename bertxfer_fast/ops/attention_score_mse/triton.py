@@ -49,7 +49,7 @@ GRAM_TABLE: list[Choice] = [
 GRAD_TABLE: list[Choice] = [
     ((89, 2, 64), {"BLOCK_L": 32, "num_warps": 4, "num_stages": 1}),
     ((999, 2, 64), {"BLOCK_L": 128, "num_warps": 8, "num_stages": 1}),
-    ((999, 4, 64), {"BLOCK_L": 16, "num_warps": 16, "num_stages": 1, "maxnreg": 128}),
+    ((999, 4, 64), {"BLOCK_L": 32, "num_warps": 8, "num_stages": 1, "maxnreg": 255}),
 ]
 TILE_TABLE: list[Choice] = [
     ((89, 2, 64), {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}),

@@ -28,7 +28,7 @@ NO_TOKEN = tl.constexpr(0x7FFFFFFF)
 # The tiles of the kernels: rows of sixteen bytes and more for every thread, and few registers. Made by compiling for
 # sm_80, sm_90 and sm_100 until nothing spilled; not yet timed.
 POOL = {"BLOCK_T": 32, "num_warps": 4}
-POOL_PARTS = {**POOL, "maxnreg": 192}
+POOL_PARTS = {**POOL, "maxnreg": 255}
 WIDEST, WIDEST_ROW = 128, 1024
 
 
