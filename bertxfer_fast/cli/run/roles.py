@@ -1,0 +1,90 @@
+"""The models of a run and their tokenizer: loaded, and checked against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import AutoConfig, set_seed
+
+from ... import students, tasks
+from ...distillation.distiller import check_tokenizers
+from ...errors import InputError, user_input
+from ...models.hf.loading import has_tokenizer, load_model, load_tokenizer
+from ...models.spec import EncoderSpec
+from ...students.heads import follow_labels
+from ..config.schema import DistillConfig
+
+__all__ = ["check_vocabulary", "load_teacher", "read_tokenizer", "start_student"]
+
+
+def read_tokenizer(config: DistillConfig) -> Any:
+    """The tokenizer, after checking that teacher and student mean the same tokens by the same ids."""
+    key = "tokenizer" if config.tokenizer is not None else "teacher"
+    with user_input(config.where(key)):
+        tokenizer = load_tokenizer(config.tokenizer or config.teacher)
+    if config.tokenizer is not None and has_tokenizer(config.teacher):
+        with user_input(config.where("teacher")):
+            check_tokenizers(load_tokenizer(config.teacher), tokenizer)
+    if config.student.path is not None and has_tokenizer(config.student.path):
+        with user_input(config.where("student.path")):
+            check_tokenizers(tokenizer, load_tokenizer(config.student.path))
+    return tokenizer
+
+
+def load_teacher(config: DistillConfig) -> tuple[Any, tasks.Task]:
+    """The teacher with the head the task needs, and the task (the teacher's own where none was given)."""
+    where = config.where("teacher")
+    with user_input(where):
+        own = _own_task(AutoConfig.from_pretrained(config.teacher, local_files_only=True))
+        task = own if config.task is None else tasks.get(config.task)
+        # One class can serve several tasks: its weights would load and mean something else.
+        if task.auto_class == own.auto_class and task.labels != own.labels:
+            raise InputError(
+                f"{config.where('task')}: task: got {task.name!r}, want {own.name!r}: the teacher's head does that"
+            )
+        teacher, untrained = load_model(config.teacher, task.auto_class)
+    head = [name for name in untrained if "position_ids" not in name]
+    if head:
+        raise InputError(
+            f"{where}: the teacher has no trained weights for task {task.name!r} ({', '.join(head[:3])} missing); "
+            "fine-tune it first, or set task: none"
+        )
+    return teacher, task
+
+
+def _own_task(config: Any) -> tasks.Task:
+    """The task of the head that a model was saved with."""
+    saved_class = (config.architectures or [""])[0]
+    return tasks.task_of(saved_class, config.num_labels, config.problem_type)
+
+
+def check_vocabulary(config: DistillConfig, models: Mapping[str, Any], tokenizer: Any) -> None:
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    for role, model in models.items():
+        if highest >= model.config.vocab_size:
+            raise InputError(
+                f"{config.where('tokenizer')}: the tokenizer gives ids up to {highest}, the {role}'s vocabulary has "
+                f"{model.config.vocab_size}; is it another model's tokenizer?"
+            )
+
+
+def start_student(config: DistillConfig, teacher: Any, task: tasks.Task) -> Any:
+    set_seed(config.seed)  # new weights depend on the seed alone
+    wanted = config.student
+    if wanted.path is not None:
+        with user_input(config.where("student.path")):
+            student = load_model(wanted.path, task.auto_class)[0]
+            follow_labels(student, EncoderSpec.of(student), EncoderSpec.of(teacher))
+        return student
+    assert wanted.num_hidden_layers is not None
+    with user_input(config.where("student")):
+        return students.smaller(
+            teacher,
+            num_hidden_layers=wanted.num_hidden_layers,
+            hidden_size=wanted.hidden_size,
+            num_attention_heads=wanted.num_attention_heads,
+            intermediate_size=wanted.intermediate_size,
+            init=wanted.init,
+            layers=wanted.layers,
+        )

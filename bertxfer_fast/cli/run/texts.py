@@ -1,0 +1,108 @@
+"""The texts of a run as token features, with labels, none longer than the models take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ... import data
+from ...errors import InputError, user_input
+from ...models.spec import EncoderSpec
+from ...students.heads import follow_labels
+from ..config.schema import DistillConfig
+
+if TYPE_CHECKING:
+    from .plan import Plan
+
+__all__ = ["check_lengths", "encode_splits", "named_splits"]
+
+
+def named_splits(config: DistillConfig) -> dict[str, str]:
+    files = {"train": config.data.train, "eval": config.data.eval, "test": config.data.test}
+    return {split: path for split, path in files.items() if path is not None}
+
+
+def encode_splits(plan: Plan) -> dict[str, Any]:
+    """Token features of every split, with labels where the recipe file names their column."""
+    config, task, label = plan.config, plan.task, plan.config.data.label
+    if label is not None and not task.label_column:
+        raise InputError(
+            f"{config.where('data.label')}: label: got {label!r} for task {task.name!r}, want it left out: its labels "
+            "come from no column"
+        )
+    label2id = None
+    if label is not None and task.labels != "float":
+        with user_input(config.where("data.label")):
+            label2id = _label_map(plan, label)
+    features = {}
+    for split, path in named_splits(config).items():
+        with user_input(f"{config.where(f'data.{split}')}: {Path(path).name}"):
+            features[split] = data.encode(
+                path,
+                plan.tokenizer,
+                text=config.data.text,
+                text_pair=config.data.text_pair,
+                label=label,
+                task=task,
+                label2id=label2id,
+                max_length=config.data.max_length or _longest(plan),
+                empty_rows=config.data.empty_rows,
+            )
+    return features
+
+
+def _label_map(plan: Plan, label: str) -> Mapping[str, int]:
+    """Names of the classes -> ids: the teacher's own where it has names, else from the training file.
+
+    The student keeps it in its configuration, so that whoever loads it knows the names too.
+    """
+    assert plan.config.data.train is not None
+    teacher, student = plan.teacher.config, plan.student.config
+    if student.num_labels != teacher.num_labels:
+        raise InputError(f"the teacher has {teacher.num_labels} classes, the student {student.num_labels}")
+    label2id = {str(name): int(i) for name, i in (teacher.label2id or {}).items()}
+    if all(name.startswith("LABEL_") for name in label2id):
+        label2id = data.label_map(plan.config.data.train, label)
+        if len(label2id) != teacher.num_labels:
+            shown = ", ".join(list(label2id)[:5])
+            raise InputError(
+                f"column {label!r} has {len(label2id)} classes ({shown}), the teacher {teacher.num_labels}"
+            )
+    names = tuple(sorted(label2id, key=lambda name: label2id[name]))
+    facts = EncoderSpec.of(plan.teacher)
+    follow_labels(plan.student, EncoderSpec.of(plan.student), replace(facts, labels=names))
+    return label2id
+
+
+def _longest(plan: Plan) -> int | None:
+    """Tokens that tokenizer, teacher and student can all take; None if none of them knows a limit."""
+    limit = min([*plan.positions.values(), plan.tokenizer.model_max_length])
+    return limit if limit <= data.NO_LIMIT else None
+
+
+def check_lengths(plan: Plan) -> None:
+    """No sequence is longer than a model has positions, its layers look, or a batch has room."""
+    longest = {split: int(data.sequence_lengths(rows).max()) for split, rows in plan.data.items()}
+    for split, tokens in longest.items():
+        for name, positions in plan.positions.items():
+            if tokens > positions:
+                raise InputError(
+                    f"{plan.config.where('data.max_length')}: {split} has a sequence of {tokens} tokens, the {name} "
+                    f"{positions} positions; set data.max_length to {positions} or less"
+                )
+        for name, window in plan.windows.items():
+            if tokens > window:
+                raise InputError(
+                    f"{plan.config.where('data.max_length')}: {split} has a sequence of {tokens} tokens, some layers "
+                    f"of the {name} look no further than {window}, which cannot run packed yet; set data.max_length to "
+                    f"{window} or less"
+                )
+    for stage, arguments in plan.arguments.items():
+        budget = arguments.tokens_per_batch
+        if budget is not None and longest["train"] > budget:
+            raise InputError(
+                f"stage {stage}: tokens_per_batch: got {budget}, want at least the {longest['train']} tokens of a "
+                "sequence in train"
+            )
