@@ -28,6 +28,7 @@ PAGES = {
     "students": ("bertxfer_fast.students", "students."),
     "packing": ("bertxfer_fast.packing", "packing."),
     "data": ("bertxfer_fast.data", "data."),
+    "augmentation": ("bertxfer_fast.data.augmentation", "augmentation."),
     "features": ("bertxfer_fast.features", "features."),
 }
 _WIDTH = 110

@@ -86,9 +86,9 @@ def encode(
     texts = [text] if text_pair is None else [text, text_pair]
     columns = texts if label is None else [*texts, label]
     check_columns(rows, columns)
-    words = _are_words(rows, texts)
+    words = are_words(rows, texts)
     if words:
-        _check_words(tokenizer)
+        check_words(tokenizer)
     per_token = label is not None and task.head == "token"
     if per_token and (not words or text_pair is not None or not tokenizer.is_fast):
         raise ValueError(
@@ -96,13 +96,13 @@ def encode(
             "labels for every token want a column of lists of words, no text_pair and a fast tokenizer"
         )
     to_label = None if label is None else label_encoder(task, label2id, rows.features[label])
-    rows = _complete_rows(rows.select_columns(columns), texts, label, empty_rows)
+    rows = complete_rows(rows.select_columns(columns), texts, label, empty_rows)
     if label is not None and to_label is not None:
         _check_labels(rows, label, to_label, text if per_token else None)
 
     def features_of(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         empty = [
-            any(map(_is_empty_text, row)) for row in zip(*(batch[column] for column in texts), strict=True)
+            any(map(is_empty_text, row)) for row in zip(*(batch[column] for column in texts), strict=True)
         ]
         nothing: Any = [] if words else ""
         tokens = tokenizer(
@@ -173,7 +173,7 @@ def checked_max_length(
     return longest
 
 
-def _check_words(tokenizer: PreTrainedTokenizerBase) -> None:
+def check_words(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise ValueError for a tokenizer that reads a word of a list otherwise than inside a sentence.
 
     Byte-level tokenizers (RoBERTa's) hold the space before a word to be part of it, and have to be told to add it.
@@ -190,7 +190,7 @@ def _check_words(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def _are_words(rows: Dataset, columns: Sequence[str]) -> bool:
+def are_words(rows: Dataset, columns: Sequence[str]) -> bool:
     """Whether the text columns hold lists of words; an error if they hold neither that nor text."""
     kinds = set()
     for column in columns:
@@ -206,10 +206,10 @@ def _are_words(rows: Dataset, columns: Sequence[str]) -> bool:
     return kinds.pop()
 
 
-def _complete_rows(rows: Dataset, texts: Sequence[str], label: str | None, choice: str) -> Dataset:
+def complete_rows(rows: Dataset, texts: Sequence[str], label: str | None, choice: str) -> Dataset:
     """`rows`, less those that `choice` leaves out; an error where it refuses one."""
     empty = {
-        column: [i for i, value in enumerate(column_values(rows, column)) if _is_empty_text(value)]
+        column: [i for i, value in enumerate(column_values(rows, column)) if is_empty_text(value)]
         for column in texts
     }
     unlabelled = {}
@@ -229,7 +229,7 @@ def _complete_rows(rows: Dataset, texts: Sequence[str], label: str | None, choic
     return rows.select([i for i in range(len(rows)) if i not in gone]) if choice == "skip" else rows
 
 
-def _is_empty_text(value: Any) -> bool:
+def is_empty_text(value: Any) -> bool:
     """Whether there is no text: none at all, blank text, or a list of words that has a gap or holds only blank ones."""
     return is_empty(value) or (isinstance(value, list) and all(map(is_empty, value)))
 

@@ -89,8 +89,9 @@ class PackedModel:
         Args:
             batch: ``input_ids [1, T]``, ``cu_seq_lens_q`` int32 ``[N + 1]``; optional ``token_type_ids [1, T]``,
                 ``max_length_q`` int and the model's further ``inputs`` ``[1, T, ...]``. Positions are counted here;
-                ``position_ids [1, T]`` on the CPU are compared with them. Other keys, such as labels, are not looked
-                at.
+                ``position_ids [1, T]`` on the CPU are compared with them. ``logit_rows`` int64 ``[M]``: the tokens of
+                the pack whose logits a token head computes, ``[M, C]``, in place of all of them: of a masked LM, whose
+                logits are as wide as a vocabulary, few are wanted. Other keys, such as labels, are not looked at.
             tap: who listens, and to what.
 
         Raises:
@@ -103,7 +104,9 @@ class PackedModel:
         if tap is not None and tap.stop and call.remaining == 0:
             return PackedOutput()
         with_head = self.spec.head is not None and not (tap is not None and tap.stop and not tap.logits)
-        catch = _CatchOutput(self, call) if with_head and self.spec.head == "sequence" else None
+        rows = batch.get("logit_rows") if self.spec.head == "token" else None
+        caught = with_head and (self.spec.head == "sequence" or rows is not None)
+        catch = _CatchOutput(self, call, rows) if caught else None
         try:
             with ExitStack() as stack:
                 stack.enter_context(self._attention.on())
@@ -247,15 +250,15 @@ class PackedModel:
 
 
 class _CatchOutput:
-    """Gives a sequence-level head what it would read of a padded batch: one row per sequence.
+    """Gives a head the rows it is to read: a sequence-level head one row per sequence, as of a padded batch.
 
     Poolers and classifiers take ``hidden[:, 0]``. Behind the layer stack the pack ``[1, T, D]`` is replaced by
     the first tokens ``[N, 1, D]`` (or, for a head that averages, by the means), and the rest of the model,
-    whatever it is, runs on that.
+    whatever it is, runs on that. A token head runs on the tokens ``wanted [M]`` in the same way.
     """
 
-    def __init__(self, owner: PackedModel, call: PackedCall) -> None:
-        self.owner, self.call, self.cu_seqlens = owner, call, call.cu_seqlens
+    def __init__(self, owner: PackedModel, call: PackedCall, wanted: Tensor | None) -> None:
+        self.owner, self.call, self.cu_seqlens, self.wanted = owner, call, call.cu_seqlens, wanted
         self.hidden: Tensor | None = None
         self.rows: Tensor | None = None
 
@@ -289,12 +292,16 @@ class _CatchOutput:
         return output
 
     def _pool(self, hidden: Tensor) -> Tensor:
-        """``[T, D]`` -> ``[N, D]``."""
+        """``[T, D]`` -> ``[N, D]``, or ``[M, D]`` of the wanted tokens."""
+        if self.wanted is not None:
+            return hidden.index_select(0, self.wanted)
         if getattr(self.owner.model.config, "classifier_pooling", "cls") == "mean":
             return pool_features(hidden, self.cu_seqlens, mode="mean").to(hidden.dtype)
         return hidden.index_select(0, self.cu_seqlens[:-1])
 
     def check_logits(self, logits: Tensor) -> Tensor:
+        if self.wanted is not None:
+            return logits.squeeze(1)  # [M, 1, C]
         wanted = (len(self.cu_seqlens) - 1, self.owner.spec.num_labels)
         if tuple(logits.shape) != wanted:
             raise ValueError(
