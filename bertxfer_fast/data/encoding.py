@@ -14,6 +14,7 @@ import itertools
 import logging
 import os
 import uuid
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -44,6 +45,7 @@ def encode(
     label2id: Mapping[str, int] | None = None,
     max_length: int | None = None,
     empty_rows: str = "error",
+    label_kind: str | None = None,
 ) -> Dataset:
     """Token features of every row, unpadded, ready for `packing.PackingCollator`.
 
@@ -63,6 +65,7 @@ def encode(
         empty_rows: what becomes of a row without text: ``"error"``; ``"skip"`` leaves it out; ``"zeros"`` makes it a
             sequence of no tokens, for which `FeatureExtractor` gives zeros; ``"keep"`` encodes the empty text. A
             warning says which rows. A row without a label is left out by ``"skip"``, and an error otherwise.
+        label_kind: the older name of `task`: ``"class"``, ``"multi"``, ``"token"`` or ``"float"``. Deprecated.
 
     Returns:
         A Dataset with ``input_ids``, ``token_type_ids`` if the tokenizer gives them, and ``labels`` if asked for.
@@ -72,6 +75,8 @@ def encode(
         ValueError: a missing column (and the nearest present one), or the rows (counted from 1) with missing text,
             a missing label, or a label that cannot be used.
     """
+    if label_kind is not None:
+        task = _task_of_kind(label_kind)
     rows, task = load(source), tasks.get(task)
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise TypeError(f"tokenizer: got {type(tokenizer).__name__}, want a transformers tokenizer")
@@ -135,6 +140,23 @@ def encode(
         new_fingerprint=uuid.uuid4().hex,  # or `datasets` pickles the tokenizer to make one
         desc="tokenising",
     )
+
+
+def _task_of_kind(label_kind: str) -> tasks.Task:
+    """The task that was called so before there were tasks."""
+    kinds = {
+        "class": tasks.SEQUENCE_CLASSIFICATION,
+        "multi": tasks.MULTI_LABEL_CLASSIFICATION,
+        "token": tasks.TOKEN_CLASSIFICATION,
+        "float": tasks.REGRESSION,
+    }
+    if label_kind not in kinds:
+        raise ValueError(f"label_kind: got {label_kind!r}, want task= with one of {', '.join(tasks.names())}")
+    found = kinds[label_kind]
+    warnings.warn(
+        f"label_kind={label_kind!r} is now called task={found.name!r}", DeprecationWarning, stacklevel=3
+    )
+    return found
 
 
 def checked_max_length(

@@ -21,6 +21,7 @@ from .batches import packed_batch
 from .fit import check_models
 from .objectives import Match, Objective
 from .reach import Hold, release_held, tap_of, unreached
+from .signature import names_inputs
 from .tokenizers import check_tokenizers
 
 __all__ = ["Distiller", "DistillerOutput", "check_tokenizers"]
@@ -153,6 +154,7 @@ class Distiller(nn.Module):
         """Give the student back: its parameters require grad as before, until the Distiller is called again."""
         release_held(self.student)
 
+    @names_inputs
     def forward(
         self,
         input_ids: Tensor | None = None,

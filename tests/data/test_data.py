@@ -263,6 +263,14 @@ def test_labels_of_every_task(tokenizer, task, values, label2id, expected):
     assert all(type(a) is type(b) for a, b in zip(features["labels"], expected, strict=True))
 
 
+def test_the_older_name_of_a_task(tokenizer):
+    rows = [{"text": "good film", "y": 1.5}]
+    with pytest.warns(DeprecationWarning, match="label_kind='float' is now called task='regression'"):
+        assert data.encode(rows, tokenizer, label="y", label_kind="float")["labels"][:] == [1.5]
+    with pytest.raises(ValueError, match="label_kind: got 'regression', want task= with one of sequence-"):
+        data.encode(rows, tokenizer, label="y", label_kind="regression")
+
+
 def test_a_class_label_is_looked_up_by_its_name_not_its_place(tokenizer):
     feature = Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
     rows = Dataset.from_dict({"text": ["good", "bad"], "label": [1, 0]}, features=feature)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 from bertxfer_fast.distillation.distiller import Distiller
 from bertxfer_fast.distillation.objectives import HiddenStates, Labels, Logits
@@ -89,6 +92,26 @@ def test_tied_weights_are_written_once_and_read_back(tmp_path: Path):
     plain.train_dataset = rows
     plain.train()
     assert (tmp_path / "checkpoint-1" / "model.safetensors").is_file()
+
+
+def test_plain_trainer_keeps_the_columns_that_the_models_read(tmp_path: Path) -> None:
+    teacher, student = (tiny_bert(2, 16, 4, family="LayoutLM", seed=seed) for seed in (1, 2))
+    distiller = copy.deepcopy(Distiller(teacher, student, [HiddenStates(projection="none")]))
+    rows = [
+        {"input_ids": [5, 6, 7 + i], "bbox": [[0, 0, i, i]] * 3, "page": i, "attention_mask": [1] * 3}
+        for i in range(4)
+    ]
+    seen: list[torch.Tensor] = []
+    distiller.student.embeddings.register_forward_pre_hook(
+        lambda _m, _a, kwargs: seen.append(kwargs["bbox"]), with_kwargs=True
+    )
+    plain = trainer(distiller, tmp_path, max_steps=1, remove_unused_columns=True)
+    plain.train_dataset, plain.data_collator = datasets.Dataset.from_list(rows), default_data_collator
+    plain.train()
+    assert sorted(seen[0][0, :, 2].tolist()) == sorted([0, 1, 2, 3] * 3)
+    assert "page" not in inspect.signature(distiller.forward).parameters
+    # Models of text alone have the forward that they always had.
+    assert "bbox" not in inspect.signature(Distiller(*tiny_pair(), [HiddenStates()]).forward).parameters
 
 
 def test_our_trainer_hands_on_what_the_models_read_and_checks_it_before_it_is_on_a_device(tmp_path: Path):
