@@ -379,7 +379,7 @@ MODELS_IN_PYTHON: dict[str, Call] = {
         r"tokenizer: got None, want one to read text \(or use extract_ids\)",
     ),
     "an extractor of no layers": (
-        lambda: FeatureExtractor(tiny_bert(), layers=[]),
+        lambda: FeatureExtractor(tiny_bert(), layers=[]).fit(),
         "layers: got none, want at least one layer",
     ),
     "arguments of a budget below 1": (

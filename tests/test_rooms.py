@@ -43,7 +43,8 @@ OUTSIDE: dict[str, set[str]] = {
     "models": {"safetensors", "torch", "transformers"},
     "students": {"torch", "transformers"},
     "distillation": {"torch", "transformers"},
-    "features": {"numpy", "safetensors", "torch", "transformers"},
+    # scikit-learn, which is optional: its tags of an estimator can only be told in its own words, when it asks.
+    "features": {"numpy", "safetensors", "sklearn", "torch", "transformers"},
     "evaluation": {"matplotlib", "numpy", "torch", "transformers", "yaml"},
     "training": {"accelerate", "numpy", "safetensors", "torch", "transformers"},
     "cli": {"datasets", "torch", "transformers", "yaml"},

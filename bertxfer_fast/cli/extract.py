@@ -18,10 +18,13 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("--text", default="text", help="column with the text (default: text)")
     parser.add_argument("--text-pair", help="column with the second text of a pair")
     parser.add_argument("--output", required=True, help="file ending in .npy, .safetensors or .csv")
+    parser.add_argument("--layers", default="-1", help="hidden states, for example --layers=-4,-3,-2,-1")
+    parser.add_argument("--pooling", default="mean", help="mean (default), cls, max or mean_sqrt")
     parser.add_argument(
-        "--layers", default="-1", help="hidden states to average, for example --layers=-4,-3,-2,-1"
+        "--combine",
+        default="average",
+        help="several layers: average (default), or concat: side by side",
     )
-    parser.add_argument("--mode", default="mean", help="mean (default), cls, max or mean_sqrt")
     parser.add_argument("--normalize", action="store_true", help="scale each vector to length 1")
     parser.add_argument(
         "--max-length",
@@ -67,17 +70,19 @@ def run(args: argparse.Namespace) -> None:
         extractor = FeatureExtractor(
             args.model,
             layers=layers,
-            mode=args.mode,
+            pooling=args.pooling,
+            combine=args.combine,
             normalize=args.normalize,
             max_length=args.max_length,
             tokens_per_batch=args.tokens_per_batch,
         )
+        ready = extractor.load()
         features = data.encode(
             args.input,
-            extractor.tokenizer,
+            ready.tokenizer,
             text=args.text,
             text_pair=args.text_pair,
-            max_length=extractor.max_length,
+            max_length=ready.max_length,
             empty_rows=args.empty_rows,
         )
         rows = extractor.extract_ids(features)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from ..models.activations import LayerActivations, Spot
-from ..models.encoder import ActivationSource, Encoder, module_of
+from ..models.encoder import ActivationSource, Encoder, module_of, reads
 from ..models.stream import TeacherStream, as_encoder
 from ..students.heads import follow_labels
 from .batches import packed_batch
@@ -273,18 +273,12 @@ class Distiller(nn.Module):
     @property
     def inputs(self) -> frozenset[str]:
         """Names of what the models read beside text, for `PackingCollator`."""
-        return frozenset().union(*(getattr(model, "inputs", None) or () for model in self._models()))
+        return reads(*self._models())["inputs"]
 
     @property
     def limits(self) -> dict[str, int]:
         """By input, the rows of the smallest table that a model looks it up in, for `PackingCollator`."""
-        found: dict[str, int] = {}
-        for name, fact in (("input_ids", "vocab_size"), ("token_type_ids", "type_vocab_size")):
-            sizes = [getattr(model.spec, fact) for model in self._models()]
-            known = [size for size in sizes if size is not None]
-            if known:
-                found[name] = min(known)
-        return found
+        return reads(*self._models())["limits"]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy, also in another process, can give its student back as the original can."""

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from .. import tasks
 from ..data.collators import Features, collator_for
 from ..data.loaders import packed_batches
+from ..models.encoder import reads
 from ..models.loans import device_of, inference
 from ..models.spec import EncoderSpec
 from ..models.stream import as_encoder
@@ -54,7 +55,8 @@ def evaluate(
     logits: list[Tensor] = []
     labels: list[Tensor] = []
     with inference(model, bf16):
-        for _, batch in packed_batches(dataset, tokens_per_batch, device_of(model), collator_for(task)):
+        collate = collator_for(task, **reads(encoder))
+        for _, batch in packed_batches(dataset, tokens_per_batch, device_of(model), collate):
             if "labels" not in batch:
                 raise ValueError("dataset: got features without labels, want labels to measure against")
             output = encoder.run(batch).logits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ..data.collators import Features, collate_inputs
 from ..data.loaders import packed_batches
+from ..models.encoder import reads
 from ..models.loans import device_of, inference
 from ..models.stream import as_encoder
 
@@ -39,7 +41,8 @@ def throughput(
     if repeats < 1:
         raise ValueError(f"repeats: got {repeats}, want 1 or more")
     encoder, device = as_encoder(model), device_of(model)
-    batches = [batch for _, batch in packed_batches(dataset, tokens_per_batch, device, collate_inputs)]
+    collate = partial(collate_inputs, **reads(encoder))
+    batches = [batch for _, batch in packed_batches(dataset, tokens_per_batch, device, collate)]
     seconds = []
     with inference(model, bf16):
         for turn in range(warmup + repeats):

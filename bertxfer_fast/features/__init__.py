@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
-from .extractor import OUTPUT_SUFFIXES, FeatureExtractor, save_features
+from .cache import FeatureCache
+from .extractor import FeatureExtractor
+from .loaded import forget_models
+from .writers import OUTPUT_SUFFIXES, save_features
 
-__all__ = ["OUTPUT_SUFFIXES", "FeatureExtractor", "save_features"]
+__all__ = ["OUTPUT_SUFFIXES", "FeatureCache", "FeatureExtractor", "forget_models", "save_features"]

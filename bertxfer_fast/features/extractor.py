@@ -7,98 +7,216 @@ pooled in one pass and dropped; nothing is kept but the pooled rows.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..data.collators import INPUTS, collate_inputs
+from ..data.collators import INPUTS
 from ..data.empty_rows import check_choice
 from ..data.encoding import checked_max_length
-from ..data.loaders import packed_batches, sequence_lengths
-from ..models.activations import LayerActivations
-from ..models.hf.loading import load_model, load_tokenizer, model_folder
-from ..models.loans import device_of
+from ..data.loaders import sequence_lengths
+from ..models.encoder import Encoder
 from ..models.spec import EncoderSpec
-from ..models.stream import TeacherStream
-from ..ops import pool_features
-from ..ops.pool_features import MODES
-from .inputs import Features, check_features, check_ids, check_lengths, check_unpadded, text_windows
-
-OUTPUT_SUFFIXES = (".npy", ".safetensors", ".csv")
+from .cache import FeatureCache
+from .estimator import Estimator, columns_of
+from .inputs import Features, Rows, check_features, check_ids, check_lengths, check_unpadded, text_windows
+from .loaded import Loaded, loaded
+from .tokens import rows_of, token_rows
+from .views import View, view_of
 
 # A tokenizer sets its truncation for each call and refuses while another thread reads it.
 _tokenizing = threading.Lock()
 
 
-class FeatureExtractor:
-    """Pooled features of a frozen encoder.
+@dataclass(frozen=True)
+class Ready:
+    """An extractor's model and arguments, loaded and checked.
+
+    Attributes:
+        source: encoder and tokenizer.
+        view: what is made of a text.
+        max_length: longer texts are cut to so many tokens; None where nothing limits them.
+        tokens_per_batch: tokens in a packed batch.
+    """
+
+    source: Loaded
+    view: View
+    max_length: int | None
+    tokens_per_batch: int
+
+    @property
+    def model(self) -> Any:
+        """The module that runs."""
+        return self.source.model
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.source.tokenizer
+
+    @property
+    def spec(self) -> EncoderSpec:
+        return self.source.spec
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers as hidden states from 0."""
+        return self.view.layers
+
+    @property
+    def dim(self) -> int:
+        """Width of the features."""
+        return self.view.dim(self.spec.hidden_size)
+
+
+class FeatureExtractor(Estimator):
+    """Pooled features of a frozen encoder: a transformer in scikit-learn's sense, which need not be installed.
+
+    ``make_pipeline(FeatureExtractor(path), MLPClassifier())`` is a text classifier. The constructor only stores its
+    arguments; they are checked and the model is loaded at `fit` or first use. Extractors of one directory share one
+    model in a process, and clones share the objects they were given.
 
     Args:
-        model: a transformers encoder (bare or with a head; a head is ignored), or a directory to load one from.
-            A model passed in runs in eval mode and is left as it was.
+        model: a transformers encoder (bare or with a head; a head is ignored), another `Encoder`, or a directory to
+            load one from. A model passed in runs in eval mode and is left as it was.
         tokenizer: the model's tokenizer; by default loaded from the directory. Not needed for `extract_ids`.
         layers: hidden states to pool: 0 is the embeddings' output, i the output of layer i, negative counts from
-            the end (-1 is the last layer). Duplicates are an error.
-        mode: `"mean"`, `"cls"`, `"max"` or `"mean_sqrt"`, as `ops.pool_features`.
+            the end (-1 is the last layer). A number or several; duplicates are an error.
+        pooling: `"mean"`, `"cls"`, `"max"` or `"mean_sqrt"`, as `ops.pool_features`.
+        combine: what becomes of several layers: `"average"` (then pooled, as `ops.pool_features`), or `"concat"`
+            (each pooled, side by side).
         normalize: divide each vector by its L2 norm.
-        layer_weights: one number per layer; by default the layers are averaged.
+        layer_weights: one number per layer; by default 1 / layers, or 1 where they are put side by side.
         max_length: longer texts are cut to this many tokens; by default to the smaller of the model's positions and
             the tokenizer's model_max_length, which it may not exceed.
         tokens_per_batch: tokens in a packed batch; memory grows with it, results do not depend on it beyond
             rounding.
+        empty_rows: what becomes of a blank text: ``"keep"`` encodes it as it is, special tokens alone;
+            ``"zeros"`` gives zeros and ``"skip"`` leaves the row out, both also for None and NaN; ``"error"``
+            refuses it. As in `data.encode` and on the command line, where ``"error"`` is the default.
         device: where to run; by default where the model is (a loaded one: CUDA if there is one).
+        cache: a `FeatureCache` that keeps the features of texts for later calls.
 
     Several threads may extract with one extractor, and it can be copied and pickled.
 
     Raises:
-        ValueError: a layer the model does not have, an unknown mode, a wrong number of layer weights, a
-            directory without a tokenizer.
+        TypeError, ValueError: at `fit` or first use: a layer the model does not have, an unknown choice, a wrong
+            number of layer weights, a directory without a tokenizer.
     """
+
+    _loaded: tuple[Any, Loaded] | None = None
 
     def __init__(
         self,
-        model: PreTrainedModel | str | Path,
+        model: PreTrainedModel | Encoder | str | Path,
         tokenizer: Any = None,
         *,
-        layers: Sequence[int] = (-1,),
-        mode: str = "mean",
+        layers: int | Sequence[int] = (-1,),
+        pooling: str = "mean",
+        combine: str = "average",
         normalize: bool = False,
         layer_weights: Sequence[float] | None = None,
         max_length: int | None = None,
         tokens_per_batch: int = 8192,
+        empty_rows: str = "keep",
         device: str | torch.device | None = None,
+        cache: FeatureCache | None = None,
     ) -> None:
-        if isinstance(model, str | Path):
-            folder = model_folder(model, "model")
-            tokenizer = load_tokenizer(folder) if tokenizer is None else tokenizer
-            model = cast(PreTrainedModel, load_model(folder, "AutoModel", "auto")[0])
-            device = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else device
-        if device is not None:
-            torch.nn.Module.to(model, device)
         self.model = model
         self.tokenizer = tokenizer
-        spec = EncoderSpec.of(self.model)
-        self.layers = _resolve_layers(layers, spec.num_layers)
-        if mode not in MODES:
-            raise ValueError(f"mode: got {mode!r}, want one of {', '.join(MODES)}")
-        if layer_weights is not None and len(layer_weights) != len(self.layers):
-            raise ValueError(f"layer_weights: got {len(layer_weights)}, want {len(self.layers)} numbers")
-        if tokens_per_batch < 1:
-            raise ValueError(f"tokens_per_batch: got {tokens_per_batch}, want 1 or more")
-        self.max_length = checked_max_length(tokenizer, max_length, positions=spec.max_positions)
-        self.mode, self.normalize, self.layer_weights = mode, normalize, layer_weights
+        self.layers = layers
+        self.pooling = pooling
+        self.combine = combine
+        self.normalize = normalize
+        self.layer_weights = layer_weights
+        self.max_length = max_length
         self.tokens_per_batch = tokens_per_batch
-        self.dim = spec.hidden_size
-        self._stream = TeacherStream(self.model, hidden=self.layers)
+        self.empty_rows = empty_rows
+        self.device = device
+        self.cache = cache
+
+    def load(self) -> Ready:
+        """Load the model, unless it is there, and check the arguments as they are now.
+
+        Raises:
+            TypeError, ValueError: as the class says.
+        """
+        if self.tokens_per_batch < 1:
+            raise ValueError(f"tokens_per_batch: got {self.tokens_per_batch}, want 1 or more")
+        check_choice(self.empty_rows)
+        given = (self.model, self.tokenizer, self.device)
+        if self._loaded is None or any(a is not b for a, b in zip(self._loaded[0], given, strict=True)):
+            self._loaded = given, loaded(*given)
+        source = self._loaded[1]
+        weights = self.layer_weights
+        view = view_of(
+            source.spec.num_layers, self.layers, self.pooling, self.combine, weights, self.normalize
+        )
+        longest = checked_max_length(source.tokenizer, self.max_length, positions=source.spec.max_positions)
+        return Ready(source, view, longest, self.tokens_per_batch)
+
+    # ---- scikit-learn's names ---------------------------------------------------------------------------------
+
+    def fit(self, X: Any = None, y: Any = None) -> FeatureExtractor:
+        """Load the model and check the arguments. Nothing is learned from `X` and `y`.
+
+        Raises:
+            TypeError, ValueError: as the class says.
+        """
+        self.load()
+        return self
+
+    def transform(self, X: Any) -> NDArray[np.float32]:
+        """Features of texts.
+
+        Args:
+            X: an iterable of texts, or a table (array, DataFrame) with one column of texts or two of pairs.
+
+        Returns:
+            float32 `[N, D]`, rows in input order.
+
+        Raises:
+            TypeError, ValueError: as `extract`; ``empty_rows="skip"``, which would part rows from their labels.
+        """
+        if self.empty_rows == "skip":
+            raise ValueError(
+                "empty_rows: got 'skip', want error, zeros or keep: a transformer keeps every row"
+            )
+        texts, pairs = columns_of(X)
+        return self.extract(texts, pairs).numpy()
+
+    def fit_transform(self, X: Any, y: Any = None) -> NDArray[np.float32]:
+        """`fit`, then `transform`."""
+        return self.fit(X, y).transform(X)
+
+    def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:
+        """Names of the features, such as `mean_layer3_17` or `mean_layers2+3_17`; loads the model.
+
+        Args:
+            input_features: names of the columns of text, not used.
+        """
+        ready = self.load()
+        width, layers = ready.spec.hidden_size, ready.layers
+        groups = [[layer] for layer in layers] if self.combine == "concat" else [layers]
+        return np.array(
+            [
+                f"{self.pooling}_layer{'s' if len(group) > 1 else ''}{'+'.join(map(str, group))}_{i}"
+                for group in groups
+                for i in range(width)
+            ],
+            dtype=object,
+        )
+
+    # ---- features ---------------------------------------------------------------------------------------------
 
     def extract(
-        self, texts: Iterable[str], pairs: Sequence[str] | None = None, *, empty_rows: str = "keep"
+        self, texts: Iterable[str], pairs: Sequence[str] | None = None, *, empty_rows: str | None = None
     ) -> Tensor:
         """Features of `texts` (with `pairs`, of each text and its second text).
 
@@ -106,9 +224,7 @@ class FeatureExtractor:
             texts: a list, tuple, array, Series, generator... of strings. They are tokenised and encoded a window at
                 a time, so that of a text nothing but its features is kept.
             pairs: as many, of known length.
-            empty_rows: what becomes of a blank text: ``"keep"`` encodes it as it is, special tokens alone;
-                ``"zeros"`` gives zeros and ``"skip"`` leaves the row out, both also for None and NaN; ``"error"``
-                refuses it. As in `data.encode` and on the command line, where ``"error"`` is the default.
+            empty_rows: instead of the extractor's own.
 
         Returns:
             float32 `[N, D]` on the CPU, rows in input order.
@@ -118,43 +234,27 @@ class FeatureExtractor:
             ValueError: no tokenizer, `pairs` of another length, text that UTF-8 cannot hold, a token that the
                 model has no embedding for.
         """
-        if self.tokenizer is None:
-            raise ValueError("tokenizer: got None, want one to read text (or use extract_ids)")
-        check_choice(empty_rows)
-        if pairs is not None:
-            checked_max_length(self.tokenizer, self.max_length, pair=True)
-        # Short texts fill several batches of a window.
-        size = max(1024, self.tokens_per_batch // 8)
-        blocks, first = [torch.zeros(0, self.dim, dtype=torch.float32)], 0
-        for rows, empty in text_windows(texts, pairs, size, empty_rows):
-            block = self._extract_window(rows, first)
-            if empty_rows == "skip":
-                block = block[~torch.tensor(empty)]
-            elif empty_rows == "zeros":
-                block[torch.tensor(empty)] = 0
-            blocks.append(block)
-            first += len(rows)
-        return torch.cat(blocks)
+        ready = self._ready_for_text(pairs is not None)
+        return self._of_texts(ready, [ready.view], texts, pairs, empty_rows)[0]
 
-    def _extract_window(self, rows: Sequence[tuple[str, ...]], first: int) -> Tensor:
-        with _tokenizing:
-            encoded = self.tokenizer(
-                *(list(column) for column in zip(*rows, strict=True)),
-                truncation=self.max_length is not None,
-                max_length=self.max_length,
-                padding=False,
-                return_attention_mask=False,
-            )
-        names = [name for name in INPUTS if name in encoded]
-        features = [{name: encoded[name][i] for name in names} for i in range(len(rows))]
-        check_ids(features, self._stream.spec, self.tokenizer, "texts", first)
-        return self._extract_checked(features)
+    def extract_layers(
+        self, texts: Iterable[str], pairs: Sequence[str] | None = None, *, empty_rows: str | None = None
+    ) -> Tensor:
+        """Every layer pooled by itself, all in one pass of the encoder; the rest as in `extract`.
+
+        Returns:
+            float32 `[N, layers, D]` on the CPU, layers in the order of `layers`; `layer_weights` are not applied.
+        """
+        ready = self._ready_for_text(pairs is not None)
+        views = [View((layer,), self.pooling, normalize=bool(self.normalize)) for layer in ready.layers]
+        return torch.stack(self._of_texts(ready, views, texts, pairs, empty_rows), 1)
 
     def extract_ids(self, features: Features) -> Tensor:
-        """Features of texts that are token ids already (`input_ids`, optional `token_type_ids`).
+        """Features of texts that are token ids already (`input_ids`, optional `token_type_ids`, further inputs).
 
         Args:
-            features: a Dataset, or a dict a text; without padding.
+            features: a Dataset, or a dict a text; without padding. What the model reads beside text (`bbox`) is
+                taken from it, too.
 
         Returns:
             float32 `[N, D]` on the CPU, rows in input order; a text without any token becomes zeros.
@@ -163,72 +263,122 @@ class FeatureExtractor:
             TypeError: something else than token features.
             ValueError: padding, more tokens than positions, ids that the model has no embedding for.
         """
-        spec = self._stream.spec
+        ready = self.load()
         check_features(features)
-        check_unpadded(features, self.tokenizer)
-        check_lengths(sequence_lengths(features), spec)
-        check_ids(features, spec, self.tokenizer)
-        return self._extract_checked(features)
+        check_unpadded(features, ready.tokenizer)
+        check_lengths(sequence_lengths(features), ready.spec)
+        check_ids(features, ready.spec, ready.tokenizer)
+        return _pooled(ready, features, [ready.view])[0]
 
-    def _extract_checked(self, features: Features) -> Tensor:
-        lengths = sequence_lengths(features)
-        rows = torch.zeros(len(lengths), self.dim, dtype=torch.float32)
-        # Longest first: not for padding (there is none) but so that batches cost alike.
-        order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
-        budget, device = self.tokens_per_batch, device_of(self.model)
-        with torch.no_grad():
-            for indices, batch in packed_batches(features, budget, device, collate_inputs, order):
-                rows[indices] = self._pool(batch).float().cpu()
-        return rows
+    def token_features(
+        self, texts: Iterable[str | Sequence[str]], *, words: str | None = None, special_tokens: bool = True
+    ) -> list[Tensor]:
+        """Hidden states of every token, or of every word; several layers combined as `combine` says.
 
-    def _pool(self, batch: Mapping[str, Any]) -> Tensor:
-        """One packed batch -> `[N, D]`; its hidden states live until the end of this call."""
-        hidden: dict[int, Tensor] = {}
+        Args:
+            texts: strings, or lists of words.
+            words: None: a row a token. ``"first"`` or ``"mean"``: a row a word, its first piece or the mean of its
+                pieces; needs a fast tokenizer. The words of a list have a row each (zeros for one that was cut off or
+                has no piece); those of a string are the tokenizer's own.
+            special_tokens: whether special tokens have rows, where rows are tokens.
 
-        def keep(seen: LayerActivations) -> None:
-            assert seen.hidden is not None
-            hidden[seen.index] = seen.hidden
+        Returns:
+            float32 `[l, D]` for each text, on the CPU; `pooling` and `normalize` are not applied.
 
-        self._stream.stream(batch, keep)
-        return pool_features(
-            [hidden[layer] for layer in self.layers],
-            batch["cu_seq_lens_q"],
-            mode=self.mode,
-            layer_weights=self.layer_weights,
-            normalize=self.normalize,
+        Raises:
+            TypeError: something that holds no texts.
+            ValueError: as `extract`; words of a tokenizer that does not tell them.
+        """
+        ready = self._ready_for_text(False)
+        with _tokenizing:
+            features, spans = token_rows(ready.tokenizer, texts, ready.max_length, words, special_tokens)
+        check_ids(features, ready.spec, ready.tokenizer, "texts")
+        found = [torch.zeros(span.rows, ready.dim, dtype=torch.float32) for span in spans]
+        layers = frozenset(ready.layers)
+        for indices, hidden, cu_seqlens in ready.source.hidden_states(
+            features, layers, ready.tokens_per_batch, _longest_first(features)
+        ):
+            of_pack = [spans[i] for i in indices]
+            for i, rows in zip(
+                indices, rows_of(ready.view, of_pack, hidden, cu_seqlens.tolist()[:-1]), strict=True
+            ):
+                found[i] = rows
+        return found
+
+    def _ready_for_text(self, pair: bool) -> Ready:
+        ready = self.load()
+        if ready.tokenizer is None:
+            raise ValueError("tokenizer: got None, want one to read text (or use extract_ids)")
+        if pair:
+            checked_max_length(ready.tokenizer, ready.max_length, pair=True)
+        return ready
+
+    def _of_texts(
+        self,
+        ready: Ready,
+        views: list[View],
+        texts: Iterable[str],
+        pairs: Sequence[str] | None,
+        empty_rows: str | None,
+    ) -> list[Tensor]:
+        """``[N, dim]`` for each view."""
+        empty_rows = self.empty_rows if empty_rows is None else empty_rows
+        check_choice(empty_rows)
+        # Short texts fill several batches of a window.
+        size = max(1024, ready.tokens_per_batch // 8)
+        blocks = [[torch.zeros(0, view.dim(ready.spec.hidden_size), dtype=torch.float32)] for view in views]
+        first = 0
+        for rows, empty in text_windows(texts, pairs, size, empty_rows):
+            for into, block in zip(blocks, self._window(ready, views, rows, first), strict=True):
+                if empty_rows == "skip":
+                    block = block[~torch.tensor(empty)]
+                elif empty_rows == "zeros":
+                    block[torch.tensor(empty)] = 0
+                into.append(block)
+            first += len(rows)
+        return [torch.cat(parts) for parts in blocks]
+
+    def _window(self, ready: Ready, views: list[View], rows: Rows, first: int) -> list[Tensor]:
+        if self.cache is None:
+            return _of_rows(ready, views, rows, [first + i for i in range(len(rows))])
+        found = []
+        source = ready.source
+        key = (self.cache.owner(source.model, source.tokenizer), ready.max_length, source.version)
+        for view in views:
+            wanted = self.cache.views(view, source.spec.num_layers)
+            gone = self.cache.missing(key, wanted, rows)
+            fresh = _of_rows(ready, wanted, [rows[i] for i in gone], [first + i for i in gone])
+            self.cache.store(key, wanted, [rows[i] for i in gone], fresh)
+            found.append(self.cache.look_up(key, view, rows, dict(zip(gone, fresh[0], strict=True))))
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.get_params()  # a model from a directory is loaded again, where the copy is
+
+
+def _of_rows(ready: Ready, views: list[View], rows: Rows, numbers: list[int]) -> list[Tensor]:
+    """Features of texts whose row numbers, for messages, are given."""
+    if not rows:
+        return [torch.zeros(0, view.dim(ready.spec.hidden_size), dtype=torch.float32) for view in views]
+    with _tokenizing:
+        encoded = ready.tokenizer(
+            *(list(column) for column in zip(*rows, strict=True)),
+            truncation=ready.max_length is not None,
+            max_length=ready.max_length,
+            padding=False,
+            return_attention_mask=False,
         )
+    names = [name for name in INPUTS if name in encoded]
+    features = [{name: encoded[name][i] for name in names} for i in range(len(rows))]
+    check_ids(features, ready.spec, ready.tokenizer, "texts", numbers)
+    return _pooled(ready, features, views)
 
 
-def _resolve_layers(layers: Sequence[int], num_layers: int) -> tuple[int, ...]:
-    """Layers as hidden indices 0..num_layers, in the order given (layer_weights follows it)."""
-    if not len(layers):
-        raise ValueError("layers: got none, want at least one layer")
-    resolved = []
-    for layer in layers:
-        index = layer + num_layers + 1 if layer < 0 else layer
-        if not 0 <= index <= num_layers:
-            raise ValueError(f"layers: got {layer}, want hidden states 0..{num_layers} (or -1, -2, ...)")
-        resolved.append(index)
-    if len(set(resolved)) != len(resolved):
-        raise ValueError(f"layers: got {list(layers)}, want each layer once")
-    return tuple(resolved)
+def _pooled(ready: Ready, features: Features, views: list[View]) -> list[Tensor]:
+    return ready.source.pooled(features, views, ready.tokens_per_batch, _longest_first(features))
 
 
-def save_features(features: Tensor, path: str | Path) -> Path:
-    """Write `[N, D]` features by the ending of `path`: `.npy`, `.safetensors` (tensor `features`) or `.csv`.
-
-    Raises:
-        ValueError: another ending.
-    """
-    path = Path(path)
-    if path.suffix == ".npy":
-        np.save(path, features.numpy())
-    elif path.suffix == ".safetensors":
-        save_file({"features": features.contiguous()}, path)
-    elif path.suffix == ".csv":
-        header = ",".join(f"f{i}" for i in range(features.shape[1]))
-        # 9 significant digits give every float32 back exactly.
-        np.savetxt(path, features.numpy(), delimiter=",", fmt="%.9g", header=header, comments="")
-    else:
-        raise ValueError(f"output: got {path.name!r}, want a name ending in {', '.join(OUTPUT_SUFFIXES)}")
-    return path
+def _longest_first(features: Features) -> NDArray[np.int64]:
+    """The rows that have tokens, longest first: not for padding (there is none) but so that batches cost alike."""
+    lengths = sequence_lengths(features)
+    return np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,7 +14,14 @@ from ..data.loaders import end_to_end
 from ..data.tables import is_empty
 from ..models.spec import EncoderSpec
 
-__all__ = ["check_features", "check_ids", "check_lengths", "check_unpadded", "text_windows"]
+__all__ = [
+    "check_features",
+    "check_ids",
+    "check_lengths",
+    "check_text",
+    "check_unpadded",
+    "text_windows",
+]
 
 Features: TypeAlias = Any  # a datasets.Dataset, or a sequence of mappings
 
@@ -71,7 +78,7 @@ def _checked_windows(
             )
         for i, row in enumerate(window):
             for name, text in zip(columns, row, strict=True):
-                _check_text(f"{name}[{start + i}]", text, may_miss=empty_rows in ("skip", "zeros"))
+                check_text(f"{name}[{start + i}]", text, may_miss=empty_rows in ("skip", "zeros"))
         yield [tuple(text if isinstance(text, str) else "" for text in row) for row in window], empty
 
 
@@ -79,7 +86,8 @@ def _is_missing(value: Any) -> bool:
     return is_empty(value) or type(value).__name__ == "NAType"  # pandas' own missing value
 
 
-def _check_text(place: str, text: Any, *, may_miss: bool) -> None:
+def check_text(place: str, text: Any, *, may_miss: bool = False) -> None:
+    """Raise TypeError or ValueError unless this is text that UTF-8 can hold."""
     if not isinstance(text, str):
         if may_miss and _is_missing(text):
             return
@@ -133,9 +141,13 @@ def check_unpadded(features: Features, tokenizer: Any) -> None:
 
 
 def check_ids(
-    features: Features, spec: EncoderSpec, tokenizer: Any, name: str = "features", first: int = 0
+    features: Features,
+    spec: EncoderSpec,
+    tokenizer: Any,
+    name: str = "features",
+    numbers: Sequence[int] | None = None,
 ) -> None:
-    """Raise ValueError for what the encoder has no embedding for; rows count from `first` in messages about `name`."""
+    """Raise ValueError for what the encoder has no embedding for; `numbers` are the rows' in messages about `name`."""
     for key, count, table in (
         ("input_ids", spec.vocab_size, "vocabulary"),
         ("token_type_ids", spec.type_vocab_size, "token types"),
@@ -147,8 +159,9 @@ def check_ids(
             row, value = found
             known = key == "input_ids" and tokenizer is not None and value >= 0
             token = f" (the token {tokenizer.convert_ids_to_tokens(value)!r})" if known else ""
+            number = row if numbers is None else numbers[row]
             raise ValueError(
-                f"{name}[{first + row}]: got {value}{token} in {key}, want ids 0..{count - 1} of {spec.name}'s {table}"
+                f"{name}[{number}]: got {value}{token} in {key}, want ids 0..{count - 1} of {spec.name}'s {table}"
             )
 
 

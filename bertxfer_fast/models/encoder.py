@@ -14,7 +14,7 @@ from torch import nn
 from .activations import PackedOutput, Sink, Tap
 from .spec import EncoderSpec
 
-__all__ = ["ActivationSource", "Encoder", "module_of"]
+__all__ = ["ActivationSource", "Encoder", "module_of", "reads"]
 
 
 @runtime_checkable
@@ -68,3 +68,14 @@ def module_of(encoder: Any) -> nn.Module | None:
     """The ``nn.Module`` whose parameters an encoder runs: itself, or its ``model``; None if there is none."""
     module = encoder if isinstance(encoder, nn.Module) else getattr(encoder, "model", None)
     return module if isinstance(module, nn.Module) else None
+
+
+def reads(*models: Encoder | ActivationSource) -> dict[str, Any]:
+    """What collators have to know of models that read one batch: `inputs` and `limits` of `PackingCollator`."""
+    found: dict[str, int] = {}
+    for name, fact in (("input_ids", "vocab_size"), ("token_type_ids", "type_vocab_size")):
+        known = [size for model in models if (size := getattr(model.spec, fact)) is not None]
+        if known:
+            found[name] = min(known)
+    inputs = frozenset[str]().union(*(getattr(model, "inputs", None) or () for model in models))
+    return {"inputs": inputs, "limits": found}

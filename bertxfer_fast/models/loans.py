@@ -80,8 +80,9 @@ def inference(module: nn.Module, bf16: bool = False) -> Iterator[None]:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a module's parameters are."""
-    return next(module.parameters()).device
+    """Where a module's parameters are; the CPU where it has none."""
+    first = next(module.parameters(), None)
+    return torch.device("cpu") if first is None else first.device
 
 
 def _set_training(modules: list[Any], mode: bool) -> None:

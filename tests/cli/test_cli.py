@@ -23,7 +23,7 @@ from transformers import (
 from bertxfer_fast import cli
 from bertxfer_fast.distillation import recipes
 from bertxfer_fast.distillation.objectives import HiddenStates, Labels, Logits
-from bertxfer_fast.features.extractor import FeatureExtractor
+from bertxfer_fast.features import FeatureExtractor
 
 from ..folders import (
     WORDS,
@@ -276,9 +276,9 @@ def test_nan_stops_with_one_line_and_keeps_the_checkpoint(
 def test_extract(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["extract", str(place / "teacher"), "--input", str(place / "test.tsv"), "--text", "sentence"]
     output = place / "features.npy"
-    assert cli.main([*words, "--output", str(output), "--layers=-2,-1", "--mode", "cls"]) == 0
+    assert cli.main([*words, "--output", str(output), "--layers=-2,-1", "--pooling", "cls"]) == 0
     assert "10 x 16" in capsys.readouterr().out
-    expected = FeatureExtractor(place / "teacher", layers=(-2, -1), mode="cls", device="cpu")
+    expected = FeatureExtractor(place / "teacher", layers=(-2, -1), pooling="cls", device="cpu")
     texts = [text for text, _ in sentences(10, 2)]
     np.testing.assert_allclose(np.load(output), expected.extract(texts).numpy(), rtol=1e-4, atol=1e-5)
 
@@ -290,7 +290,7 @@ def test_extract(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ({"--output": "nowhere/x.npy"}, "no such directory"),
         ({"--layers": "last"}, "--layers: got 'last', want whole numbers"),
         ({"--layers": "9"}, "got 9, want hidden states 0..4"),
-        ({"--mode": "median"}, "mode: got 'median', want one of"),
+        ({"--pooling": "median"}, "pooling: got 'median', want one of"),
         ({"--text": "sentense"}, "did you mean 'sentence'"),
         ({"--input": "none.tsv"}, "no file"),
     ],

@@ -16,7 +16,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from bertxfer_fast.features.extractor import FeatureExtractor, save_features
+from bertxfer_fast.features import FeatureExtractor, save_features
 
 from ..folders import tiny_tokenizer
 from ..tiny import tiny_bert
@@ -50,7 +50,7 @@ def test_features_equal_transformers(
     tmp_path: Path, model: PreTrainedModel, mode: str, layers: list[int]
 ) -> None:
     tokenizer = tiny_tokenizer(tmp_path)
-    extractor = FeatureExtractor(model, tokenizer, layers=layers, mode=mode, tokens_per_batch=12)
+    extractor = FeatureExtractor(model, tokenizer, layers=layers, pooling=mode, tokens_per_batch=12).fit()
     model.set_attn_implementation("bertxfer")
     got = extractor.extract(TEXTS)
     expected = torch.stack([reference(model, tokenizer, text, layers, mode) for text in TEXTS])
@@ -111,7 +111,7 @@ def test_from_a_directory_and_no_texts(tmp_path: Path, model: PreTrainedModel) -
 
 def test_long_texts_are_cut(tmp_path: Path, model: PreTrainedModel) -> None:
     extractor = FeatureExtractor(model, tiny_tokenizer(tmp_path))
-    assert extractor.max_length == 64
+    assert extractor.load().max_length == 64 and extractor.max_length is None
     long = " ".join(["good"] * 500)
     assert torch.equal(extractor.extract([long]), extractor.extract([" ".join(["good"] * 62)]))
 
@@ -123,7 +123,9 @@ def test_long_texts_are_cut(tmp_path: Path, model: PreTrainedModel) -> None:
         ({"layers": (-5,)}, "got -5"),
         ({"layers": (3, -1)}, "want each layer once"),
         ({"layers": ()}, "at least one layer"),
-        ({"mode": "median"}, "mode: got 'median', want one of mean"),
+        ({"pooling": "median"}, "pooling: got 'median', want one of mean"),
+        ({"combine": "sum"}, "combine: got 'sum', want one of average, concat"),
+        ({"empty_rows": "drop"}, "empty_rows: got 'drop', want one of error"),
         ({"layer_weights": (1, 2)}, "layer_weights: got 2, want 1 numbers"),
         ({"max_length": 65}, "got 65, want at most the 64 positions"),
         ({"max_length": 2}, "got 2, want more than the 2 special tokens: no room is left for text"),
@@ -134,7 +136,7 @@ def test_long_texts_are_cut(tmp_path: Path, model: PreTrainedModel) -> None:
 )
 def test_bad_settings(tmp_path: Path, model: PreTrainedModel, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        FeatureExtractor(model, tiny_tokenizer(tmp_path), **settings)
+        FeatureExtractor(model, tiny_tokenizer(tmp_path), **settings).fit()
 
 
 def test_bad_input(tmp_path: Path, model: PreTrainedModel) -> None:
@@ -145,10 +147,10 @@ def test_bad_input(tmp_path: Path, model: PreTrainedModel) -> None:
     with pytest.raises(ValueError, match="pairs: got 2, want 1 texts"):
         FeatureExtractor(model, tiny_tokenizer(tmp_path / "t")).extract(["good"], ["a", "b"])
     with pytest.raises(ValueError, match="no such directory"):
-        FeatureExtractor(tmp_path / "nowhere")
+        FeatureExtractor(tmp_path / "nowhere").fit()
     model.save_pretrained(tmp_path / "bare")
     with pytest.raises(ValueError, match="there is no tokenizer"):
-        FeatureExtractor(tmp_path / "bare")
+        FeatureExtractor(tmp_path / "bare").fit()
 
 
 GIVEN = ["good film", "bad", "the plot was slow"]
@@ -239,23 +241,25 @@ def test_a_pair_is_empty_where_one_of_it_is(tmp_path: Path, model: PreTrainedMod
     assert zeros[0].any() and not zeros[1:].any()
 
 
-def test_texts_are_tokenised_a_window_at_a_time(tmp_path: Path, model: PreTrainedModel) -> None:
+def test_texts_are_tokenised_a_window_at_a_time(
+    tmp_path: Path, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is alive at once is bounded, whatever comes; the rows do not depend on where windows end."""
     tokenizer = tiny_tokenizer(tmp_path)
     sizes: list[int] = []
+    original = type(tokenizer).__call__
 
-    def count(*columns: list[str], **options: Any) -> Any:
+    def count(self: Any, *columns: list[str], **options: Any) -> Any:
         sizes.append(len(columns[0]))
-        return tokenizer(*columns, **options)
+        return original(self, *columns, **options)
 
     texts = [f"{TEXTS[i % 5]} {TEXTS[i % 3]}" for i in range(2500)]
     extractor = FeatureExtractor(model, tokenizer)
     whole = extractor.extract(texts)
-    extractor.tokenizer = count
+    monkeypatch.setattr(type(tokenizer), "__call__", count)
     assert torch.equal(extractor.extract(iter(texts)), whole)
     assert sizes == [1024, 1024, 452]
     order = torch.randperm(len(texts)).tolist()
-    extractor.tokenizer = tokenizer
     torch.testing.assert_close(
         extractor.extract([texts[i] for i in order]), whole[order], rtol=1e-4, atol=1e-5
     )
@@ -342,7 +346,7 @@ def test_the_smaller_limit_cuts(tmp_path: Path, positions: int, stated: int) -> 
     tokenizer = tiny_tokenizer(tmp_path)
     tokenizer.model_max_length = stated
     extractor = FeatureExtractor(tiny_bert(2, 16, 4, max_position_embeddings=positions), tokenizer)
-    assert extractor.max_length == 16
+    assert extractor.load().max_length == 16
     assert torch.equal(extractor.extract(["good " * 40]), extractor.extract(["good " * 14]))
 
 

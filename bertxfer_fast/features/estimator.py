@@ -1,0 +1,91 @@
+"""What scikit-learn asks of an estimator, without needing it: parameters, clones, tags."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import did_you_mean
+
+__all__ = ["Estimator", "columns_of"]
+
+
+class Estimator:
+    """An estimator whose constructor stores its arguments, each under its own name, and does nothing else."""
+
+    @classmethod
+    def _names(cls) -> list[str]:
+        return [name for name in inspect.signature(cls).parameters]
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The constructor's arguments by name.
+
+        Args:
+            deep: there is nothing inside that has parameters of its own.
+        """
+        return {name: getattr(self, name) for name in self._names()}
+
+    def set_params(self, **params: Any) -> Any:
+        """Change arguments of the constructor; returns the object itself.
+
+        Raises:
+            ValueError: an unknown name (the message names the nearest known one).
+        """
+        for name in params:
+            if name not in self._names():
+                hint = did_you_mean(name, self._names())
+                raise ValueError(f"set_params: got {name!r}, want a known parameter{hint}")
+        for name, value in params.items():
+            setattr(self, name, value)
+        return self
+
+    def __sklearn_clone__(self) -> Any:
+        """An estimator with the same arguments; models, which are only read, are not copied."""
+        return type(self)(**self.get_params())
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True  # nothing is learned from data
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import InputTags, Tags, TargetTags, TransformerTags
+
+        return Tags(
+            estimator_type=None,
+            target_tags=TargetTags(required=False),
+            transformer_tags=TransformerTags(preserves_dtype=[]),
+            input_tags=InputTags(one_d_array=True, two_d_array=False, string=True),
+            requires_fit=False,
+        )
+
+    def __repr__(self) -> str:
+        defaults = inspect.signature(type(self)).parameters
+        changed = {
+            name: value
+            for name, value in self.get_params().items()
+            if defaults[name].default is inspect.Parameter.empty or value is not defaults[name].default
+        }
+        shown = ", ".join(f"{name}={_short(value)}" for name, value in changed.items())
+        return f"{type(self).__name__}({shown})"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 and "\n" not in text else f"<{type(value).__name__}>"
+
+
+def columns_of(X: Any) -> tuple[Any, list[Any] | None]:
+    """Texts, and second texts or None, of what scikit-learn hands over: one column, or two, or a list.
+
+    Raises:
+        ValueError: a table with more columns.
+    """
+    if getattr(X, "ndim", 1) != 2:
+        return X, None
+    table: NDArray[Any] = np.asarray(X, dtype=object)
+    if table.shape[1] not in (1, 2):
+        raise ValueError(f"X: got {table.shape[1]} columns, want one of texts, or two of pairs")
+    columns = [list(column) for column in table.T]
+    return columns[0], columns[1] if len(columns) == 2 else None
