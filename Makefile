@@ -17,13 +17,14 @@ EMULATOR := $(wildcard tests/cuda_emulator/*.cpp tests/cuda_emulator/*.h tests/c
 ENVIRONMENT := $(VENV)/.environment-torch-$(TORCH)
 BUILT := $(VENV)/.built-torch-$(TORCH)
 
-.PHONY: help test slow sanitize mutants demo bench gpu gpu-plan gpu-sweep gpu-variants choices lint format build clean
+.PHONY: help test slow sanitize mutants demo bench quality gpu gpu-plan gpu-sweep gpu-variants choices lint format build clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n '/^# Two/,/^$$/s/^# //p' Makefile
 	@echo "also: make slow | sanitize | mutants | lint | format | build | clean"
 	@echo "      make bench    the operators against plain and compiled PyTorch; NAMES='attention_map step' for some"
+	@echo "      make quality  what distillation keeps, on real text: hours, row by row; NAMES='half_depth ner' for some"
 	@echo "      make gpu      checks and measures on this machine's NVIDIA GPU, in MINUTES=7; PART=attention_map for one operator,"
 	@echo "                    PART=profile for what ncu says, RESULTS=dir to write there, PEERS=dir with others' packages,"
 	@echo "                    NO_BUILD=1, NO_TESTS=1; make gpu-plan shows what it would do"
@@ -63,6 +64,12 @@ demo: export MALLOC_MMAP_THRESHOLD_ = 1073741824
 demo: export MALLOC_TRIM_THRESHOLD_ = 2147483648
 demo: $(BUILT)
 	$(PY) examples/sentiment/demo.py --output demo
+
+# Goes on where a killed run stopped: text, teachers and what is measured are kept in build/quality.
+quality: export MALLOC_MMAP_THRESHOLD_ = 1073741824
+quality: export MALLOC_TRIM_THRESHOLD_ = 2147483648
+quality: $(BUILT)
+	$(PY) -m benchmarks.quality $(NAMES)
 
 bench: $(BUILT)
 	$(PY) -m bertxfer_fast bench $(NAMES)

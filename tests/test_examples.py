@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from .texts import make_texts
 
 FOLDER = Path(__file__).parent.parent / "examples" / "sentiment"
 
@@ -21,7 +24,7 @@ def demo(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 @pytest.fixture
 def fetch(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.syspath_prepend(FOLDER.parent)
     yield importlib.import_module("fetch")
 
 
@@ -90,3 +93,42 @@ def test_fetch_says_what_to_do_when_pip_cannot(fetch, tmp_path, monkeypatch):
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     with pytest.raises(fetch.FetchError, match=r"pip could not fetch no-such==1(.|\n)*-m pip download"):
         fetch.download("no-such==1", tmp_path)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_texts(tmp_path_factory.mktemp("texts"))
+
+
+#: Every example, with what it prints on tiny models: a pattern for each line.
+NUMBER = r"[01]\.\d{3}"
+EXAMPLES = {
+    "tinybert": [
+        f"teacher {NUMBER}",
+        rf"student after intermediate \(attention_scores and hidden_states\) {NUMBER}",
+        rf"student after prediction \(logits\) {NUMBER}",
+        f"student without teacher {NUMBER}",
+    ],
+}
+
+
+def test_every_example_is_here() -> None:
+    scripts = {path.stem for path in FOLDER.parent.glob("*.py")} - {"common", "fetch"}
+    assert scripts == set(EXAMPLES)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_run_and_print_what_they_say(
+    name: str,
+    texts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.syspath_prepend(FOLDER.parent)
+    monkeypatch.chdir(tmp_path)
+    importlib.import_module(name).main(["--data", str(texts), "--output", "out", "--epochs", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(EXAMPLES[name]), lines
+    for line, pattern in zip(lines, EXAMPLES[name], strict=True):
+        assert re.fullmatch(pattern, line), line

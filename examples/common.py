@@ -1,0 +1,92 @@
+"""What the examples share: their arguments, real text, and a teacher that is fine-tuned once for all of them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import fetch
+from datasets import disable_progress_bars
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PrinterCallback, set_seed
+from transformers.utils import logging
+
+from bertxfer_fast import DistillationArguments, DistillationTrainer, Distiller, build_info, data, objectives
+from bertxfer_fast.evaluation.evaluate import evaluate
+
+LABEL2ID = {"negative": 0, "positive": 1}
+
+
+def arguments(text: str | None, argv: Sequence[str] | None, *, epochs: float = 2.0) -> argparse.Namespace:
+    """The arguments that every example takes; ``text`` is its docstring."""
+    parser = argparse.ArgumentParser(description=(text or "").partition("\n")[0])
+    parser.add_argument(
+        "--data", type=Path, help="folder with text and encoder (default: fetched, see fetch.py)"
+    )
+    parser.add_argument("--output", type=Path, default=Path("demo/examples"), help="for what is trained")
+    parser.add_argument("--epochs", type=float, default=epochs, help="passes over the text in each training")
+    args = parser.parse_args(argv)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    disable_progress_bars()
+    if args.data is None:
+        args.data = Path("demo/data")
+        fetch.fetch(args.data, "encoder", "reviews")
+    return args
+
+
+def tokenizer(args: argparse.Namespace) -> Any:
+    return AutoTokenizer.from_pretrained(args.data / "teacher")
+
+
+def reviews(args: argparse.Namespace) -> dict[str, Any]:
+    """Movie-review snippets as token features with labels: train, dev and test."""
+    return {
+        split: data.encode(
+            args.data / f"{split}.tsv", tokenizer(args), label="label", label2id=LABEL2ID, max_length=64
+        )
+        for split in ("train", "dev", "test")
+    }
+
+
+def train(
+    distiller: Distiller, rows: Any, args: argparse.Namespace, *, learning_rate: float, **chosen: Any
+) -> None:
+    """Train what a Distiller holds: the arguments are those of transformers' Trainer, batches are packed."""
+    set_seed(1)
+    native = build_info().get("instruction_set") in ("avx512_bf16", "amx")
+    settings = {"num_train_epochs": args.epochs, "tokens_per_batch": 1024, "warmup_steps": 0.1, **chosen}
+    trainer = DistillationTrainer(
+        distiller,
+        DistillationArguments(
+            output_dir=str(args.output / "training"),
+            learning_rate=learning_rate,
+            bf16=native,  # elsewhere it is emulated, slower than float32
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            **settings,
+        ),
+        train_dataset=rows,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    distiller.release()
+
+
+def fine_tuned(args: argparse.Namespace) -> Any:
+    """The teacher: the encoder with a head, trained on the labels alone. Kept, and shared by the examples."""
+    folder = args.output / "teacher"
+    if not (folder / "config.json").is_file():
+        set_seed(1)
+        names = {"label2id": LABEL2ID, "id2label": {i: name for name, i in LABEL2ID.items()}}
+        model = AutoModelForSequenceClassification.from_pretrained(args.data / "teacher", **names)
+        train(Distiller(None, model, [objectives.Labels()]), reviews(args)["train"], args, learning_rate=1e-4)
+        model.save_pretrained(folder)
+        tokenizer(args).save_pretrained(folder)
+    return AutoModelForSequenceClassification.from_pretrained(folder)
+
+
+def accuracy(model: Any, rows: Any) -> str:
+    return f"{evaluate(model, rows)['accuracy']:.3f}"
