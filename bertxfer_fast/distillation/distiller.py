@@ -181,6 +181,8 @@ class Distiller(nn.Module):
         named = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         packed = self.pack({**named, "labels": labels, **batch})
         self._hold.take(self.student, self)
+        for objective in self._active():
+            objective.progress = self.progress
         if return_loss is False:
             logits = self._run_student(packed, (), {}, logits=True)
             return DistillerOutput(logits=self._as_inputs(logits, input_ids, attention_mask))
@@ -259,6 +261,33 @@ class Distiller(nn.Module):
         for place, index in waiting:
             raise ValueError(f"teacher: got no {place} {index} from {self._roles.teacher.spec.name}, want it")
 
+    def preview(self, batches: Iterable[Mapping[str, Any]]) -> None:
+        """Show activations of the teacher to the objectives that have to see some before training.
+
+        Where there is none, no batch is read.
+
+        Args:
+            batches: as `forward` takes them; a few thousand texts.
+
+        Raises:
+            ValueError: there are none.
+        """
+        curious = [objective for objective in self._active() if objective.needs_preview]
+        if not curious or self._roles.teacher is None:
+            return
+        waiting = [(match.teacher, objective) for objective in curious for match in objective.matches]
+
+        def sink(teacher: LayerActivations) -> None:
+            for spot, objective in waiting:
+                if spot == teacher.spot:
+                    objective.preview(teacher)
+
+        with torch.no_grad():
+            for batch in batches:
+                self._roles.teacher.stream(self.pack(batch), sink)
+        for objective in curious:
+            objective.end_preview()
+
     def pack(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The packed batch that `forward` makes of ``batch``; see there for what it takes and raises."""
         open_ended = any(getattr(model, "inputs", None) is None for model in self._models())
@@ -325,7 +354,13 @@ def _source(
         return teacher
     spots = {match.teacher for objective in objectives for match in objective.matches} - {None}
     attention, hidden = ([i for place, i in spots if place == kind] for kind in ("attention", "hidden"))  # type: ignore[misc]
-    return TeacherStream(teacher, attention=attention, hidden=hidden, logits=("logits", 0) in spots)
+    return TeacherStream(
+        teacher,
+        attention=attention,
+        hidden=hidden,
+        logits=("logits", 0) in spots,
+        output_layer=("output_layer", 0) in spots,
+    )
 
 
 def _check_objectives(objectives: list[Objective]) -> None:

@@ -131,7 +131,8 @@ class _Probe:
         spots: set[Spot] = {("hidden", i) for i in range(spec.num_layers + 1)}
         if spec.num_heads is not None:
             spots |= {("attention", i) for i in range(spec.num_layers)}
-        return spots | ({("logits", 0)} if spec.head is not None else set())
+        spots |= {("logits", 0)} if spec.head is not None else set()
+        return spots | ({("output_layer", 0)} if spec.output_layer else set())
 
     def _run(self, spots: set[Spot], *, stop: bool) -> tuple[dict[Spot, LayerActivations], PackedOutput]:
         seen: dict[Spot, LayerActivations] = {}
@@ -148,17 +149,20 @@ def tap_of(spots: Iterable[Spot], sink: Callable[[LayerActivations], None], *, s
     attention, hidden = (
         frozenset(index for place, index in wanted if place == kind) for kind in ("attention", "hidden")
     )
-    return Tap(sink, attention, hidden, ("logits", 0) in wanted, stop)
+    return Tap(sink, attention, hidden, ("logits", 0) in wanted, stop, ("output_layer", 0) in wanted)
 
 
 def _tensors(activations: LayerActivations, names: tuple[str, ...] | None) -> list[Tensor]:
-    found = (getattr(activations, name) for name in names or ("q", "k", "v", "hidden", "logits"))
+    found = (
+        getattr(activations, name) for name in names or ("q", "k", "v", "hidden", "weight", "bias", "logits")
+    )
     return [tensor for tensor in found if tensor is not None]
 
 
 def _leaves(roots: Iterable[Tensor]) -> set[int]:
     """Ids of the parameters that a gradient of the roots would flow into."""
-    leaves: set[int] = set()
+    roots = list(roots)
+    leaves = {id(root) for root in roots if root.grad_fn is None and root.requires_grad}
     pending: list[Any] = [root.grad_fn for root in roots]
     visited: set[Any] = set()
     while pending:

@@ -14,10 +14,11 @@ from torch import Tensor
 __all__ = ["LayerActivations", "PackedOutput", "Place", "Sink", "Spot", "Tap"]
 
 #: Where in a model something is looked at.
-Place = Literal["attention", "hidden", "logits"]
+Place = Literal["attention", "hidden", "output_layer", "logits"]
 
 #: A place and which one of it: attention ``0..L-1``; hidden 0 = what the first layer reads (embeddings after LayerNorm
-#: and dropout), i = output of the i-th layer; logits 0.
+#: and dropout), i = output of the i-th layer; output_layer 0 = what the last linear map of a masked-LM head reads;
+#: logits 0.
 Spot = tuple[Place, int]
 
 
@@ -26,7 +27,7 @@ class LayerActivations:
     """Tensors of one spot of a model, views of the model's own memory.
 
     Attributes:
-        place: ``"attention"``, ``"hidden"`` or ``"logits"``.
+        place: ``"attention"``, ``"hidden"``, ``"output_layer"`` or ``"logits"``.
         index: which one of that place, see `Spot`.
         cu_seqlens: int32 ``[N + 1]``, where each sequence of the pack begins.
         max_seqlen: the longest length of the pack.
@@ -34,7 +35,10 @@ class LayerActivations:
         k: keys, as ``q``.
         v: values, as ``q``.
         scale: the factor the model puts before ``q @ k.T``; None means ``1 / sqrt(D)``.
-        hidden: ``[T, D]``, only of hidden.
+        hidden: ``[T, D]``, only of hidden and of output_layer (there, what the output layer reads).
+        weight: ``[V, D]``, only of output_layer: logits are ``hidden @ weight.T + bias``. The model's own parameter.
+        bias: ``[V]``, only of output_layer, None where it has none.
+        pooled: ``[N, D]`` in place of ``hidden``, one vector a sequence, of a teacher that has nothing else.
         logits: ``[N, C]`` of a sequence head or ``[T, C]`` of a token head.
     """
 
@@ -47,6 +51,9 @@ class LayerActivations:
     v: Tensor | None = None
     scale: float | None = None
     hidden: Tensor | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    pooled: Tensor | None = None
     logits: Tensor | None = None
 
     @property
@@ -70,6 +77,7 @@ class Tap:
         stop: the caller needs nothing else: the model may be left as soon as everything wanted has been handed over.
             A transformers model is; the layers after it, and where attention was the last thing wanted even the rest of
             that layer, never run.
+        output_layer: whether the input, weight and bias of the head's last linear map are wanted.
     """
 
     sink: Sink
@@ -77,11 +85,12 @@ class Tap:
     hidden: frozenset[int] = frozenset()
     logits: bool = False
     stop: bool = False
+    output_layer: bool = False
 
     def wants(self, place: Place, index: int = 0) -> bool:
         """Whether the caller wants what is there."""
-        if place == "logits":
-            return self.logits
+        if place in ("logits", "output_layer"):
+            return self.logits if place == "logits" else self.output_layer
         return index in (self.attention if place == "attention" else self.hidden)
 
 

@@ -30,6 +30,8 @@ class EncoderSpec:
         type_vocab_size: number of token type ids; None for a model without token types.
         intermediate_size: width of the feed-forward layers; None where there is no such width.
         labels: names of the labels in the order of the logits; empty without a head or names.
+        output_layer: whether the logits are one linear map of token rows, whose input, weight and bias can be had
+            without the logits (the decoder of a masked-LM head).
     """
 
     name: str
@@ -47,6 +49,7 @@ class EncoderSpec:
     type_vocab_size: int | None = None
     intermediate_size: int | None = None
     labels: tuple[str, ...] = ()
+    output_layer: bool = False
 
     @staticmethod
     def of(model: Any) -> EncoderSpec:
@@ -63,7 +66,9 @@ class EncoderSpec:
 
         return spec_of(model)
 
-    def check_wanted(self, attention: Set[int], hidden: Set[int], logits: bool) -> None:
+    def check_wanted(
+        self, attention: Set[int], hidden: Set[int], logits: bool, output_layer: bool = False
+    ) -> None:
         """Raise ValueError for a layer this model does not have, or for logits where it has no known head."""
         layers = 0 if self.num_heads is None else self.num_layers
         for place, wanted, count in (
@@ -79,4 +84,8 @@ class EncoderSpec:
             raise ValueError(
                 f"logits: got {self.name}, which has no head this package knows, want a model for sequence or token "
                 "classification or masked-LM (or PackedModel(model, head='sequence' | 'token'))"
+            )
+        if output_layer and not self.output_layer:
+            raise ValueError(
+                f"output_layer: got {self.name}, want a masked-LM model, whose head ends in one linear map of tokens"
             )

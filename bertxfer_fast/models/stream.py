@@ -33,6 +33,7 @@ class TeacherStream:
         hidden: hidden states wanted: 0 = embeddings output, i = output of layer i, up to L. Raw layer outputs:
             a final norm behind the stack (ModernBERT) is not applied.
         logits: whether the logits are wanted.
+        output_layer: whether what the last linear map of a masked-LM head reads is wanted, with its weight and bias.
 
     Attributes:
         encoder: the `Encoder` that runs.
@@ -49,10 +50,12 @@ class TeacherStream:
         attention: Iterable[int] = (),
         hidden: Iterable[int] = (),
         logits: bool = False,
+        output_layer: bool = False,
     ) -> None:
         self.encoder = as_encoder(model)
         self.attention, self.hidden, self.logits = frozenset(attention), frozenset(hidden), bool(logits)
-        self.spec.check_wanted(self.attention, self.hidden, self.logits)
+        self.output_layer = bool(output_layer)
+        self.spec.check_wanted(self.attention, self.hidden, self.logits, self.output_layer)
 
     @property
     def spec(self) -> EncoderSpec:
@@ -76,7 +79,14 @@ class TeacherStream:
             with torch.set_grad_enabled(grad_enabled):
                 sink(activations)
 
-        tap = Tap(with_grad_mode, self.attention, self.hidden, self.logits, stop=True)
+        tap = Tap(
+            with_grad_mode,
+            self.attention,
+            self.hidden,
+            self.logits,
+            stop=True,
+            output_layer=self.output_layer,
+        )
         with eval_mode(self.model), torch.no_grad():
             self.encoder.run(batch, tap)
 

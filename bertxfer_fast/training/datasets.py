@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from ..data.loaders import packed_batches
 from ..data.samplers import TokenBudgetBatchSampler
 from .arguments import DistillationArguments
+
+PREVIEWED = 4096
 
 
 def check_dataset(name: str, dataset: Any) -> None:
@@ -59,6 +63,15 @@ def train_sampler(
         # Lengths mixed at random unless asked otherwise: packs then hold about equally many sequences.
         bucket=None if args.train_sampling_strategy == "group_by_length" else 1,
     )
+
+
+def preview_batches(
+    dataset: Any, collate: Callable[[Any], dict[str, Any]], tokens: int | None, device: torch.device
+) -> Iterator[dict[str, Any]]:
+    """Packed batches of at most `PREVIEWED` sequences spread over a training set, for `Distiller.preview`."""
+    rows = np.unique(np.linspace(0, len(dataset) - 1, min(PREVIEWED, len(dataset))).astype(np.int64))
+    for _, batch in packed_batches(dataset, tokens or 8192, device, collate, rows):
+        yield batch
 
 
 def eval_sampler(args: DistillationArguments, lengths: NDArray[np.int64]) -> TokenBudgetBatchSampler:

@@ -39,7 +39,7 @@ from .checkpoints import (
     load_student,
     save_projections,
 )
-from .datasets import check_dataset, eval_sampler, named_datasets, train_sampler
+from .datasets import check_dataset, eval_sampler, named_datasets, preview_batches, train_sampler
 from .monitor import FiniteGuard, RunningMeans
 
 
@@ -204,6 +204,9 @@ class DistillationTrainer(Trainer):
                 )
         self._guard.forget()
         self._train_means.clear()
+        if self.train_dataset is not None:
+            tokens, device = self.args.tokens_per_batch, self.args.device
+            self.distiller.preview(preview_batches(self.train_dataset, self.data_collator, tokens, device))
         result = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
         self._guard.check()
         return result

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from bertxfer_fast.distillation import recipes
-from bertxfer_fast.distillation.objectives import AttentionScores, HiddenStates, Logits
+from bertxfer_fast.distillation.objectives import AttentionScores, HiddenStates, Logits, Temperature
 
 
 def test_tinybert_is_the_papers_two_stages():
@@ -30,7 +30,7 @@ def test_tinybert_is_the_papers_two_stages():
     assert isinstance(scores, AttentionScores) and isinstance(hidden, HiddenStates)
     assert (scores.padding, hidden.projection, scores.weight, hidden.weight) == ("valid", "shared", 1.0, 1.0)
     (logits,) = second.build_objectives()
-    assert isinstance(logits, Logits) and (logits.temperature, logits.kind) == (1.0, "soft_ce")
+    assert isinstance(logits, Logits) and (logits.temperature, logits.kind) == (Temperature(1.0), "soft_ce")
 
 
 def test_options_reach_the_objectives_and_stages_are_built_anew():
@@ -38,7 +38,7 @@ def test_options_reach_the_objectives_and_stages_are_built_anew():
     first, second = recipe.stages
     scores, hidden = first.build_objectives()
     assert scores.padding == hidden.padding == "reference" and hidden.schedule == "linear_decay"
-    assert second.build_objectives()[0].temperature == 2.0
+    assert second.build_objectives()[0].temperature == Temperature(2.0)
     assert first.build_objectives()[0] is not scores
     assert recipes.options("tinybert")["projection"] == "shared"
 

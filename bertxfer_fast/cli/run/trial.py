@@ -27,6 +27,7 @@ def try_stage(stage: str, distiller: Distiller, task: Task, splits: dict[str, Fe
         batch = collator_for(task, inputs=distiller.inputs, limits=distiller.limits)(features)
         try:
             with eval_mode(distiller), torch.no_grad():
+                distiller.preview([batch])
                 parts = distiller(**batch).parts or {}
         except (ArithmeticError, LookupError, RuntimeError) as error:  # whatever a model raises
             raise InputError(f"{where}: {one_line(error)}") from error

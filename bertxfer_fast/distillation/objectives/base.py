@@ -34,13 +34,17 @@ __all__ = [
     "with_head",
 ]
 
-Layers = str | Sequence[Sequence[int]]
+Layers = str | Sequence[Sequence[int | str]]
+
+#: The share of the training over which `"warmup"` rises.
+WARMUP = 0.1
 
 # What a weight is multiplied by at training progress p in [0, 1].
 SCHEDULES = {
     "constant": lambda p: 1.0,
     "linear_decay": lambda p: 1.0 - p,
     "linear_growth": lambda p: p,
+    "warmup": lambda p: min(p / WARMUP, 1.0),
 }
 
 
@@ -67,11 +71,13 @@ class Objective(nn.Module):
 
     Args:
         layers: for objectives of layers: ``"uniform"`` (the teacher's depth is a multiple k of the student's;
-            attention i matches i*k + k-1, hidden i matches i*k), ``"last"``, or explicit (student, teacher)
-            pairs. Attention layers count from 0; hidden 0 is the embeddings output and i the output of layer i.
+            attention i matches i*k + k-1, hidden i matches i*k), ``"skip"`` (the same without the embeddings and the
+            last hidden state), ``"last"``, or explicit (student, teacher) pairs, in which ``"last"`` stands for the
+            last one. Attention layers count from 0; hidden 0 is the embeddings output and i the output of layer i.
         weight: a number >= 0, or the name of a schedule (then the number is 1). An objective of weight 0 is left out:
             it is not checked, costs nothing and has no value.
-        schedule: ``"constant"``, ``"linear_decay"`` (1 to 0 over the training) or ``"linear_growth"`` (0 to 1).
+        schedule: ``"constant"``, ``"linear_decay"`` (1 to 0 over the training), ``"linear_growth"`` (0 to 1) or
+            ``"warmup"`` (0 to 1 over the first tenth, then 1).
         name: under which the value is reported; unique within one `Distiller`.
 
     Attributes:
@@ -80,6 +86,8 @@ class Objective(nn.Module):
         needs_teacher: whether a match takes the teacher's activations.
         needs_labels: whether a match takes the labels.
         reads: the tensors of the student's activations that it reads, ``("q", "k")``; None: all of them.
+        progress: training progress 0..1, set before each call, for what changes over the training.
+        needs_preview: whether it has to see activations of the teacher before training starts; see `preview`.
         pairs: the indices of ``place`` that are matched, (student, teacher), once it is bound.
 
     Raises:
@@ -90,7 +98,9 @@ class Objective(nn.Module):
     default_name: ClassVar[str]
     needs_teacher: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
-    reads: ClassVar[tuple[str, ...] | None] = None
+    reads: tuple[str, ...] | None = None
+    progress: float = 0.0
+    needs_preview: bool = False
 
     def __init__(
         self,
@@ -123,7 +133,7 @@ class Objective(nn.Module):
         """
         if self.needs_teacher and teacher is None:
             raise ValueError(f"{self.name}: got no teacher, want one")
-        if self.place == "logits":
+        if self.place in ("logits", "output_layer"):
             self.pairs = ((0, 0),)
         elif teacher is not None:
             self.pairs = resolve_layers(self.name, self.place, self.layers, student, teacher)
@@ -143,6 +153,14 @@ class Objective(nn.Module):
             student: the student's activations.
             targets: the teacher's `LayerActivations` and the labels ``Tensor``, as far as the match has them.
         """
+        raise NotImplementedError
+
+    def preview(self, teacher: LayerActivations) -> None:
+        """See one pack of the teacher's activations before training; called once per match and pack if it is needed."""
+        raise NotImplementedError
+
+    def end_preview(self) -> None:
+        """All that there is to see has been seen: ``needs_preview`` is False from now on."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -192,17 +210,21 @@ def resolve_layers(
     tops = (depth, teacher_depth) if place == "hidden" else (depth - 1, teacher_depth - 1)
     if layers == "last":
         return (tops,)
-    if layers == "uniform":
+    if layers in ("uniform", "skip"):
         try:
             last = uniform_layers(teacher_depth, depth)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         if place == "hidden":
-            return ((0, 0), *((i + 1, layer + 1) for i, layer in enumerate(last)))
-        return tuple(enumerate(last))
+            pairs = ((0, 0), *((i + 1, layer + 1) for i, layer in enumerate(last)))
+            if layers == "skip" and depth < 2:
+                raise ValueError(f"{name}: layers: got 'skip' of {depth} layer, want a student of 2 or more")
+            return pairs[1:-1] if layers == "skip" else pairs
+        return tuple(enumerate(last))[: -1 if layers == "skip" else None]
     if isinstance(layers, str):
-        check_choice("layers", layers, ("uniform", "last"))
-    pairs = tuple((int(s), int(t)) for s, t in _pairs(name, layers))
+        check_choice("layers", layers, ("uniform", "skip", "last"))
+    explicit = _pairs(name, layers)
+    pairs = tuple((tops[0] if s == "last" else s, tops[1] if t == "last" else t) for s, t in explicit)
     for pair in pairs:
         for role, index, top in zip(("student", "teacher"), pair, tops, strict=True):
             if not 0 <= index <= top:
@@ -212,13 +234,16 @@ def resolve_layers(
     return pairs
 
 
-def _pairs(name: str, layers: object) -> list[tuple[int, int]]:
+def _pairs(name: str, layers: object) -> list[tuple[Any, Any]]:
+    """(student, teacher), each a whole number or "last"."""
     if isinstance(layers, Sequence) and all(
-        isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(i, int) for i in pair)
+        isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(i, int) or i == "last" for i in pair)
         for pair in layers
     ):
         return [(pair[0], pair[1]) for pair in layers]
-    raise ValueError(f"{name}: layers: got {layers!r}, want 'uniform', 'last' or (student, teacher) pairs")
+    raise ValueError(
+        f"{name}: layers: got {layers!r}, want 'uniform', 'skip', 'last' or (student, teacher) pairs"
+    )
 
 
 def queries_and_keys(activations: LayerActivations) -> tuple[Tensor, Tensor]:

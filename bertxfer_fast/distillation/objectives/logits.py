@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,6 +11,7 @@ from ...models.activations import LayerActivations
 from ...models.spec import EncoderSpec
 from ..registry import check_choice
 from .base import Objective, register, task_of_head, with_head
+from .temperature import TemperatureLike, as_temperature
 
 __all__ = ["Logits"]
 
@@ -26,11 +25,14 @@ class Logits(Objective):
     distribution, so every kind is the MSE.
 
     Args:
-        temperature: positive.
+        temperature: a positive number; or a schedule: ``{"kind": "linear", "value": 8, "end": 1}`` over the training,
+            ``"flsw"`` (lower for rows in which student and teacher differ; ``beta``, ``gamma``) or ``"cwsm"`` (lower
+            for rows of which the student is unsure; ``beta``), each around ``value``, with no gradient through it and
+            never below a tenth of ``value`` (TextBrewer, 2020).
         kind: ``"kl"``: KL(teacher || student) times temperature squared (Hinton et al., 2015);
-            ``"soft_ce"``: soft cross-entropy, no such factor (TinyBERT uses it with temperature 1); both are means over
-            rows, or over all decisions. ``"mse"``: of the logits, mean over all of them, temperature unused (Tang et
-            al., 2019).
+            ``"soft_ce"``: soft cross-entropy, no such factor (TinyBERT uses it with temperature 1); ``"sigmoid"``: as
+            ``"kl"``, every logit a decision of its own also where one class is asked for; these are means over rows, or
+            over all decisions. ``"mse"``: of the logits, mean over all of them, temperature unused (Tang et al., 2019).
         weight, schedule, name: see `Objective`.
     """
 
@@ -39,7 +41,7 @@ class Logits(Objective):
 
     def __init__(
         self,
-        temperature: float = 1.0,
+        temperature: TemperatureLike = 1.0,
         *,
         kind: str = "kl",
         weight: float | str = 1.0,
@@ -47,10 +49,8 @@ class Logits(Objective):
         name: str | None = None,
     ) -> None:
         super().__init__(weight=weight, schedule=schedule, name=name)
-        if not (math.isfinite(temperature) and temperature > 0):
-            raise ValueError(f"temperature: got {temperature}, want a positive number")
-        self.temperature = float(temperature)
-        self.kind = check_choice("kind", kind, ("kl", "soft_ce", "mse"))
+        self.temperature = as_temperature(temperature)
+        self.kind = check_choice("kind", kind, ("kl", "soft_ce", "sigmoid", "mse"))
         self._task_labels: str | None = "class"
 
     def bind(self, student: EncoderSpec, teacher: EncoderSpec | None) -> None:
@@ -70,7 +70,7 @@ class Logits(Objective):
                 "problem_type in both configurations"
             )
         self._task_labels = task.labels
-        if student.num_labels == 1 and task.labels == "class" and self.kind != "mse":
+        if student.num_labels == 1 and task.labels == "class" and self.kind not in ("mse", "sigmoid"):
             raise ValueError(
                 f"{self.name}: got kind {self.kind!r}, want kind='mse': of one logit it is constant"
             )
@@ -80,14 +80,27 @@ class Logits(Objective):
         if self.kind == "mse" or self._task_labels == "float":
             return F.mse_loss(student.logits.float(), teacher.logits.float())
         s, t = student.logits, teacher.logits
-        if self._task_labels == "multi-hot":
+        if self._task_labels == "multi-hot" or self.kind == "sigmoid":
             s, t = _decisions(s), _decisions(t)
-        loss = ops.logits_kl(s, t, temperature=self.temperature)
-        if self.kind == "kl":
+        squared = self.kind != "soft_ce"
+        tau: float | Tensor
+        if self.temperature.per_row:
+            rows = self.temperature.of_rows(s, t)
+            loss, tau = _kl_of_rows(s, t, rows, squared), rows[:, None]
+        else:
+            tau = self.temperature.at(self.progress)
+            loss = ops.logits_kl(s, t, temperature=tau) / (1 if squared else tau**2)
+        if squared:
             return loss
         # CE(teacher, student) = KL(teacher || student) + entropy(teacher); the entropy has no gradient.
-        entropy = torch.special.entr(torch.softmax(t.detach().float() / self.temperature, -1))
-        return loss / self.temperature**2 + entropy.sum(-1).mean()
+        return loss + torch.special.entr((t.detach().float() / tau).softmax(-1)).sum(-1).mean()
+
+
+def _kl_of_rows(student: Tensor, teacher: Tensor, tau: Tensor, squared: bool) -> Tensor:
+    """Mean of KL(teacher || student) over rows, each with a temperature ``tau [R]`` of its own, times its square."""
+    s, t = ((x.float() / tau[:, None]).log_softmax(-1) for x in (student, teacher.detach()))
+    rows = F.kl_div(s, t, log_target=True, reduction="none").sum(-1)
+    return (rows * tau.square() if squared else rows).mean()
 
 
 def _decisions(logits: Tensor) -> Tensor:

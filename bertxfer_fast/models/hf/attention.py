@@ -56,7 +56,9 @@ class PackedCall:
     def __init__(self, tap: Tap | None, cu_seqlens: Tensor, max_seqlen: int) -> None:
         self.tap = tap
         self.cu_seqlens, self.max_seqlen = cu_seqlens, max_seqlen
-        self.remaining = len(tap.attention) + len(tap.hidden) + tap.logits if tap else 0
+        self.remaining = 0
+        if tap is not None:
+            self.remaining = len(tap.attention) + len(tap.hidden) + tap.output_layer + tap.logits
         self._with_grad = torch.is_grad_enabled()
         self._layer = 0
         self._attended = False

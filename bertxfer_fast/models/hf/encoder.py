@@ -19,7 +19,7 @@ from ...ops import pool_features
 from ..activations import PackedOutput, Tap
 from ..spec import EncoderSpec
 from .attention import PackedAttention, PackedCall, Stop
-from .structure import find_layers, find_stack, spec_of
+from .structure import find_layers, find_output_layer, find_stack, spec_of
 
 __all__ = ["PackedModel"]
 
@@ -99,11 +99,12 @@ class PackedModel:
         """
         inputs = self._inputs(batch)
         if tap is not None:
-            self.spec.check_wanted(tap.attention, tap.hidden, tap.logits)
+            self.spec.check_wanted(tap.attention, tap.hidden, tap.logits, tap.output_layer)
         call = PackedCall(tap, inputs["cu_seq_lens_q"], inputs["max_length_q"])
         if tap is not None and tap.stop and call.remaining == 0:
             return PackedOutput()
-        with_head = self.spec.head is not None and not (tap is not None and tap.stop and not tap.logits)
+        headless = tap is not None and tap.stop and not (tap.logits or tap.output_layer)
+        with_head = self.spec.head is not None and not headless
         rows = batch.get("logit_rows") if self.spec.head == "token" else None
         caught = with_head and (self.spec.head == "sequence" or rows is not None)
         catch = _CatchOutput(self, call, rows) if caught else None
@@ -169,11 +170,20 @@ class PackedModel:
 
             return hook
 
+        def before_output(module: nn.Module, args: tuple[Any, ...]) -> None:
+            if call.is_running:
+                rows = args[0].flatten(0, -2)
+                call.offer("output_layer", 0, hidden=rows, weight=module.weight, bias=module.bias)
+
         handles = []
         try:
             for index, layer in enumerate(self.layers):
                 handles.append(layer.register_forward_pre_hook(before(index), with_kwargs=True))
                 handles.append(layer.register_forward_hook(after(index)))
+            if call.tap is not None and call.tap.output_layer:
+                output_layer = find_output_layer(self.model)
+                assert output_layer is not None  # `check_wanted` has seen it
+                handles.append(output_layer.register_forward_pre_hook(before_output))
             yield
         finally:
             for handle in handles:

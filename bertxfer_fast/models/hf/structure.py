@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from ... import tasks
 from ..spec import EncoderSpec
 
-__all__ = ["find_layers", "find_stack", "layer_lists", "spec_of"]
+__all__ = ["find_layers", "find_output_layer", "find_stack", "layer_lists", "spec_of"]
 
 # Heads that no task has, by the end of their class's name, and what they read. Others (two outputs, several choices per
 # row) are left out: the encoder below them runs.
@@ -83,7 +83,16 @@ def spec_of(model: PreTrainedModel, head: str | None = None) -> EncoderSpec:
         type_vocab_size=None if types is None else types.num_embeddings,
         intermediate_size=next((width for width in widths if isinstance(width, int)), None),
         labels=() if masked_lm else _labels(config, num_labels),
+        output_layer=head == "token" and find_output_layer(model) is not None,
     )
+
+
+def find_output_layer(model: PreTrainedModel) -> nn.Linear | None:
+    """The linear map that makes a masked-LM head's logits of token rows; None where the head does not end in one."""
+    if not type(model).__name__.endswith("ForMaskedLM"):
+        return None
+    layer = model.get_output_embeddings()
+    return layer if isinstance(layer, nn.Linear) and layer.out_features == model.config.vocab_size else None
 
 
 def find_layers(base: PreTrainedModel) -> list[nn.Module]:

@@ -1,0 +1,55 @@
+"""What objectives share that compare one vector a text."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...models.activations import LayerActivations
+from ...ops import pool_features
+from ..registry import check_choice
+from .base import Layers, Objective
+
+__all__ = ["POOLINGS", "PooledObjective", "unit"]
+
+POOLINGS = ("mean", "cls", "max", "mean_sqrt")
+
+
+class PooledObjective(Objective):
+    """Base of objectives that compare sentence vectors: a hidden state, pooled.
+
+    Args:
+        pooling: of both models, a mode of `ops.pool_features`.
+        normalize: whether vectors are divided by their L2 norm before anything else.
+        layers, weight, schedule, name: see `Objective`.
+    """
+
+    place = "hidden"
+
+    def __init__(
+        self,
+        *,
+        pooling: str,
+        normalize: bool,
+        layers: Layers | None = None,
+        weight: float | str = 1.0,
+        schedule: str = "constant",
+        name: str | None = None,
+    ) -> None:
+        super().__init__(layers=layers, weight=weight, schedule=schedule, name=name)
+        self.pooling = check_choice("pooling", pooling, POOLINGS)
+        self.normalize = bool(normalize)
+
+    def pooled(self, activations: LayerActivations) -> Tensor:
+        """``[N, D]`` float32, one row a text, normalised if asked for."""
+        if activations.pooled is not None:
+            vectors = activations.pooled
+        else:
+            assert activations.hidden is not None
+            vectors = pool_features(activations.hidden, activations.cu_seqlens, mode=self.pooling)
+        return unit(vectors.float()) if self.normalize else vectors.float()
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Rows divided by their L2 norm, which is at least 1e-12."""
+    return F.normalize(vectors, dim=-1)
