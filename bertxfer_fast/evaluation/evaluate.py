@@ -7,18 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from .. import tasks
-from ..data.collators import Features, collator_for
-from ..data.loaders import packed_batches
-from ..models.encoder import reads
-from ..models.loans import device_of, inference
+from ..data.collators import Features
 from ..models.spec import EncoderSpec
-from ..models.stream import as_encoder
-from .metrics import metrics_of, task_of_model
+from .metrics import task_of_model
+from .predictions import predict
 from .speed import parameter_count, size_mb, throughput
 
 __all__ = ["evaluate", "has_labels", "summary"]
@@ -46,24 +41,7 @@ def evaluate(
     Raises:
         ValueError: an empty data set, features without labels, or a model without a head.
     """
-    encoder = as_encoder(model)
-    task = task_of_model(encoder.spec) if task is None else tasks.get(task)
-    if task.head is None:
-        raise ValueError(f"model: got {encoder.spec.name}, want one with a head to evaluate")
-    if not len(dataset):
-        raise ValueError("dataset: got no rows, want at least one")
-    logits: list[Tensor] = []
-    labels: list[Tensor] = []
-    with inference(model, bf16):
-        collate = collator_for(task, **reads(encoder))
-        for _, batch in packed_batches(dataset, tokens_per_batch, device_of(model), collate):
-            if "labels" not in batch:
-                raise ValueError("dataset: got features without labels, want labels to measure against")
-            output = encoder.run(batch).logits
-            assert output is not None
-            logits.append((output.argmax(-1) if task.predicts_ids else output.float()).cpu())
-            labels.append(batch["labels"].reshape(-1).cpu() if task.predicts_ids else batch["labels"].cpu())
-    return metrics_of(torch.cat(logits).numpy(), torch.cat(labels).numpy(), task)
+    return predict(model, dataset, task=task, tokens_per_batch=tokens_per_batch, bf16=bf16).metrics()
 
 
 def summary(

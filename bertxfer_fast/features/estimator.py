@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import did_you_mean
-
 __all__ = ["Estimator", "columns_of"]
 
 
@@ -36,8 +34,7 @@ class Estimator:
         """
         for name in params:
             if name not in self._names():
-                hint = did_you_mean(name, self._names())
-                raise ValueError(f"set_params: got {name!r}, want a known parameter{hint}")
+                raise ValueError(f"set_params: got {name!r}, want one of {', '.join(self._names())}")
         for name, value in params.items():
             setattr(self, name, value)
         return self

@@ -88,9 +88,7 @@ def test_the_constructor_stores_what_it_is_given(folder: Path) -> None:
     for one in (extractor, twin):
         assert one.layers is layers and one.layer_weights is weights and one.max_length == 9
     assert extractor.set_params(pooling="max") is extractor and extractor.get_params()["pooling"] == "max"
-    with pytest.raises(
-        ValueError, match="set_params: got 'poolin', want a known parameter; did you mean 'pooling'"
-    ):
+    with pytest.raises(ValueError, match="set_params: got 'poolin', want one of model, tokenizer"):
         extractor.set_params(poolin="max")
     model = tiny_bert(1, 16, 4)
     assert clone(FeatureExtractor(model)).model is model  # a frozen model is not copied

@@ -1,0 +1,102 @@
+"""What a model says of labelled sequences, beside what is right: metrics, intervals and tables come from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .. import tasks
+from ..data.collators import Features, collator_for
+from ..data.loaders import packed_batches
+from ..models.encoder import reads
+from ..models.loans import device_of, inference
+from ..models.stream import as_encoder
+from .metrics import metrics_of, task_of_model
+
+__all__ = ["Predictions", "predict"]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions and labels of N sequences, laid end to end where a sequence has several.
+
+    Attributes:
+        task: what is predicted.
+        outputs: logits ``[N, C]``; of a task with a label for every token predicted ids ``[T]``.
+        labels: as `metrics_of` takes them.
+        lengths: int64 ``[N]``, how many of ``outputs`` belong to each sequence.
+        names: of the classes, in the order of the logits; empty without classes.
+    """
+
+    task: tasks.Task
+    outputs: NDArray[Any]
+    labels: NDArray[Any]
+    lengths: NDArray[np.int64]
+    names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def metrics(self) -> dict[str, float]:
+        """The task's metrics by name, see `metrics_of`."""
+        return metrics_of(self.outputs, self.labels, self.task)
+
+    def take(self, sequences: NDArray[np.int64]) -> Predictions:
+        """Those of the sequences of these numbers, in this order; a number may come more than once."""
+        lengths = self.lengths[sequences]
+        rows = sequences
+        if len(self.outputs) != len(self.lengths):
+            starts = np.cumsum(self.lengths) - self.lengths
+            into = np.cumsum(lengths) - lengths
+            rows = np.arange(lengths.sum()) + np.repeat(starts[sequences] - into, lengths)
+        return Predictions(self.task, self.outputs[rows], self.labels[rows], lengths, self.names)
+
+
+def predict(
+    model: Any,
+    dataset: Features,
+    *,
+    task: str | tasks.Task | None = None,
+    tokens_per_batch: int = 8192,
+    bf16: bool = False,
+) -> Predictions:
+    """Run a model over labelled features, where it is.
+
+    Args:
+        model: a transformers encoder with a head, or another `Encoder` with one.
+        dataset: features (``input_ids``, ``labels``).
+        task: what is predicted; by default what the model's head is for.
+        tokens_per_batch: tokens in a packed batch.
+        bf16: run under bf16 autocast.
+
+    Raises:
+        ValueError: an empty data set, features without labels, or a model without a head.
+    """
+    encoder = as_encoder(model)
+    task = task_of_model(encoder.spec) if task is None else tasks.get(task)
+    if task.head is None:
+        raise ValueError(f"model: got {encoder.spec.name}, want one with a head to evaluate")
+    if not len(dataset):
+        raise ValueError("dataset: got no rows, want at least one")
+    outputs, labels, lengths = [], [], []
+    collate = collator_for(task, **reads(encoder))
+    with inference(model, bf16):
+        for _, batch in packed_batches(dataset, tokens_per_batch, device_of(model), collate):
+            if "labels" not in batch:
+                raise ValueError("dataset: got features without labels, want labels to measure against")
+            logits = encoder.run(batch).logits
+            assert logits is not None
+            of_tokens = task.head == "token"
+            outputs.append((logits.argmax(-1) if task.predicts_ids else logits.float()).cpu())
+            labels.append((batch["labels"].reshape(-1) if of_tokens else batch["labels"]).cpu())
+            sizes = batch["cu_seq_lens_q"].diff().long().cpu()
+            lengths.append(sizes if of_tokens else torch.ones_like(sizes))
+    return Predictions(
+        task,
+        *(torch.cat(parts).numpy() for parts in (outputs, labels, lengths)),
+        names=encoder.spec.labels if task.labels in ("class", "multi-hot") else (),
+    )
