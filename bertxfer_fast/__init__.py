@@ -25,12 +25,14 @@ _LAZY = {
     "packing": "",
     "recipes": "",
     "students": "",
+    "teachers": "",
     "use_backend": "ops",
 }
 #: Public modules that stand in a room.
 _ROOM_OF = {
     "objectives": "distillation.objectives",
     "recipes": "distillation.recipes",
+    "teachers": "distillation.teachers",
 }
 
 __all__ = [
@@ -47,12 +49,13 @@ __all__ = [
     "packing",
     "recipes",
     "students",
+    "teachers",
     "use_backend",
 ]
 
 if TYPE_CHECKING:
     from . import ops, packing, students
-    from .distillation import objectives, recipes
+    from .distillation import objectives, recipes, teachers
     from .distillation.distiller import Distiller
     from .features import FeatureExtractor
     from .models.stream import TeacherStream

@@ -25,6 +25,7 @@ PAGES = {
     "ops": ("bertxfer_fast.ops", "ops."),
     "objectives": ("bertxfer_fast.distillation.objectives", "objectives."),
     "recipes": ("bertxfer_fast.distillation.recipes", "recipes."),
+    "teachers": ("bertxfer_fast.distillation.teachers", "teachers."),
     "students": ("bertxfer_fast.students", "students."),
     "packing": ("bertxfer_fast.packing", "packing."),
     "data": ("bertxfer_fast.data", "data."),

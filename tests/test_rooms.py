@@ -42,7 +42,7 @@ OUTSIDE: dict[str, set[str]] = {
     "data": {"datasets", "numpy", "pandas", "pyarrow", "torch", "transformers"},
     "models": {"safetensors", "torch", "transformers"},
     "students": {"torch", "transformers"},
-    "distillation": {"torch", "transformers"},
+    "distillation": {"numpy", "safetensors", "torch", "transformers"},
     # scikit-learn, which is optional: its tags of an estimator can only be told in its own words, when it asks.
     "features": {"numpy", "safetensors", "sklearn", "torch", "transformers"},
     "evaluation": {"matplotlib", "numpy", "torch", "transformers", "yaml"},

@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput
 
 from ..models.activations import LayerActivations, Spot
 from ..models.encoder import ActivationSource, Encoder, module_of, reads
-from ..models.stream import TeacherStream, as_encoder
+from ..models.stream import as_encoder, source_of
 from ..students.heads import follow_labels
 from .batches import packed_batch
 from .fit import check_models
@@ -153,6 +153,12 @@ class Distiller(nn.Module):
     def release(self) -> None:
         """Give the student back: its parameters require grad as before, until the Distiller is called again."""
         release_held(self.student)
+
+    def flush(self) -> None:
+        """Let a teacher that keeps what it says write it down; whoever trains calls it when it saves."""
+        flush: Any = getattr(self._roles.teacher, "flush", None)
+        if flush is not None:
+            flush()
 
     @names_inputs
     def forward(
@@ -350,17 +356,10 @@ def _source(
     teacher: Encoder | ActivationSource | None, objectives: Iterable[Objective]
 ) -> ActivationSource | None:
     """The teacher as a source of what the objectives match."""
-    if teacher is None or isinstance(teacher, ActivationSource):
-        return teacher
-    spots = {match.teacher for objective in objectives for match in objective.matches} - {None}
-    attention, hidden = ([i for place, i in spots if place == kind] for kind in ("attention", "hidden"))  # type: ignore[misc]
-    return TeacherStream(
-        teacher,
-        attention=attention,
-        hidden=hidden,
-        logits=("logits", 0) in spots,
-        output_layer=("output_layer", 0) in spots,
-    )
+    if teacher is None:
+        return None
+    looks = ((match.teacher, getattr(o, "pooling", None)) for o in objectives for match in o.matches)
+    return source_of(teacher, {(spot, pooling) for spot, pooling in looks if spot is not None})
 
 
 def _check_objectives(objectives: list[Objective]) -> None:

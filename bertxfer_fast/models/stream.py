@@ -13,13 +13,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .activations import LayerActivations, Sink, Tap
-from .encoder import Encoder, module_of
+from .activations import LayerActivations, Sink, Spot, Tap
+from .encoder import ActivationSource, Encoder, module_of
 from .hf.encoder import PackedModel
 from .loans import eval_mode
 from .spec import EncoderSpec
 
-__all__ = ["LayerActivations", "Sink", "TeacherStream", "as_encoder"]
+__all__ = ["LayerActivations", "Sink", "TeacherStream", "as_encoder", "source_of"]
 
 
 class TeacherStream:
@@ -103,3 +103,29 @@ def as_encoder(model: PreTrainedModel | Encoder, role: str = "model") -> Encoder
     if isinstance(model, Encoder):
         return model
     raise TypeError(f"{role}: got {type(model).__name__}, want a transformers PreTrainedModel or an Encoder")
+
+
+def source_of(
+    teacher: PreTrainedModel | Encoder | ActivationSource, wants: Iterable[tuple[Spot, str | None]]
+) -> ActivationSource:
+    """A teacher as a source of just what is looked at.
+
+    A source that has a ``select(wants)`` says itself what then streams, another one streams what it streams.
+
+    Args:
+        teacher: a model, an `Encoder` or a source.
+        wants: spots, each with the pooling through which alone it is looked at, or None.
+
+    Raises:
+        TypeError, ValueError: something that is no teacher, or that has no such spot.
+    """
+    wants = set(wants)
+    select: Any = getattr(teacher, "select", None)
+    if select is not None:
+        return select(wants)
+    if isinstance(teacher, ActivationSource):
+        return teacher
+    spots = {spot for spot, _ in wants}
+    attention, hidden = ([i for place, i in spots if place == kind] for kind in ("attention", "hidden"))
+    last = {place: (place, 0) in spots for place in ("logits", "output_layer")}
+    return TeacherStream(teacher, attention=attention, hidden=hidden, **last)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ..models.spec import EncoderSpec
 
-__all__ = ["follow_labels"]
+__all__ = ["follow_labels", "has_names", "label_order"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,14 +41,14 @@ def follow_labels(student: nn.Module, facts: EncoderSpec, teacher: EncoderSpec) 
         return
     if config is not None and config.problem_type is None:
         config.problem_type = teacher.problem_type
-    if not _named(teacher.labels):
+    if not has_names(teacher.labels):
         return
-    if _named(facts.labels) and facts.labels != teacher.labels:
+    if has_names(facts.labels) and facts.labels != teacher.labels:
         if config is None:
             raise ValueError(
                 f"student: got labels {list(facts.labels)}, want the teacher's, {list(teacher.labels)}, in this order"
             )
-        order = _order(facts.labels, teacher.labels)
+        order = label_order(facts.labels, teacher.labels)
         if order is None:
             logger.warning(
                 "the student's head was for %s; it learns the teacher's %s",
@@ -62,12 +62,12 @@ def follow_labels(student: nn.Module, facts: EncoderSpec, teacher: EncoderSpec) 
         config.label2id = {name: i for i, name in enumerate(teacher.labels)}
 
 
-def _named(labels: Sequence[str]) -> bool:
+def has_names(labels: Sequence[str]) -> bool:
     """Whether these are names that somebody gave, not those that transformers fills in."""
     return bool(labels) and not all(_PLACEHOLDER.fullmatch(str(label)) for label in labels)
 
 
-def _order(student: Sequence[str], teacher: Sequence[str]) -> list[int] | None:
+def label_order(student: Sequence[str], teacher: Sequence[str]) -> list[int] | None:
     """Where in the student's labels each of the teacher's stands; None if they are not the same."""
     where = {str(label).casefold(): i for i, label in enumerate(student)}
     order = [where.get(str(label).casefold(), -1) for label in teacher]

@@ -209,6 +209,7 @@ class DistillationTrainer(Trainer):
             self.distiller.preview(preview_batches(self.train_dataset, self.data_collator, tokens, device))
         result = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
         self._guard.check()
+        self.distiller.flush()
         return result
 
     def compute_loss(
@@ -313,6 +314,7 @@ class DistillationTrainer(Trainer):
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             (folder / TRAINER_STATE).unlink(missing_ok=True)
+        self.distiller.flush()  # what a run that goes on from here need not ask again
         super()._save_checkpoint(model, trial)
 
     def _check_before_save(self) -> None:
