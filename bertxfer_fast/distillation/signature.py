@@ -1,4 +1,4 @@
-"""A forward that names what it takes, also where only the models know that: transformers' Trainer reads the signature."""
+"""A forward that names what it takes, also where only the models know that: Trainer reads the signature."""
 
 from __future__ import annotations
 
