@@ -117,9 +117,13 @@ def collator_for(
     task: Task, *, inputs: Collection[str] = (), limits: Mapping[str, int] | None = None
 ) -> PackingCollator:
     """The collator whose labels the heads of a task understand; the rest as in `PackingCollator`."""
-    floats = task.labels in ("float", "multi-hot")
-    dtype = torch.float32 if floats else None
-    return PackingCollator(dtype, task.head == "token", inputs, limits or {})
+    dtype = {
+        "float": torch.float32,
+        "multi-hot": torch.float32,
+        "similarity": torch.float32,
+        "span": torch.int64,
+    }
+    return PackingCollator(dtype.get(task.labels or ""), task.head == "token", inputs, limits or {})
 
 
 def collate_inputs(

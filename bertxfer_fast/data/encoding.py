@@ -25,6 +25,7 @@ from .. import tasks
 from .empty_rows import check_choice, describe, refusal, row_numbers
 from .files import scratch
 from .labels import at_first_tokens, label_encoder
+from .spans import question_windows
 from .tables import Source, check_columns, column_values, element_feature, is_empty, load
 
 __all__ = ["NO_LIMIT", "checked_max_length", "encode"]
@@ -44,6 +45,7 @@ def encode(
     task: str | tasks.Task = "sequence-classification",
     label2id: Mapping[str, int] | None = None,
     max_length: int | None = None,
+    stride: int | None = None,
     empty_rows: str = "error",
     label_kind: str | None = None,
 ) -> Dataset:
@@ -57,11 +59,16 @@ def encode(
         task: says what the labels are: a name or number looked up in `label2id` -> an int (sequence-classification);
             a list of them -> a 0/1 float for every class (multi-label-classification); a list of them, one a word of
             `text` -> an int for every token, that of the word at its first token and -100 elsewhere
-            (token-classification); a number -> a float (regression).
+            (token-classification); a number -> a float (regression). An answer, as its text or as SQuAD has it
+            (``{"text": [...], "answer_start": [...]}``) -> its first and last token in a question (`text`) and its
+            context (`text_pair`), (0, 0) where there is none (question-answering). How alike the texts of a pair are ->
+            a float for both, which stay sequences of their own, one after the other (embedding).
         label2id: `label_map` of the training set, or the teacher's. If none of its names is a number, numbers in the
             data are taken for ids.
         max_length: longest sequence in tokens, specials included; longer ones are truncated. Default: the tokenizer's
             model_max_length.
+        stride: of question-answering: a context that is too long becomes several sequences, which share so many tokens;
+            by default it is cut.
         empty_rows: what becomes of a row without text: ``"error"``; ``"skip"`` leaves it out; ``"zeros"`` makes it a
             sequence of no tokens, for which `FeatureExtractor` gives zeros; ``"keep"`` encodes the empty text. A
             warning says which rows. A row without a label is left out by ``"skip"``, and an error otherwise.
@@ -85,7 +92,8 @@ def encode(
         raise ValueError(
             "empty_rows: got 'zeros' beside a label, want error, skip or keep: nothing learns from zeros"
         )
-    longest = checked_max_length(tokenizer, max_length, pair=text_pair is not None)
+    apart, spans = task.labels == "similarity", task.labels == "span"
+    longest = checked_max_length(tokenizer, max_length, pair=text_pair is not None and not apart)
     if longest is None:
         raise ValueError("max_length: got None, want a number: the tokenizer states no model_max_length")
     texts = [text] if text_pair is None else [text, text_pair]
@@ -100,18 +108,42 @@ def encode(
             f"text: got {text!r} of {rows.features[text]}, text_pair {text_pair!r} and a {type(tokenizer).__name__}; "
             "labels for every token want a column of lists of words, no text_pair and a fast tokenizer"
         )
+    if spans and (words or text_pair is None or not tokenizer.is_fast):
+        raise ValueError(
+            f"text_pair: got {text_pair!r} and a {type(tokenizer).__name__}, want columns of questions and contexts "
+            f"and a fast tokenizer for task {task.name!r}"
+        )
+    if apart and label is not None and text_pair is None:
+        raise ValueError(
+            f"label: got {label!r} without text_pair, want a pair whose texts are more or less alike"
+        )
+    if stride is not None and (not spans or stride < 0):
+        raise ValueError(
+            f"stride: got {stride} for task {task.name!r}, want 0 or more, for question-answering"
+        )
     to_label = None if label is None else label_encoder(task, label2id, rows.features[label])
     rows = complete_rows(rows.select_columns(columns), texts, label, empty_rows)
     if label is not None and to_label is not None:
-        _check_labels(rows, label, to_label, text if per_token else None)
+        _check_labels(rows, label, to_label, text if per_token else text_pair if spans else None)
+
+    def spans_of(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        questions, contexts = ([value or "" for value in batch[column]] for column in texts)
+        answers = None
+        if label is not None and to_label is not None:
+            answers = [to_label(v, context) for v, context in zip(batch[label], contexts, strict=True)]
+        return question_windows(tokenizer, questions, contexts, answers, max_length=longest, stride=stride)
 
     def features_of(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         empty = [
             any(map(is_empty_text, row)) for row in zip(*(batch[column] for column in texts), strict=True)
         ]
         nothing: Any = [] if words else ""
+        columns = [[nothing if value is None else value for value in batch[column]] for column in texts]
+        if apart:  # first text, second text, first text, ...
+            columns = [[value for row in zip(*columns, strict=True) for value in row]]
+            empty = [gone for gone in empty for _ in texts]
         tokens = tokenizer(
-            *([nothing if value is None else value for value in batch[column]] for column in texts),
+            *columns,
             is_split_into_words=words,
             truncation=True,
             max_length=longest,
@@ -128,11 +160,11 @@ def encode(
             labels = [to_label(value) for value in batch[label]]
             if per_token:
                 labels = [at_first_tokens(ids, tokens.word_ids(i)) for i, ids in enumerate(labels)]
-            features["labels"] = labels
+            features["labels"] = [value for value in labels for _ in texts] if apart else labels
         return features
 
     return rows.map(
-        features_of,
+        spans_of if spans else features_of,
         batched=True,
         remove_columns=columns,
         cache_file_name=os.path.join(scratch(), f"{uuid.uuid4().hex}.arrow"),
@@ -256,14 +288,14 @@ def is_empty_text(value: Any) -> bool:
     return is_empty(value) or (isinstance(value, list) and all(map(is_empty, value)))
 
 
-def _check_labels(rows: Dataset, label: str, to_label: Callable[[Any], Any], words: str | None) -> None:
-    """Encode every label for trial; `words` is the column that must be as long, where there is a label a word."""
+def _check_labels(rows: Dataset, label: str, to_label: Callable[..., Any], words: str | None) -> None:
+    """Encode every label for trial; `words` is the column that must be as long, or hold the answer."""
     bad, why = [], ""
     beside = column_values(rows, words) if words else itertools.repeat(None)
     for i, (value, row) in enumerate(zip(column_values(rows, label), beside, strict=False)):
         try:
-            encoded = to_label(value)
-            if row is not None and len(encoded) != len(row):
+            encoded = to_label(value) if not isinstance(row, str) else to_label(value, row)
+            if isinstance(row, list) and len(encoded) != len(row):
                 raise ValueError(f"{len(encoded)} labels for {len(row)} words")
         except (ValueError, TypeError) as error:
             why = why or str(error)

@@ -13,6 +13,7 @@ from datasets import ClassLabel
 
 from ..errors import did_you_mean
 from ..tasks import Task
+from .spans import answer_of, characters_of
 from .tables import Source, check_columns, column_values, element_feature, is_empty, load
 
 __all__ = ["IGNORED", "label_encoder", "label_map", "load_label_map", "save_label_map"]
@@ -64,8 +65,10 @@ def load_label_map(path: str | os.PathLike[str]) -> dict[str, int]:
     return _checked_label2id(json.loads(Path(path).read_text(encoding="utf-8")))
 
 
-def label_encoder(task: Task, label2id: Mapping[str, int] | None, feature: Any) -> Callable[[Any], Any]:
+def label_encoder(task: Task, label2id: Mapping[str, int] | None, feature: Any) -> Callable[..., Any]:
     """A function from a value of the label column to its encoding, which raises ValueError for one that has none.
+
+    Of an answer it also takes the context, and gives the characters of the answer in it.
 
     Args:
         task: says what a label is, and whether a text has one or each of its words.
@@ -79,8 +82,10 @@ def label_encoder(task: Task, label2id: Mapping[str, int] | None, feature: Any) 
         raise ValueError(
             f"label: got a column for task {task.name!r}, want none: its labels do not come from one"
         )
-    if task.labels == "float":
+    if task.labels in ("float", "similarity"):
         return _finite
+    if task.labels == "span":
+        return lambda value, context: characters_of(answer_of(value), context)
     if label2id is None:
         raise ValueError(
             f"label2id: got None, want a map for task {task.name!r}: label_map(train, label) makes it, for every split"

@@ -217,7 +217,7 @@ class Distiller(nn.Module):
 
     def _as_inputs(self, logits: Tensor | None, ids: Tensor | None, mask: Tensor | None) -> Tensor | None:
         """Logits of tokens in the shape of ``ids``, as labels of an evaluation have it."""
-        if logits is None or ids is None or self._roles.student.spec.head != "token":
+        if logits is None or ids is None or self._roles.student.spec.head not in ("token", "span"):
             return logits
         if mask is None:
             return logits.view(*ids.shape, -1)

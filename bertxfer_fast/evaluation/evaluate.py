@@ -32,7 +32,7 @@ def evaluate(
     """Metrics of a model on labelled features, run where the model is.
 
     Args:
-        model: a transformers encoder with a head.
+        model: a transformers encoder with a head; of an embedding task one without, whose tokens are averaged.
         dataset: features (``input_ids``, ``labels``).
         task: which metrics; by default those of the task that the model's head is for.
         tokens_per_batch: tokens in a packed batch.
@@ -61,7 +61,7 @@ def summary(
     row: dict[str, float | int] = {}
     settings: dict[str, Any] = {"tokens_per_batch": tokens_per_batch, "bf16": bf16}
     task = task_of_model(EncoderSpec.of(model)) if task is None else tasks.get(task)
-    if dataset is not None and task.head is not None and has_labels(dataset):
+    if dataset is not None and task.labels is not None and has_labels(dataset):
         row.update(evaluate(model, dataset, task=task, **settings))
     row["parameters"], row["MB"] = parameter_count(model), size_mb(model)
     if dataset is not None:

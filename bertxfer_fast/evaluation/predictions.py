@@ -15,7 +15,7 @@ from ..data.loaders import packed_batches
 from ..models.encoder import reads
 from ..models.loans import device_of, inference
 from ..models.stream import as_encoder
-from .metrics import metrics_of, task_of_model
+from .metrics import measurable, metrics_of, rows_of_sequences, task_of_model, vectors_of
 
 __all__ = ["Predictions", "predict"]
 
@@ -26,9 +26,9 @@ class Predictions:
 
     Attributes:
         task: what is predicted.
-        outputs: logits ``[N, C]``; of a task with a label for every token predicted ids ``[T]``.
+        outputs: logits ``[N, C]``; of a task with a label for every token predicted ids ``[T]``; else see `measurable`.
         labels: as `metrics_of` takes them.
-        lengths: int64 ``[N]``, how many of ``outputs`` belong to each sequence.
+        lengths: int64 ``[N]``, how many of ``outputs`` belong to each sequence, or to each pair of an embedding task.
         names: of the classes, in the order of the logits; empty without classes.
     """
 
@@ -43,7 +43,7 @@ class Predictions:
 
     def metrics(self) -> dict[str, float]:
         """The task's metrics by name, see `metrics_of`."""
-        return metrics_of(self.outputs, self.labels, self.task)
+        return metrics_of(self.outputs, self.labels, self.task, self.names)
 
     def take(self, sequences: NDArray[np.int64]) -> Predictions:
         """Those of the sequences of these numbers, in this order; a number may come more than once."""
@@ -67,7 +67,8 @@ def predict(
     """Run a model over labelled features, where it is.
 
     Args:
-        model: a transformers encoder with a head, or another `Encoder` with one.
+        model: a transformers encoder with a head, or another `Encoder` with one; of an embedding task one without, the
+            mean of whose tokens is taken.
         dataset: features (``input_ids``, ``labels``).
         task: what is predicted; by default what the model's head is for.
         tokens_per_batch: tokens in a packed batch.
@@ -78,7 +79,7 @@ def predict(
     """
     encoder = as_encoder(model)
     task = task_of_model(encoder.spec) if task is None else tasks.get(task)
-    if task.head is None:
+    if task.labels is None:
         raise ValueError(f"model: got {encoder.spec.name}, want one with a head to evaluate")
     if not len(dataset):
         raise ValueError("dataset: got no rows, want at least one")
@@ -88,15 +89,20 @@ def predict(
         for _, batch in packed_batches(dataset, tokens_per_batch, device_of(model), collate):
             if "labels" not in batch:
                 raise ValueError("dataset: got features without labels, want labels to measure against")
-            logits = encoder.run(batch).logits
-            assert logits is not None
-            of_tokens = task.head == "token"
-            outputs.append((logits.argmax(-1) if task.predicts_ids else logits.float()).cpu())
-            labels.append((batch["labels"].reshape(-1) if of_tokens else batch["labels"]).cpu())
-            sizes = batch["cu_seq_lens_q"].diff().long().cpu()
-            lengths.append(sizes if of_tokens else torch.ones_like(sizes))
+            output = encoder.run(batch)
+            predicted = output.logits if task.head is not None else vectors_of(output, batch)
+            assert predicted is not None
+            rows, right = measurable(task, predicted, batch["labels"], batch)
+            assert right is not None
+            outputs.append((rows.float() if rows.is_floating_point() else rows).cpu())
+            labels.append(right.cpu())
+            lengths.append(rows_of_sequences(task, batch["cu_seq_lens_q"]).cpu())
+    sizes = torch.cat(lengths)
+    if task.labels == "similarity":  # what is measured, and drawn together, is a pair
+        sizes = torch.full((len(sizes) // 2,), 2)
     return Predictions(
         task,
-        *(torch.cat(parts).numpy() for parts in (outputs, labels, lengths)),
-        names=encoder.spec.labels if task.labels in ("class", "multi-hot") else (),
+        *(torch.cat(parts).numpy() for parts in (outputs, labels)),
+        lengths=sizes.numpy(),
+        names=encoder.spec.labels if task.has_classes else (),
     )

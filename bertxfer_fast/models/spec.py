@@ -21,7 +21,8 @@ class EncoderSpec:
         head_dim: width of one head; None for a network without attention.
         vocab_size: number of token ids; None where that is not known.
         num_labels: width of the logits, 0 without a head.
-        head: what the head reads: ``"sequence"`` (one row per sequence), ``"token"`` (every token), None (no head).
+        head: what the head reads: ``"sequence"`` (one row per sequence), ``"token"`` (every token),
+            ``"span"`` (every token, for the first and the last one of a span), None (no head).
         problem_type: transformers' ``"regression"``, ``"single_label_classification"``,
             ``"multi_label_classification"``; None where the labels decide.
         max_positions: the longest sequence; None where there is no limit.

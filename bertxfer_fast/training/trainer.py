@@ -28,9 +28,10 @@ from ..data.samplers import EvenBatchSampler, TokenBudgetBatchSampler
 from ..distillation.distiller import Distiller, DistillerOutput
 from ..errors import NonFiniteLossError
 from ..evaluation.card import ModelCard
-from ..evaluation.metrics import TaskMetrics, task_of_model
+from ..evaluation.metrics import TaskMetrics, measurable, task_of_model, vectors_of
 from ..evaluation.speed import student_facts
 from ..models.spec import EncoderSpec
+from ..models.stream import as_encoder
 from .arguments import DistillationArguments
 from .checkpoints import (
     TRAINER_STATE,
@@ -57,8 +58,9 @@ class DistillationTrainer(Trainer):
         model_card: facts and measured numbers for the README.md of the final save; what is left empty and is
             known here (teacher, sizes, data) is filled in, numbers are only ever the ones given.
         data_collator: makes packed batches; by default a `PackingCollator` that fits the task.
-        compute_metrics: as in Trainer; by default the task's. Where every token has a label predictions are then
-            ids ``[T]``, not logits.
+        compute_metrics: as in Trainer; by default the task's. Predictions are then what the task measures: ids where
+            every token has a label (with a row behind each sequence, labelled ``SEQUENCE_END``, where sequences are
+            measured), spans ``[N, 2]``, or vectors.
         kwargs: passed to Trainer.
 
     Logged are `loss` and `loss/<objective>`, evaluated `eval_loss`, `eval_loss/<objective>` and the metrics.
@@ -97,9 +99,7 @@ class DistillationTrainer(Trainer):
         self.task = task_of_model(EncoderSpec.of(model.student)) if task is None else tasks.get(task)
         _offer_checkpointing(model)
         if compute_metrics is None and self.task.labels is not None:
-            compute_metrics = TaskMetrics(self.task)
-            if self.task.predicts_ids:
-                kwargs.setdefault("preprocess_logits_for_metrics", _predicted_ids)
+            compute_metrics = TaskMetrics(self.task, EncoderSpec.of(model.student).labels)
         super().__init__(
             model,
             args,
@@ -257,7 +257,7 @@ class DistillationTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """One pack: (loss, logits `[N, C]` or `[T, C]`, labels `[N]`, `[N, C]` or `[T]`)."""
+        """One pack: (loss, logits `[N, C]` or `[T, C]`, labels `[N]`, `[N, C]` or `[T]`), or what the task measures."""
         # Without the padding of whatever collator made it.
         inputs = self.distiller.pack(self._prepare_inputs(inputs))
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -268,7 +268,13 @@ class DistillationTrainer(Trainer):
         if prediction_loss_only:
             return loss, None, None
         logits, labels = outputs.logits, inputs.get("labels")
-        if self.task.head == "token":
+        if isinstance(self.compute_metrics, TaskMetrics):
+            if self.task.head is None and labels is not None:
+                with torch.no_grad(), self.compute_loss_context_manager():
+                    logits = vectors_of(as_encoder(self.student).run(inputs), inputs)
+            if logits is not None:
+                logits, labels = measurable(self.task, logits, labels, inputs)
+        elif self.task.head == "token":
             logits = None if logits is None else logits.flatten(0, -2)
             labels = None if labels is None else labels.reshape(-1)
         return loss, self._gatherable(logits), self._gatherable(labels)
@@ -375,11 +381,6 @@ class DistillationTrainer(Trainer):
 def _named_parts(outputs: DistillerOutput) -> dict[str, Tensor]:
     """The objectives' values under the names they are logged by."""
     return {f"loss/{name}": value for name, value in (outputs.parts or {}).items()}
-
-
-def _predicted_ids(logits: Tensor, labels: Tensor) -> Tensor:
-    """Kept for metrics instead of logits: a token head may be as wide as a vocabulary."""
-    return logits.argmax(-1)
 
 
 def _below(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:

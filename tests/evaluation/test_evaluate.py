@@ -68,14 +68,24 @@ def test_speed_is_that_of_the_passes_after_the_warm_up(monkeypatch: pytest.Monke
     [
         ("sequence-classification", [[1, 2], [3, 1], [0, 5]], [1, 0, -100], {"accuracy": 1.0}),
         ("sequence-classification", [[1, 2], [3, 1]], [0, 0], {"accuracy": 0.5}),
-        ("multi-label-classification", [[1, -1], [1, 1]], [[1.0, 0.0], [0.0, 1.0]], {"accuracy": 0.75}),
-        ("multi-label-classification", [[0.2, -0.2], [-0.2, 0.2]], [[1, 0], [0, 1]], {"accuracy": 1.0}),
+        (
+            "multi-label-classification",
+            [[1, -1], [1, 1]],
+            [[1.0, 0.0], [0.0, 1.0]],
+            {"accuracy": 0.75, "f1": 0.8},
+        ),
+        (
+            "multi-label-classification",
+            [[0.2, -0.2], [-0.2, 0.2]],
+            [[1, 0], [0, 1]],
+            {"accuracy": 1.0, "f1": 1.0},
+        ),
         # A row with a label that is not known does not count, whatever its other labels are.
         (
             "multi-label-classification",
             [[1, -1], [1, 1]],
             [[1.0, 0.0], [0.0, float("nan")]],
-            {"accuracy": 1.0},
+            {"accuracy": 1.0, "f1": 1.0},
         ),
         ("token-classification", [1, 2, 0], [[1, -100, 1]], {"token_accuracy": 0.5}),
         ("regression", [[1.0], [2.0], [4.0]], [1.0, 2.0, 3.0], {"mse": 1 / 3, "pearson": 0.98198}),

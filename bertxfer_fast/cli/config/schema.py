@@ -68,6 +68,12 @@ class DataConfig:
     max_length: int | None = field(
         default=None, metadata={"help": "cut texts to so many tokens (default: what the models can take)"}
     )
+    stride: int | None = field(
+        default=None,
+        metadata={
+            "help": "question answering: tokens that windows of a long context share (default: cut it)"
+        },
+    )
     empty_rows: Literal["error", "skip", "keep"] = field(
         default="error",
         metadata={"help": "rows without text: refuse the file, leave them out, or encode the empty text"},

@@ -74,7 +74,7 @@ class Plan:
             recipe=self.recipe.name,
             teacher=self.config.teacher,
             data={split: len(rows) for split, rows in self.data.items()},
-            task="" if self.task.head is None else self.task.name,
+            task="" if self.task.labels is None else self.task.name,
         )
 
     def distiller(self, stage: recipes.Stage) -> Distiller:
@@ -161,7 +161,7 @@ def _check_best_metric(plan: Plan, stage: recipes.Stage) -> None:
         *(f"loss/{objective.name}" for objective in stage.build_objectives() if objective.weight),
     ]
     if has_labels(plan.data["eval"]):
-        known += plan.task.metrics
+        known += plan.task.measured(EncoderSpec.of(plan.student).labels)
     if wanted.removeprefix("eval_") not in known:
         raise InputError(
             f"stage {stage.name}: metric_for_best_model: got {wanted!r}, want one that is measured here: "

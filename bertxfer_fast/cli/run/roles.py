@@ -39,7 +39,7 @@ def load_teacher(config: DistillConfig) -> tuple[Any, tasks.Task]:
         own = _own_task(AutoConfig.from_pretrained(config.teacher, local_files_only=True))
         task = own if config.task is None else tasks.get(config.task)
         # One class can serve several tasks: its weights would load and mean something else.
-        if task.auto_class == own.auto_class and task.labels != own.labels:
+        if task.auto_class == own.auto_class and task.head is not None and task.labels != own.labels:
             raise InputError(
                 f"{config.where('task')}: task: got {task.name!r}, want {own.name!r}: the teacher's head does that"
             )

@@ -83,6 +83,6 @@ def _measured_losses(trainer: DistillationTrainer) -> dict[str, float]:
         last = history[-2] if len(history) > 1 else {}
         fresh = "eval_loss" in last and not trainer.args.load_best_model_at_end
         measured = last if fresh else trainer.evaluate()
-        names = ["loss", *trainer.task.metrics]
+        names = ["loss", *trainer.task.metrics, *trainer.task.name_metrics]
         row.update({f"dev {name}": measured[f"eval_{name}"] for name in names if f"eval_{name}" in measured})
     return row

@@ -33,7 +33,7 @@ def encode_splits(plan: Plan) -> dict[str, Any]:
             "come from no column"
         )
     label2id = None
-    if label is not None and task.labels != "float":
+    if label is not None and task.has_classes:
         with user_input(config.where("data.label")):
             label2id = _label_map(plan, label)
     features = {}
@@ -48,6 +48,7 @@ def encode_splits(plan: Plan) -> dict[str, Any]:
                 task=task,
                 label2id=label2id,
                 max_length=config.data.max_length or _longest(plan),
+                stride=config.data.stride,
                 empty_rows=config.data.empty_rows,
             )
     return features

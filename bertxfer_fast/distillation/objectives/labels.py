@@ -8,6 +8,7 @@ from torch import Tensor
 from ...models.activations import LayerActivations
 from ...models.spec import EncoderSpec
 from .base import Objective, register, task_of_head, with_head
+from .spans import span_loss
 
 __all__ = ["Labels"]
 
@@ -17,7 +18,8 @@ class Labels(Objective):
     """The task's own labels, without a teacher: what transformers' heads would compute.
 
     Classes: cross-entropy, -100 ignored. Several classes a row (``problem_type`` is multi-label, or the labels are
-    floats): binary cross-entropy per label. Regression: MSE. Means over what is labelled.
+    floats): binary cross-entropy per label. Regression: MSE. Spans: cross-entropy of their first and last token over
+    the tokens of the sequence. Means over what is labelled.
 
     Args:
         weight, schedule, name: see `Objective`.
@@ -40,12 +42,14 @@ class Labels(Objective):
         self._task_labels = task_of_head(student, teacher).labels
 
     def forward(self, student: LayerActivations, labels: Tensor) -> Tensor:
-        """The loss of ``logits [R, C]`` against labels ``[R]``, ``[1, R]`` or ``[R, C]``, a float32 scalar.
+        """The loss of ``logits [R, C]`` against labels ``[R]``, ``[1, R]`` or ``[R, C]`` (spans ``[N, 2]``), a scalar.
 
         Raises:
             ValueError: labels of another shape, or outside 0..C-1.
         """
         assert student.logits is not None
+        if self._task_labels == "span":
+            return span_loss(student, labels)
         logits = student.logits.float()
         rows, classes = logits.shape
         if self._task_labels != "class" or labels.is_floating_point():

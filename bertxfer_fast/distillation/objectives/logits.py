@@ -11,6 +11,7 @@ from ...models.activations import LayerActivations
 from ...models.spec import EncoderSpec
 from ..registry import check_choice
 from .base import Objective, register, task_of_head, with_head
+from .spans import span_rows
 from .temperature import TemperatureLike, as_temperature
 
 __all__ = ["Logits"]
@@ -21,8 +22,9 @@ class Logits(Objective):
     """The teacher's logits as soft labels, of the kind that its task has (`tasks.task_of`).
 
     One class a row: the softmax over all logits. Any number of classes (``problem_type`` says multi-label): every logit
-    is the sigmoid of a decision of its own, a row of two classes, yes and no. A number (regression): it has no
-    distribution, so every kind is the MSE.
+    is the sigmoid of a decision of its own, a row of two classes, yes and no. A span: a softmax over the tokens of a
+    sequence for its first, and one for its last. A number (regression): it has no distribution, so every kind is the
+    MSE.
 
     Args:
         temperature: a positive number; or a schedule: ``{"kind": "linear", "value": 8, "end": 1}`` over the training,
@@ -70,6 +72,10 @@ class Logits(Objective):
                 "problem_type in both configurations"
             )
         self._task_labels = task.labels
+        if task.labels == "span" and self.temperature.per_row:
+            raise ValueError(
+                f"{self.name}: got a temperature for every row, want one for all: a row of a span is as long as its text"
+            )
         if student.num_labels == 1 and task.labels == "class" and self.kind not in ("mse", "sigmoid"):
             raise ValueError(
                 f"{self.name}: got kind {self.kind!r}, want kind='mse': of one logit it is constant"
@@ -82,6 +88,8 @@ class Logits(Objective):
         s, t = student.logits, teacher.logits
         if self._task_labels == "multi-hot" or self.kind == "sigmoid":
             s, t = _decisions(s), _decisions(t)
+        elif self._task_labels == "span":
+            s, t = span_rows(student), span_rows(teacher)
         squared = self.kind != "soft_ce"
         tau: float | Tensor
         if self.temperature.per_row:

@@ -55,7 +55,7 @@ class PackedModel:
 
     Args:
         model: a ``PreTrainedModel`` whose attention goes through transformers' ``AttentionInterface``.
-        head: ``"sequence"`` (the head reads one row per sequence) or ``"token"``; by default known from the
+        head: ``"sequence"`` (the head reads one row per sequence), ``"token"`` or ``"span"``; by default known from the
             class name for transformers' own heads, None (no logits) for others.
 
     Attributes:
@@ -144,7 +144,7 @@ class PackedModel:
             hidden = catch.hidden if hidden is catch.rows else None
             logits = catch.check_logits(output.logits)
         else:
-            logits = output.logits.squeeze(0)
+            logits = _token_logits(output)
         if call.tap is not None and call.tap.logits:
             call.offer("logits", 0, logits=logits)
         return PackedOutput(None if hidden is None else hidden.squeeze(0), logits)
@@ -319,6 +319,13 @@ class _CatchOutput:
                 f"{wanted[0]} sequences, want {wanted}; it reads something other than the first token"
             )
         return logits
+
+
+def _token_logits(output: Any) -> Tensor:
+    """``[T, C]``; a span head's two, of being the first and the last token, side by side."""
+    if "start_logits" in output:
+        return torch.stack([output.start_logits, output.end_logits], -1).squeeze(0)
+    return output.logits.squeeze(0)
 
 
 def _check_lengths(cu_seqlens: Tensor, tokens: int, max_seqlen: int) -> None:

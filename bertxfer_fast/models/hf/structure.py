@@ -36,7 +36,8 @@ def spec_of(model: PreTrainedModel, head: str | None = None) -> EncoderSpec:
 
     Args:
         model: the model.
-        head: ``"sequence"`` or ``"token"``; by default known from the class name for transformers' own heads.
+        head: ``"sequence"``, ``"token"`` or ``"span"``; by default known from the class name for transformers' own
+            heads.
 
     Raises:
         TypeError: ``model`` is not a PreTrainedModel.
@@ -46,8 +47,8 @@ def spec_of(model: PreTrainedModel, head: str | None = None) -> EncoderSpec:
         raise TypeError(
             f"model: got {type(model).__name__}, want a transformers PreTrainedModel or an Encoder"
         )
-    if head not in (None, "sequence", "token"):
-        raise ValueError(f"head: got {head!r}, want 'sequence', 'token' or None")
+    if head not in (None, "sequence", "token", "span"):
+        raise ValueError(f"head: got {head!r}, want 'sequence', 'token', 'span' or None")
     name, config, base = type(model).__name__, model.config, cast(PreTrainedModel, model.base_model)
     _check_packable(model)
     layers = find_layers(base)

@@ -9,27 +9,45 @@ A new task is one record and one call:
     register(Task("rating", "a grade from 1 to 5 a text", "AutoModelForSequenceClassification", "sequence", "class",
                   metrics={"off_by": lambda logits, labels: abs(logits.argmax(-1) - labels).mean()}))
 
-Only the standard library is imported here: metrics work on the arrays they are given.
+Only the standard library is imported here: metrics work on the arrays and names they are given.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from .errors import did_you_mean
+from ..errors import did_you_mean
+from . import entities, metrics
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Head", "Metric", "Task", "auto_class", "get", "head_of", "names", "register", "task_of"]
+__all__ = [
+    "Head",
+    "Labels",
+    "Metric",
+    "NameMetric",
+    "Task",
+    "auto_class",
+    "get",
+    "head_of",
+    "names",
+    "register",
+    "task_of",
+]
 
-#: What the logits of a model are rows of.
-Head = Literal["sequence", "token"]
-#: (logits or predicted ids, labels), only rows that count -> a number; NaN where it is undefined.
+#: What the logits of a model are rows of: a sequence, a token, or a token of which a sequence's first and last are
+#: looked for (two logits each, a softmax over the tokens of the sequence).
+Head = Literal["sequence", "token", "span"]
+#: What a label is: a class id, a 0/1 float for every class, a float, the first and the last token of a span, or how
+#: alike the two texts of a pair are.
+Labels = Literal["class", "multi-hot", "float", "span", "similarity"]
+#: (logits, or what is predicted, and labels), only rows that count -> a number; NaN where it is undefined.
 Metric = Callable[["NDArray[Any]", "NDArray[Any]"], float]
+#: (predicted, right) names of labels, a list for every sequence, only of tokens that count -> a number, or NaN.
+NameMetric = Callable[[Sequence[Sequence[str]], Sequence[Sequence[str]]], float]
 
 
 @dataclass(frozen=True)
@@ -41,36 +59,52 @@ class Task:
         description: what its labels say, in a few words, for help.
         auto_class: the transformers class that loads a model with its head.
         head: what the logits are rows of; None: the model has no logits.
-        labels: what a label is: a class id, a 0/1 float for every class, or a float. With a ``"token"`` head there is
-            one for every token.
+        labels: what a label is, see `Labels`. With a ``"token"`` head there is one for every token.
         metrics: name -> function. Classes are measured on logits ``[N, C]``, or on predicted ids ``[T]`` where every
-            token has a label; floats and multi-hot rows on logits of the labels' shape.
+            token has a label; floats and multi-hot rows on logits of the labels' shape; spans on predicted ones
+            ``[N, 2]``; similarities on the cosines of pairs ``[N]``.
+        name_metrics: name -> function of label names, for metrics that look at a sequence as a whole (entities).
+        names_fit: whether `name_metrics` mean something for labels of these names.
         problem_type: transformers' word for it, which tells apart tasks that share `auto_class`.
         label_column: whether the labels can come from a column of the data.
 
     Raises:
-        ValueError: a head without labels or labels without a head, or token labels that are not classes.
+        ValueError: a head without labels, or labels that such a head has not.
     """
 
     name: str
     description: str
     auto_class: str
     head: Head | None
-    labels: Literal["class", "multi-hot", "float"] | None
+    labels: Labels | None
     metrics: Mapping[str, Metric] = field(default_factory=dict)
+    name_metrics: Mapping[str, NameMetric] = field(default_factory=dict)
+    names_fit: Callable[[Sequence[str]], bool] = bool
     problem_type: str | None = None
     label_column: bool = True
 
     def __post_init__(self) -> None:
-        if (self.head is None) != (self.labels is None):
+        similarity = self.labels == "similarity"
+        if (self.head is None) != (self.labels is None) and not (similarity and self.head is None):
             raise ValueError(f"labels: got {self.labels!r} beside head {self.head!r}, want both or neither")
         if self.head == "token" and self.labels != "class":
             raise ValueError(f"labels: got {self.labels!r} beside a token head, want 'class'")
+        if (self.head == "span") != (self.labels == "span") or (similarity and self.head is not None):
+            raise ValueError(f"labels: got {self.labels!r} beside head {self.head!r}, want what it predicts")
 
     @property
     def predicts_ids(self) -> bool:
         """Whether predicted ids are kept instead of logits: a token head can be as wide as a vocabulary."""
         return self.head == "token"
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether its labels are names that ids stand for."""
+        return self.labels in ("class", "multi-hot")
+
+    def measured(self, label_names: Sequence[str] = ()) -> list[str]:
+        """The names of the metrics, for labels of these names."""
+        return [*self.metrics, *(self.name_metrics if self.names_fit(label_names) else ())]
 
     def is_head_of(self, model_class: str) -> bool:
         """Whether a transformers class of that name carries this task's head."""
@@ -154,31 +188,6 @@ def head_of(model_class: str) -> Head | None:
     return next((task.head for task in _TASKS.values() if task.is_head_of(model_class)), None)
 
 
-# ---- metrics ------------------------------------------------------------------------------------------------
-
-
-def _accuracy(logits: NDArray[Any], labels: NDArray[Any]) -> float:
-    """Share of right classes."""
-    predicted = logits.argmax(-1) if logits.ndim == 2 else logits
-    return float((predicted == labels).mean())
-
-
-def _decision_accuracy(logits: NDArray[Any], labels: NDArray[Any]) -> float:
-    """Share of right yes/no decisions, one for every class."""
-    return float(((logits > 0) == (labels > 0.5)).mean())
-
-
-def _mse(predicted: NDArray[Any], labels: NDArray[Any]) -> float:
-    return float(((predicted - labels) ** 2).mean())
-
-
-def _pearson(predicted: NDArray[Any], labels: NDArray[Any]) -> float:
-    """Pearson correlation; NaN where one side is constant."""
-    a, b = predicted.ravel() - predicted.mean(), labels.ravel() - labels.mean()
-    scale = math.sqrt((a @ a) * (b @ b))
-    return float(a @ b) / scale if scale > 0 else math.nan
-
-
 # ---- the tasks ----------------------------------------------------------------------------------------------
 
 SEQUENCE_CLASSIFICATION = register(
@@ -188,7 +197,7 @@ SEQUENCE_CLASSIFICATION = register(
         "AutoModelForSequenceClassification",
         "sequence",
         "class",
-        metrics={"accuracy": _accuracy},
+        metrics={"accuracy": metrics.accuracy},
         problem_type="single_label_classification",
     )
 )
@@ -199,7 +208,7 @@ MULTI_LABEL_CLASSIFICATION = register(
         "AutoModelForSequenceClassification",
         "sequence",
         "multi-hot",
-        metrics={"accuracy": _decision_accuracy},
+        metrics={"accuracy": metrics.decision_accuracy, "f1": metrics.decision_f1},
         problem_type="multi_label_classification",
     )
 )
@@ -210,7 +219,7 @@ REGRESSION = register(
         "AutoModelForSequenceClassification",
         "sequence",
         "float",
-        metrics={"mse": _mse, "pearson": _pearson},
+        metrics={"mse": metrics.mse, "pearson": metrics.pearson},
         problem_type="regression",
     )
 )
@@ -221,7 +230,23 @@ TOKEN_CLASSIFICATION = register(
         "AutoModelForTokenClassification",
         "token",
         "class",
-        metrics={"token_accuracy": _accuracy},
+        metrics={"token_accuracy": metrics.accuracy},
+        name_metrics={
+            "span_precision": entities.span_precision,
+            "span_recall": entities.span_recall,
+            "span_f1": entities.span_f1,
+        },
+        names_fit=entities.has_scheme,
+    )
+)
+QUESTION_ANSWERING = register(
+    Task(
+        "question-answering",
+        "the span of the second text (context) that answers the first (question)",
+        "AutoModelForQuestionAnswering",
+        "span",
+        "span",
+        metrics={"exact_match": metrics.span_exact, "overlap_f1": metrics.span_overlap},
     )
 )
 MASKED_LM = register(
@@ -231,8 +256,18 @@ MASKED_LM = register(
         "AutoModelForMaskedLM",
         "token",
         "class",
-        metrics={"token_accuracy": _accuracy},
+        metrics={"token_accuracy": metrics.accuracy},
         label_column=False,
     )
 )
 NONE = register(Task("none", "no head, no labels", "AutoModel", head=None, labels=None, label_column=False))
+EMBEDDING = register(
+    Task(
+        "embedding",
+        "a vector a text, no head; may be labelled with how alike the texts of a pair are",
+        "AutoModel",
+        head=None,
+        labels="similarity",
+        metrics={"spearman": metrics.spearman, "pearson": metrics.pearson},
+    )
+)

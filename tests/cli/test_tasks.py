@@ -1,0 +1,206 @@
+"""Every task from a recipe file, a data file and a tiny teacher to a student that is measured."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from bertxfer_fast import data, recipes, tasks
+from bertxfer_fast.distillation.objectives import HiddenStates
+from bertxfer_fast.evaluation.evaluate import evaluate
+from bertxfer_fast.models.hf.loading import load_model
+
+from ..folders import WORDS, change, distill, make_place, tiny_tokenizer
+from ..tiny import tiny_bert
+
+PLAIN = [word for word in WORDS if word.isalpha()]
+NAMES = ["O", "B-x", "I-x"]
+
+
+def text(draw: random.Random, words: int = 6) -> list[str]:
+    return [draw.choice(PLAIN) for _ in range(words)]
+
+
+def pairs(draw: random.Random) -> dict[str, Any]:
+    return {
+        "a": " ".join(text(draw)),
+        "b": " ".join(text(draw, 12)),
+        "y": draw.choice(["neg", "neutral", "pos"]),
+    }
+
+
+def numbers(draw: random.Random) -> dict[str, Any]:
+    return {"a": " ".join(text(draw)), "y": draw.random()}
+
+
+def many(draw: random.Random) -> dict[str, Any]:
+    return {"a": " ".join(text(draw)), "y": draw.sample(["neg", "neutral", "pos"], draw.randint(0, 3))}
+
+
+def words(draw: random.Random) -> dict[str, Any]:
+    some = text(draw)
+    return {"a": [*some[:2], "slowly", *some[2:]], "y": [draw.choice(NAMES) for _ in range(7)]}
+
+
+def answers(draw: random.Random) -> dict[str, Any]:
+    context = " ".join(text(draw, 14))
+    start = context.index(" ", draw.randrange(30)) + 1
+    end = (context + " ").index(" ", start)
+    answer = {"text": [context[start:end]], "answer_start": [start]}
+    return {"a": " ".join(text(draw, 3)), "b": context, "y": answer}
+
+
+def likeness(draw: random.Random) -> dict[str, Any]:
+    return {"a": " ".join(text(draw)), "b": " ".join(text(draw)), "y": draw.random()}
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "pairs": {"row": pairs, "pair": True, "measured": ["accuracy"]},
+    "regression": {"row": numbers, "num_labels": 1, "measured": ["mse", "pearson"]},
+    "multi-label-classification": {
+        "row": many,
+        "problem_type": "multi_label_classification",
+        "measured": ["accuracy", "f1"],
+    },
+    "token-classification": {
+        "row": words,
+        "head": "ForTokenClassification",
+        "names": NAMES,
+        "measured": ["token_accuracy", "span_f1"],
+    },
+    "question-answering": {
+        "row": answers,
+        "head": "ForQuestionAnswering",
+        "num_labels": 2,
+        "pair": True,
+        "stride": 3,
+        "measured": ["exact_match", "overlap_f1"],
+    },
+    "masked-lm": {"row": numbers, "head": "ForMaskedLM", "label": None, "measured": []},
+}
+
+
+def place_of(folder: Path, row: Any, *, seed: int = 0, **case: Any) -> Path:
+    """A folder as `make_place` makes it, with another teacher and files of other rows."""
+    make_place(folder)
+    shutil.rmtree(folder / "teacher")
+    settings = {key: case[key] for key in ("num_labels", "problem_type") if key in case}
+    teacher = tiny_bert(4, 16, 4, seed=1, **{"head": "ForSequenceClassification", **settings, **_head(case)})
+    if "names" in case:
+        teacher.config.id2label = dict(enumerate(case["names"]))
+        teacher.config.label2id = {name: i for i, name in enumerate(case["names"])}
+    teacher.save_pretrained(folder / "teacher")
+    tiny_tokenizer(folder / "teacher")
+    draw = random.Random(seed)
+    for name, count in (("train", 12), ("dev", 6), ("test", 6)):
+        lines = [json.dumps(row(draw)) for _ in range(count)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    change(
+        folder,
+        data={
+            "train": "train.jsonl",
+            "eval": "dev.jsonl",
+            "test": "test.jsonl",
+            "text": "a",
+            **({"text_pair": "b"} if case.get("pair") else {}),
+            **({"label": "y"} if case.get("label", "y") else {}),
+            **({"stride": case["stride"]} if "stride" in case else {}),
+            "max_length": 16,
+        },
+        training={"max_steps": 2, "per_device_train_batch_size": 4},
+        stages={},
+    )
+    return folder
+
+
+def _head(case: dict[str, Any]) -> dict[str, str]:
+    return {"head": case["head"]} if "head" in case else {}
+
+
+def student_row(place: Path) -> dict[str, str]:
+    """The student's line of the table of models."""
+    lines = [
+        x.split("|") for x in (place / "out" / "summary.md").read_text().splitlines() if x.startswith("| ")
+    ]
+    rows = {line[1].strip(): [cell.strip() for cell in line] for line in lines}
+    return dict(zip(rows["model"], rows["student"], strict=True))
+
+
+def measured_anew(place: Path, task: str, **settings: Any) -> dict[str, float]:
+    """What the saved student gives on the test file, loaded by transformers."""
+    student = load_model(place / "out", tasks.get(task).auto_class)[0]
+    features = data.encode(
+        place / "test.jsonl",
+        AutoTokenizer.from_pretrained(place / "out"),
+        text="a",
+        label="y",
+        task=task,
+        label2id=student.config.label2id,
+        max_length=16,
+        **settings,
+    )
+    if "text_pair" in settings and task != "embedding":
+        assert all(set(types) == {0, 1} for types in features["token_type_ids"])
+    return evaluate(student, features, task=task)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_task_from_file_to_student(tmp_path: Path, name: str) -> None:
+    case = dict(CASES[name])
+    row, measured = case.pop("row"), case.pop("measured")
+    place = place_of(tmp_path, row, **case)
+    task = "sequence-classification" if name == "pairs" else name
+    change(place, task=task)
+    assert distill(place) == 0
+    stage = json.loads((place / "out" / "prediction" / "stage.json").read_text())["summary"]
+    assert {f"dev {metric}" for metric in measured} <= stage.keys() and math.isfinite(stage["dev loss"])
+    if not measured:
+        return
+    settings = {"text_pair": "b"} if case.get("pair") else {}
+    found = measured_anew(place, task, **settings, **({"stride": 3} if "stride" in case else {}))
+    shown = student_row(place)
+    for metric in measured:
+        assert float(shown[metric]) == pytest.approx(found[metric], abs=2e-4)
+
+
+def test_embeddings_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipes.base._registry, "_entries", dict(recipes.base._registry._entries))
+
+    @recipes.register
+    def last_states() -> recipes.Recipe:
+        return recipes.Recipe("last_states", [recipes.Stage("hidden", lambda: [HiddenStates(layers="last")])])
+
+    place = place_of(tmp_path, likeness, head="Model", pair=True)
+    change(place, recipe="last_states", task="embedding")
+    assert distill(place) == 0
+    stage = json.loads((place / "out" / "hidden" / "stage.json").read_text())["summary"]
+    assert {"dev spearman", "dev pearson"} <= stage.keys()
+    found, shown = measured_anew(place, "embedding", text_pair="b"), student_row(place)
+    assert {name: float(shown[name]) for name in found} == pytest.approx(found, abs=2e-4)
+    # Without labels only the loss is measured.
+    change(place, data__label=None, output_dir="other")
+    assert distill(place) == 0
+    assert "spearman" not in (place / "other" / "summary.md").read_text()
+
+
+def test_best_metrics_that_are_not_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of classes that mark no entities there is no span F1."""
+    case = {**CASES["token-classification"], "names": ["A", "B", "C"]}
+    row = case.pop("row")
+
+    def letters(draw: random.Random) -> dict[str, Any]:
+        made = row(draw)
+        return {**made, "y": [draw.choice("ABC") for _ in made["y"]]}
+
+    place = place_of(tmp_path, letters, **case)
+    best = {"metric_for_best_model": "span_f1", "load_best_model_at_end": True, "save_strategy": "epoch"}
+    change(place, training={"max_steps": 2, **best})
+    assert distill(place) == 2
+    assert "metric_for_best_model: got 'span_f1', want one that is measured here" in capsys.readouterr().err
