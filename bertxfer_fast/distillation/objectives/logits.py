@@ -74,7 +74,7 @@ class Logits(Objective):
         self._task_labels = task.labels
         if task.labels == "span" and self.temperature.per_row:
             raise ValueError(
-                f"{self.name}: got a temperature for every row, want one for all: a row of a span is as long as its text"
+                f"{self.name}: got a temperature for every row, want one for all: rows of spans are as long as texts"
             )
         if student.num_labels == 1 and task.labels == "class" and self.kind not in ("mse", "sigmoid"):
             raise ValueError(
