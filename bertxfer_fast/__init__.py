@@ -26,6 +26,7 @@ _LAZY = {
     "recipes": "",
     "students": "",
     "teachers": "",
+    "transfer_weights": "students",
     "use_backend": "ops",
 }
 #: Public modules that stand in a room.
@@ -50,6 +51,7 @@ __all__ = [
     "recipes",
     "students",
     "teachers",
+    "transfer_weights",
     "use_backend",
 ]
 
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from .features import FeatureExtractor
     from .models.stream import TeacherStream
     from .ops import build_info, explain, use_backend
+    from .students import transfer_weights
     from .training.arguments import DistillationArguments
     from .training.trainer import DistillationTrainer
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from ..models.encoder import ActivationSource, Encoder, module_of
+from ..models.spec import padded_alike
 
 __all__ = ["check_models"]
 
@@ -35,7 +36,7 @@ def check_models(
             "(copy.deepcopy gives them): training the student would change the teacher"
         )
     sizes = [spec.vocab_size for spec in (teacher.spec, student.spec) if spec.vocab_size is not None]
-    if len(sizes) == 2 and not tokenizers_compared and not _same_but_padded(*sorted(sizes)):
+    if len(sizes) == 2 and not tokenizers_compared and not padded_alike(*sizes):
         raise ValueError(
             f"student: got vocab_size {sizes[1]} and {sizes[0]} of the teacher, want the teacher's vocabulary, or one "
             "that differs by padding alone: both read the same tokens"
@@ -50,8 +51,3 @@ def _shared(student: nn.Module, teacher: nn.Module | None) -> list[str]:
     ids = {id(p) for p in teacher.parameters()}
     trained = [(name, p) for name, p in student.named_parameters() if p.requires_grad]
     return [name for name, p in trained if id(p) in ids or p.data_ptr() in memory]
-
-
-def _same_but_padded(smaller: int, larger: int) -> bool:
-    """Whether one size of an embedding is the other rounded up, as ``pad_to_multiple_of`` does for tensor cores."""
-    return any(larger == -(-smaller // multiple) * multiple for multiple in (1, 8, 16, 32, 64, 128, 256))

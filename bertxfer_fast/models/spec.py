@@ -6,7 +6,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["EncoderSpec"]
+__all__ = ["EncoderSpec", "padded_alike"]
 
 
 @dataclass(frozen=True)
@@ -90,3 +90,9 @@ class EncoderSpec:
             raise ValueError(
                 f"output_layer: got {self.name}, want a masked-LM model, whose head ends in one linear map of tokens"
             )
+
+
+def padded_alike(first: int, second: int) -> bool:
+    """Whether one size of a vocabulary is the other rounded up, as ``pad_to_multiple_of`` does for tensor cores."""
+    smaller, larger = sorted((first, second))
+    return any(larger == -(-smaller // multiple) * multiple for multiple in (1, 8, 16, 32, 64, 128, 256))

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from .smaller import smaller, uniform_layers
+from .transfer import Moved, Transfer, transfer_weights
 
-__all__ = ["smaller", "uniform_layers"]
+__all__ = ["Moved", "Transfer", "smaller", "transfer_weights", "uniform_layers"]

@@ -24,7 +24,7 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 # Configuration names of a size. The first is the one this module speaks; the others are what some models call
 # it without saying so in their attribute_map (DistilBERT's feed-forward width is `hidden_dim`).
-_SIZES = {
+SIZES = {
     "hidden_size": ("hidden_size",),
     "num_attention_heads": ("num_attention_heads",),
     "intermediate_size": ("intermediate_size", "hidden_dim"),
@@ -116,7 +116,7 @@ def _student_config(
     for name, size in widths.items():
         if size is None:
             continue
-        key = next((k for k in _SIZES[name] if hasattr(teacher, k)), None)
+        key = next((k for k in SIZES[name] if hasattr(teacher, k)), None)
         if key is None:
             raise ValueError(f"{name}: got {size}, want none: {type(teacher).__name__} has no such size")
         if size < 1:
@@ -150,7 +150,7 @@ def _copied_weights(
     teacher: PreTrainedModel, student: PreTrainedModel, chosen: list[int]
 ) -> dict[str, Tensor]:
     """The student's state dict filled from the teacher's; an error if anything does not correspond exactly."""
-    stack = _layer_stack(teacher)
+    stack = layer_stack(teacher)
     source, wanted = teacher.state_dict(), student.state_dict()
     copied: dict[str, Tensor] = {}
     used = set()
@@ -178,7 +178,7 @@ def _copied_weights(
     return copied
 
 
-def _layer_stack(model: PreTrainedModel) -> str:
+def layer_stack(model: PreTrainedModel) -> str:
     """Name, with a closing dot, of the ModuleList with one entry a layer."""
     names = [name for name, _ in layer_lists(model)]
     if len(names) != 1:
