@@ -90,6 +90,11 @@ class DistillationArguments(TrainingArguments):
         config.even_batches = False
 
 
+def greater_is_better(metric: str) -> bool:
+    """Whether more of a metric is better; of losses and squared errors less is."""
+    return not metric.endswith(("loss", "mse")) and "loss/" not in metric
+
+
 def training_field_types() -> dict[str, Any]:
     """Every argument `DistillationArguments` takes, with its type: what a recipe may say under `training`."""
     hints = typing.get_type_hints(DistillationArguments)

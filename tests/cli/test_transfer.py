@@ -1,0 +1,183 @@
+"""`bertxfer transfer`: what is blended is what Python blends, and the sweep keeps what its dev file likes best."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from bertxfer_fast import cli
+from bertxfer_fast.data import encode
+from bertxfer_fast.evaluation.evaluate import evaluate
+from bertxfer_fast.evaluation.sweeps import sweep_curve
+from bertxfer_fast.students import transfer_weights
+from bertxfer_fast.training.sweep import sweep_weights
+
+from ..folders import contents, make_place
+from ..tiny import tiny_bert
+
+NAMES = {"id2label": {0: "neg", 1: "neutral", 2: "pos"}, "label2id": {"neg": 0, "neutral": 1, "pos": 2}}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A teacher of four layers beside students of two, of its widths and narrower, and labelled files."""
+    make_place(tmp_path)
+    models = {
+        "teacher": tiny_bert(4, head="ForSequenceClassification", seed=1),
+        "small": tiny_bert(2, head="ForSequenceClassification", seed=2, **NAMES),
+        "narrow": tiny_bert(2, hidden=12, head="ForSequenceClassification", seed=2, **NAMES),
+    }
+    for name, model in models.items():
+        with torch.no_grad():  # so that it says different things of different texts
+            model.classifier.bias.zero_()
+            model.classifier.weight.sub_(model.classifier.weight.mean(0)).mul_(5)
+            model.bert.pooler.dense.weight.mul_(3)
+        model.save_pretrained(tmp_path / name)
+    return tmp_path
+
+
+def transfer(place: Path, student: str, *words: str) -> int:
+    paths = [str(place / "teacher"), str(place / student), "--output", str(place / "out")]
+    return cli.main(["transfer", *paths, *words])
+
+
+def load(folder: Path):
+    return AutoModelForSequenceClassification.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("student", "words", "options"),
+    [
+        ("small", [], {}),
+        (
+            "small",
+            ["--beta", "0.25", "--layers", "last", "--no-head"],
+            {"beta": 0.25, "layer_map": "last", "head": False},
+        ),
+        ("small", ["--layers=1:0", "--no-embeddings"], {"layer_map": [(1, 0)], "embeddings": False}),
+        (
+            "narrow",
+            ["--layers", "0,3", "--width-rule", "svd", "--beta", "0.5"],
+            {"layer_map": [0, 3], "width_rule": "svd", "beta": 0.5},
+        ),
+    ],
+)
+def test_what_is_written_is_what_python_blends(place, student, words, options, capsys):
+    assert transfer(place, student, *words) == 0
+    wanted = load(place / student)
+    record = transfer_weights(load(place / "teacher"), wanted, **options)
+    written = load(place / "out").state_dict()
+    assert all(torch.equal(value, written[name]) for name, value in wanted.state_dict().items())
+    told = json.loads((place / "out" / "transfer.json").read_text())
+    assert told == json.loads(json.dumps(record.to_dict()))
+    assert str(record) in capsys.readouterr().out
+    assert len(AutoTokenizer.from_pretrained(place / "out")) == 50
+    assert "from `teacher`" in (place / "out" / "README.md").read_text()
+
+
+def test_the_sweep_keeps_the_best_on_the_dev_file(place, capsys):
+    words = ["--sweep", "0,0.3,0.6,1", "--dev", str(place / "train.tsv"), "--text", "sentence"]
+    assert transfer(place, "small", *words) == 0
+    told = json.loads((place / "out" / "sweep.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(place / "teacher")
+    dev = encode(
+        str(place / "train.tsv"), tokenizer, text="sentence", label="label", label2id=NAMES["label2id"]
+    )
+    values = []
+    for row in told["rows"]:
+        student = load(place / "small")
+        transfer_weights(load(place / "teacher"), student, row["beta"])
+        values.append(evaluate(student, dev)["accuracy"])
+        assert row["accuracy at start"] == pytest.approx(values[-1])
+    assert len(set(values)) > 1
+    assert told["best"] == told["rows"][values.index(max(values))]
+    assert evaluate(load(place / "out"), dev)["accuracy"] == pytest.approx(max(values))
+    assert {"sweep.md", "sweep.png", "transfer.json", "README.md"} <= set(contents(place / "out"))
+    assert "| accuracy at start |" in (place / "out" / "sweep.md").read_text()
+    assert f"best: beta {told['best']['beta']:g}" in capsys.readouterr().out
+
+
+def test_every_share_is_fine_tuned_alike(place):
+    files = ["--dev", str(place / "dev.tsv"), "--train", str(place / "train.tsv"), "--text", "sentence"]
+    words = ["--sweep", "1,0", "--steps", "3", "--learning-rate", "0.01", "--batch-size", "8", *files]
+    assert transfer(place, "small", *words) == 0
+    told = json.loads((place / "out" / "sweep.json").read_text())
+    assert [sorted(row) for row in told["rows"]] == [["accuracy at start", "accuracy trained", "beta"]] * 2
+    trained = [row["accuracy trained"] for row in told["rows"]]
+    assert told["best"]["accuracy trained"] == max(trained)
+    blended = load(place / "small")
+    transfer_weights(load(place / "teacher"), blended, told["best"]["beta"])
+    assert not torch.equal(load(place / "out").classifier.weight, blended.classifier.weight)
+
+
+def test_in_python_nothing_given_is_changed_and_less_may_be_better(place):
+    teacher = tiny_bert(2, head="ForSequenceClassification", num_labels=1, seed=1)
+    student = tiny_bert(2, head="ForSequenceClassification", num_labels=1, seed=2)
+    before = copy.deepcopy(student.state_dict())
+    rows = [{"input_ids": [2, 7 + i, 3], "labels": i / 5} for i in range(6)]
+    found = sweep_weights(teacher, student, [0.0, 0.5, 1.0], rows)
+    assert found.metric == "mse"
+    errors = [row["mse at start"] for row in found.rows]
+    assert found.best["mse at start"] == min(errors) < max(errors)
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    by_correlation = sweep_weights(teacher, student, [0.0, 1.0], rows, metric="pearson")
+    values = [row["pearson at start"] for row in by_correlation.rows]
+    assert by_correlation.best["pearson at start"] == max(values)
+    again = [
+        sweep_weights(teacher, student, [0.5], rows, train=rows, steps=2, arguments={"learning_rate": 0.01})
+        for _ in range(2)
+    ]
+    assert again[0].rows == again[1].rows
+    assert again[0].rows[0]["mse trained"] != again[0].rows[0]["mse at start"]
+    with pytest.raises(ValueError, match="metric: got 'f1', want one that is measured here: mse, pearson"):
+        sweep_weights(teacher, student, [0.5], rows, metric="f1")
+    with pytest.raises(ValueError, match="steps: got 2 without training data"):
+        sweep_weights(teacher, student, [0.5], rows, steps=2)
+
+
+@pytest.mark.parametrize(
+    ("student", "words", "message"),
+    [
+        ("small", ["--beta", "2"], "--beta: got 2, want 0 to 1"),
+        ("small", ["--beta", "0.5", "--sweep", "0,1", "--dev", "dev.tsv"], "--beta: got 0.5 beside --sweep"),
+        ("small", ["--sweep", "0,1"], "--sweep: got no --dev file"),
+        ("small", ["--sweep", "0,x", "--dev", "dev.tsv"], "--sweep: got '0,x', want numbers with commas"),
+        ("small", ["--sweep", "0,0", "--dev", "dev.tsv"], "want shares from 0 to 1, none twice"),
+        ("small", ["--sweep", "0,1", "--dev", "dev.tsv", "--steps", "2"], "--steps: got 2 without --train"),
+        ("small", ["--dev", "dev.tsv"], "--dev: got 'dev.tsv' without --sweep"),
+        ("small", ["--sweep", "0,1", "--dev", "none.tsv"], "--dev: no such file: none.tsv"),
+        ("small", ["--sweep", "0,1", "--dev", "dev.tsv"], "--dev: dev.tsv: no column 'text'"),
+        ("small", ["--layers", "1,x"], "--layers: got '1,x', want layers with commas"),
+        ("small", ["--layers", "1,4"], "layer_map: got teacher layer 4"),
+        ("small", ["--task", "sentiment"], "--task: task: got 'sentiment', want one of"),
+        ("narrow", [], "width_rule: got 'error' for hidden_size=12 and 16 of the teacher"),
+        ("nowhere", [], "STUDENT: STUDENT: no such directory"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(place, student, words, message, capsys, monkeypatch):
+    monkeypatch.chdir(place)
+    before = contents(place)
+    assert cli.main(["transfer", "teacher", student, "--output", "out", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert contents(place) == before and not (place / "out").exists()
+
+
+def test_a_place_with_something_in_it_is_refused(place, capsys):
+    assert (
+        cli.main(["transfer", *[str(place / name) for name in ("teacher", "small")], "--output", str(place)])
+        == 2
+    )
+    assert "want a new directory: there is something" in capsys.readouterr().err
+
+
+def test_a_sweep_of_nothing_cannot_be_drawn(tmp_path):
+    with pytest.raises(ValueError, match="rows: got"):
+        sweep_curve([], tmp_path / "x.png")
+    drawn = sweep_curve([{"beta": 1, "f1": 0.5}, {"beta": 0, "f1": 0.1}], tmp_path / "x.png", best=1)
+    assert drawn.read_bytes().startswith(b"\x89PNG")
