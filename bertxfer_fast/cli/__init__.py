@@ -1,4 +1,4 @@
-"""The `bertxfer` command: `distill`, `transfer`, `augment`, `extract`, `bench`, `info`, each in a file of its own.
+"""The `bertxfer` command: `distill`, `transfer`, `evaluate` and others, each in a file of its own.
 
 Whatever is wrong with a user's input is found before work starts, said in one line on stderr, and ends with exit
 code 2 (`--debug` shows the traceback). A training that stops because a loss is not finite ends with code 1,
@@ -14,18 +14,20 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import InputError, NonFiniteLossError, one_line
-from . import augment, bench, distill, extract, info, transfer
+from . import augment, bench, compare, distill, evaluate, extract, info, transfer
 
 __all__ = ["main"]
 
 #: In the order of `bertxfer --help`. A command adds its parser to the others and sets `run` as its default.
-COMMANDS = (distill, transfer, augment, extract, bench, info)
+COMMANDS = (distill, transfer, augment, extract, evaluate, compare, bench, info)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = _parser()
     args = parser.parse_args(argv)
+    words = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--debug"]
+    args.words = words[1:]  # behind the command's name, for whoever writes down what was asked
     debug = args.debug or "--debug" in getattr(args, "flags", ())
     if not hasattr(args, "run"):
         parser.print_help()

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import shlex
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 
 def say(text: str) -> None:
     """Print a line at once, also into a pipe."""
     print(text, flush=True)
+
+
+def command_line(words: Sequence[str]) -> str:
+    """The command as it was given, with the last parts of its paths alone: it is published, folders are not."""
+
+    def short(word: str) -> str:
+        flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        return flag + equals + (os.path.basename(value.rstrip(os.sep)) if os.sep in value else value)
+
+    return shlex.join(["bertxfer", *map(short, words)])
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from .config.schema import describe, load
-from .console import quiet
+from .console import command_line, quiet
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -40,6 +40,11 @@ def run(args: argparse.Namespace) -> None:
         from .run.plan import make_plan
         from .run.report import report
         from .run.stages import run_stages
+        from .run.twin import TWIN, start_twin, train_twin
 
         plan = make_plan(config)
-        report(plan, run_stages(plan))
+        twin = start_twin(plan)
+        records = run_stages(plan)
+        if twin is not None:
+            records[TWIN] = train_twin(plan, twin, records)
+        report(plan, records, command=command_line(["distill", *args.words]), twin=twin)

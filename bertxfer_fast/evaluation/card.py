@@ -25,6 +25,8 @@ class ModelCard:
         student: facts of the student, for example `{"layers": 3, "parameters": 17_000_000}`.
         stages: one mapping per stage, printed as a table.
         data: split name -> number of sequences.
+        files: split name -> name of its file.
+        command: that made it.
         metrics: measured numbers, one mapping per row (for example teacher and student), printed as given.
         auto_class: the transformers class that loads the student.
         task: what its head does, in words.
@@ -35,6 +37,8 @@ class ModelCard:
     student: Mapping[str, Any] = field(default_factory=dict)
     stages: Sequence[Mapping[str, Any]] = ()
     data: Mapping[str, int] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    command: str = ""
     metrics: Sequence[Mapping[str, Any]] = ()
     auto_class: str = "AutoModel"
     task: str = ""
@@ -57,10 +61,16 @@ class ModelCard:
         if self.stages:
             parts.append(f"## Training\n\n{table(self.stages)}")
         if self.data:
-            sizes = "\n".join(f"- {split}: {count:,} sequences" for split, count in self.data.items())
+            of_file = {split: f" of `{name}`" for split, name in self.files.items()}
+            sizes = "\n".join(
+                f"- {split}: {count:,} sequences{of_file.get(split, '')}"
+                for split, count in self.data.items()
+            )
             parts.append(f"## Data\n\n{sizes}")
         if self.metrics:
             parts.append(f"## Measured\n\n{table(self.metrics)}")
+        if self.command:
+            parts.append(f"## Made by\n\n```sh\n{self.command}\n```")
         parts.append(
             "## Use\n\nAn ordinary transformers model; bertxfer_fast is not needed to run it.\n\n"
             f"```python\nfrom transformers import {self.auto_class}, AutoTokenizer\n\n"

@@ -25,12 +25,17 @@ class Estimate:
     low: float
     high: float
 
+    @property
+    def interval(self) -> str:
+        """In words."""
+        return f"[{self.low:.4f}, {self.high:.4f}]"
+
     def to_dict(self) -> dict[str, float]:
         """For JSON."""
         return {"value": self.value, "low": self.low, "high": self.high}
 
     def __str__(self) -> str:
-        return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
+        return f"{self.value:.4f} {self.interval}"
 
 
 def replicates(predictions: Predictions, *, resamples: int = 1000, seed: int = 0) -> Replicates:

@@ -21,6 +21,7 @@ __all__ = [
     "SEQUENCE_END",
     "TaskMetrics",
     "best_spans",
+    "cosines",
     "measurable",
     "metrics_of",
     "rows_of_sequences",
@@ -200,7 +201,7 @@ def metrics_of(
             f"labels: got {labels.shape[0]} of them, want one for each of {logits.shape[0]} predictions"
         )
     if task.labels == "similarity":
-        logits, labels = _cosines(logits, labels), labels[::2]
+        logits, labels = cosines(logits, labels), labels[::2]
     if task.labels in ("class", "span"):
         counted = labels >= 0 if labels.ndim == 1 else (labels >= 0).all(-1)
     else:
@@ -218,7 +219,7 @@ def metrics_of(
     return {name: value for name, value in found.items() if not np.isnan(value)}
 
 
-def _cosines(vectors: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
+def cosines(vectors: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
     """``[2P, D]`` -> the cosine of each pair, float64 ``[P]``."""
     paired = len(labels) % 2 == 0 and np.array_equal(labels[::2], labels[1::2], equal_nan=True)
     if not paired:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,9 @@ from ..data.loaders import packed_batches
 from ..models.encoder import reads
 from ..models.loans import device_of, inference
 from ..models.stream import as_encoder
-from .metrics import measurable, metrics_of, rows_of_sequences, task_of_model, vectors_of
+from .metrics import cosines, measurable, metrics_of, rows_of_sequences, task_of_model, vectors_of
 
-__all__ = ["Predictions", "predict"]
+__all__ = ["Predictions", "predict", "prediction_rows"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def predict(
     dataset: Features,
     *,
     task: str | tasks.Task | None = None,
+    names: Sequence[str] | None = None,
     tokens_per_batch: int = 8192,
     bf16: bool = False,
 ) -> Predictions:
@@ -71,6 +73,7 @@ def predict(
             mean of whose tokens is taken.
         dataset: features (``input_ids``, ``labels``).
         task: what is predicted; by default what the model's head is for.
+        names: of the classes; by default those that the model knows.
         tokens_per_batch: tokens in a packed batch.
         bf16: run under bf16 autocast.
 
@@ -104,5 +107,45 @@ def predict(
         task,
         *(torch.cat(parts).numpy() for parts in (outputs, labels)),
         lengths=sizes.numpy(),
-        names=encoder.spec.labels if task.has_classes else (),
+        names=tuple(encoder.spec.labels if names is None else names) if task.has_classes else (),
     )
+
+
+def prediction_rows(predictions: Predictions) -> list[dict[str, Any]]:
+    """One row a sequence: its number from 1, ``label``, ``predicted``, and of one class ``probability``.
+
+    Of labels for every token they are lists over the tokens that have a label, of several classes a text the names of
+    those that hold, of numbers the numbers, of spans their first and last token, of pairs how alike they are.
+    """
+    rows: list[dict[str, Any]] = []
+    task, names = predictions.task, predictions.names
+
+    def name(value: Any) -> str:
+        return names[int(value)] if 0 <= int(value) < len(names) else str(int(value))
+
+    for i in range(len(predictions)):
+        one = predictions.take(np.array([i]))
+        outputs, labels = one.outputs, one.labels
+        row: dict[str, Any] = {"row": i + 1}
+        if task.head == "token":
+            counted = labels >= 0
+            row["label"], row["predicted"] = (
+                [name(v) for v in values[counted]] for values in (labels, outputs)
+            )
+        elif task.labels == "class":
+            shares = np.exp(outputs[0] - outputs[0].max())
+            best = int(shares.argmax())
+            row |= {"label": name(labels[0]), "predicted": name(best)}
+            row["probability"] = float(shares[best] / shares.sum())
+        elif task.labels == "multi-hot":
+            for key, hot in (("label", labels[0] > 0.5), ("predicted", outputs[0] > 0)):
+                row[key] = " ".join(name(c) for c in np.flatnonzero(hot))
+        elif task.labels == "span":
+            for key, span in (("label", labels[0]), ("predicted", outputs[0])):
+                row |= {f"{key} first": int(span[0]), f"{key} last": int(span[1])}
+        elif task.labels == "similarity":
+            row |= {"label": float(labels[0]), "predicted": float(cosines(outputs, labels)[0])}
+        else:
+            row |= {"label": float(np.ravel(labels)[0]), "predicted": float(np.ravel(outputs)[0])}
+        rows.append(row)
+    return rows

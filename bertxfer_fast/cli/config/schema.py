@@ -81,6 +81,18 @@ class DataConfig:
 
 
 @dataclass
+class ReportConfig:
+    """What is told when the last stage is done."""
+
+    twin: bool = field(
+        default=False,
+        metadata={"help": "also train the student on labels alone, for as many steps, and compare"},
+    )
+    sentences: int = field(default=3, metadata={"help": "texts whose attention report.html shows"})
+    resamples: int = field(default=1000, metadata={"help": "of the bootstrap for confidence intervals"})
+
+
+@dataclass
 class DistillConfig:
     """One `bertxfer distill` run. `sources` remembers where every key was written, for error messages."""
 
@@ -103,6 +115,9 @@ class DistillConfig:
     )
     stages: dict[str, dict[str, Any]] = field(
         default_factory=dict, metadata={"help": "any DistillationArguments field, for one stage"}
+    )
+    report: ReportConfig = field(
+        default_factory=ReportConfig, metadata={"help": "what is told when the last stage is done"}
     )
     sources: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
@@ -163,6 +178,13 @@ def check_stages(config: DistillConfig, names: Iterable[str]) -> None:
             )
 
 
+def defaults() -> dict[str, Any]:
+    """The defaults of all keys that have one, by dotted key."""
+    return {
+        key: item.default for key, (_, item) in _schema().items() if item.default is not dataclasses.MISSING
+    }
+
+
 def describe() -> str:
     """All keys with a line of help each, and the tasks there are, for `bertxfer distill --help`."""
     keys = [f"  --{key:<30} {item.metadata['help']}" for key, (_, item) in _schema().items()]
@@ -215,7 +237,13 @@ def _build(settings: Mapping[str, Setting], training_fields: Mapping[str, Any]) 
     """The configuration; what is required and left out is None in it."""
     schema = _schema()
     top: dict[str, Any] = dict.fromkeys(_REQUIRED)
-    sections: dict[str, dict[str, Any]] = {"student": {}, "data": {}, "training": {}, "options": {}}
+    sections: dict[str, dict[str, Any]] = {
+        "student": {},
+        "data": {},
+        "training": {},
+        "options": {},
+        "report": {},
+    }
     stages: dict[str, dict[str, Any]] = {}
     for key, setting in settings.items():
         match key.split("."):
@@ -230,7 +258,7 @@ def _build(settings: Mapping[str, Setting], training_fields: Mapping[str, Any]) 
                 sections["options"][name] = setting.parsed()
             case ["student"] if not setting.is_section:
                 sections["student"]["path"] = setting.path(key)
-            case ["student" | "data" | "training" | "stages" | "options"] | ["stages", _]:
+            case ["student" | "data" | "training" | "stages" | "options" | "report"] | ["stages", _]:
                 if not setting.is_section:
                     raise InputError(f"{setting.where}: {key}: got {setting.value!r}, want a section of keys")
             case [*section, name] if key in schema:
@@ -247,6 +275,7 @@ def _build(settings: Mapping[str, Setting], training_fields: Mapping[str, Any]) 
         **top,
         student=StudentConfig(**sections["student"]),
         data=DataConfig(**sections["data"]),
+        report=ReportConfig(**sections["report"]),
         training=sections["training"],
         options=sections["options"],
         stages=stages,
@@ -292,6 +321,9 @@ def _check_values(config: DistillConfig, file_name: str) -> None:
         raise InputError(
             f"{config.where(sizes[0])}: student is a directory; {sizes[0].partition('.')[2]} cannot be set beside it"
         )
+    for key, least in (("sentences", 0), ("resamples", 1)):
+        if (value := getattr(config.report, key)) < least:
+            raise InputError(f"{config.where(f'report.{key}')}: {key}: got {value}, want {least} or more")
     if not 0 <= config.seed < 2**32:
         raise InputError(f"{config.where('seed')}: seed: got {config.seed}, want 0 to {2**32 - 1}")
     if data.max_length is not None and data.max_length < 1:

@@ -74,6 +74,7 @@ class Plan:
             recipe=self.recipe.name,
             teacher=self.config.teacher,
             data={split: len(rows) for split, rows in self.data.items()},
+            files={split: Path(path).name for split, path in named_splits(self.config).items()},
             task="" if self.task.labels is None else self.task.name,
         )
 
@@ -88,7 +89,7 @@ def make_plan(config: DistillConfig) -> Plan:
         InputError: something does not exist, cannot be read, or does not fit.
     """
     recipe = _recipe(config)
-    arguments = {stage.name: _arguments(config, stage) for stage in recipe.stages}
+    arguments = {stage.name: stage_arguments(config, stage) for stage in recipe.stages}
     _check_files(config)
     check_output(config, list(arguments))
     tokenizer = read_tokenizer(config)
@@ -116,7 +117,7 @@ def _recipe(config: DistillConfig) -> recipes.Recipe:
     return recipe
 
 
-def _arguments(config: DistillConfig, stage: recipes.Stage) -> DistillationArguments:
+def stage_arguments(config: DistillConfig, stage: recipes.Stage) -> DistillationArguments:
     """The stage's training arguments: the command's defaults, the recipe's, the user's."""
     has_dev = config.data.eval is not None
     chosen = {

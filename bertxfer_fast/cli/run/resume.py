@@ -49,8 +49,8 @@ def check_output(config: DistillConfig, stages: Sequence[str]) -> None:
         read = json.loads(record.read_text(encoding="utf-8"))
         if not isinstance(read, dict):
             raise ValueError(f"got a {type(read).__name__}, want the settings of a run")
-        before = _flat(read)
-    now = _flat(_identity(config))
+        before = flat(read)
+    now = flat(_identity(config))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     changed = [key for key in changed if not _is_free(key)]
     if changed:
@@ -113,20 +113,22 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _flat(values: Mapping[str, Any], section: str = "") -> dict[str, Any]:
+def flat(values: Mapping[str, Any], section: str = "") -> dict[str, Any]:
     """Nested settings by dotted key; what is None or empty counts as left out."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, value in values.items():
         key = f"{section}{name}"
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{key}.")
+            found |= flat(value, f"{key}.")
         elif value is not None:
-            flat[key] = value
-    return flat
+            found[key] = value
+    return found
 
 
 def _is_free(key: str) -> bool:
     section, _, _ = key.partition(".")
-    return key in _FREE_KEYS or (
-        section in ("training", "stages") and key.rpartition(".")[2] in _FREE_TRAINING
+    return (
+        key in _FREE_KEYS
+        or section == "report"
+        or (section in ("training", "stages") and key.rpartition(".")[2] in _FREE_TRAINING)
     )

@@ -15,7 +15,7 @@ from ...models.spec import EncoderSpec
 from ...students.heads import follow_labels
 from ..config.schema import DistillConfig
 
-__all__ = ["check_vocabulary", "load_teacher", "read_tokenizer", "start_student"]
+__all__ = ["check_vocabulary", "load_teacher", "own_task", "read_tokenizer", "start_student"]
 
 
 def read_tokenizer(config: DistillConfig) -> Any:
@@ -36,7 +36,7 @@ def load_teacher(config: DistillConfig) -> tuple[Any, tasks.Task]:
     """The teacher with the head the task needs, and the task (the teacher's own where none was given)."""
     where = config.where("teacher")
     with user_input(where):
-        own = _own_task(AutoConfig.from_pretrained(config.teacher, local_files_only=True))
+        own = own_task(AutoConfig.from_pretrained(config.teacher, local_files_only=True))
         task = own if config.task is None else tasks.get(config.task)
         # One class can serve several tasks: its weights would load and mean something else.
         if task.auto_class == own.auto_class and task.head is not None and task.labels != own.labels:
@@ -53,7 +53,7 @@ def load_teacher(config: DistillConfig) -> tuple[Any, tasks.Task]:
     return teacher, task
 
 
-def _own_task(config: Any) -> tasks.Task:
+def own_task(config: Any) -> tasks.Task:
     """The task of the head that a model was saved with."""
     saved_class = (config.architectures or [""])[0]
     return tasks.task_of(saved_class, config.num_labels, config.problem_type)

@@ -17,7 +17,7 @@ from ..console import say
 from .plan import Plan
 from .resume import finished_stage, record_run, record_stage
 
-__all__ = ["run_stages"]
+__all__ = ["run_stage", "run_stages"]
 
 
 def run_stages(plan: Plan) -> dict[str, dict[str, Any]]:
@@ -34,10 +34,10 @@ def run_stages(plan: Plan) -> dict[str, dict[str, Any]]:
     record_run(plan.config)
     sizes = ", ".join(f"{len(rows):,} {split}" for split, rows in plan.data.items())
     say(f"{plan.recipe.name}: {' -> '.join(stage.name for stage in plan.recipe.stages)}; {sizes} sequences")
-    return {stage.name: _run_stage(plan, stage) for stage in plan.recipe.stages}
+    return {stage.name: run_stage(plan, stage) for stage in plan.recipe.stages}
 
 
-def _run_stage(plan: Plan, stage: Stage) -> dict[str, Any]:
+def run_stage(plan: Plan, stage: Stage) -> dict[str, Any]:
     """Train a stage, or continue it, or take what it left when it is finished. The student is left trained."""
     folder = plan.folder / stage.name
     record = finished_stage(folder)

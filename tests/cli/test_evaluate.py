@@ -1,0 +1,254 @@
+"""What a run leaves to be read, and the commands that measure and compare."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from bertxfer_fast import cli
+
+from ..evaluation.test_report import Page, numbers
+from ..folders import change, contents, distill, make_place, sentences
+from ..tiny import tiny_bert
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a twin, which logs to TensorBoard."""
+    place = make_place(tmp_path_factory.mktemp("run"))
+    change(place, report={"twin": True, "resamples": 30, "sentences": 2}, training__report_to="tensorboard")
+    change(place, training__num_train_epochs=1)
+    assert distill(place, "--seed", "7", f"--output_dir={place / 'out'}") == 0
+    return place
+
+
+def read(place: Path) -> dict[str, Any]:
+    return json.loads((place / "out" / "results.json").read_text())
+
+
+def test_a_run_leaves_results(run: Path) -> None:
+    results = read(run)
+    assert [model["model"] for model in results["models"]] == ["teacher", "student", "twin"]
+    assert results["recipe"] == "tinybert" and results["measured on"] == "test.tsv" and results["seed"] == 7
+    assert results["data"]["train"] == {"file": "train.tsv", "sequences": 24}
+    assert results["command"] == "bertxfer distill recipe.yaml --seed 7 --output_dir=out"
+    assert results["resamples"] == 30 and len(results["differences"]) == 2
+    changed = {row["key"]: (row["value"], row["default"]) for row in results["settings"]}
+    assert changed["seed"] == (7, 42) and changed["report.twin"] == ("True", "False")
+    assert changed["training.learning_rate"] == (1e-3, 5e-5) and "data.text_pair" not in changed
+    assert str(run) not in json.dumps(results)
+
+
+def test_the_twin_starts_as_the_student_and_takes_as_many_steps_on_labels(run: Path) -> None:
+    stages = {row["stage"]: row for row in read(run)["stages"]}
+    assert stages["twin"]["steps"] == stages["intermediate"]["steps"] + stages["prediction"]["steps"] == 6
+    logged = json.loads((run / "out" / "twin" / "stage.json").read_text())["log_history"]
+    keys = {key for entry in logged for key in entry}
+    assert "loss/labels" in keys and not keys & {"loss/logits", "loss/hidden_states"}
+    twin, student = (
+        AutoModelForSequenceClassification.from_pretrained(run / "out" / name) for name in ("twin", ".")
+    )
+    assert {n: p.shape for n, p in twin.named_parameters()} == {
+        n: p.shape for n, p in student.named_parameters()
+    }
+    assert not torch.equal(twin.classifier.weight, student.classifier.weight)
+
+
+def test_the_report_and_the_card_say_the_same(run: Path) -> None:
+    results, text = read(run), (run / "out" / "report.html").read_text()
+    page = Page(text)
+    assert not set(numbers(results["models"]) + numbers(results["differences"])) - set(page.values)
+    assert len(page.sources) == 2 and "http" not in text and str(run) not in text
+    card = (run / "out" / "README.md").read_text()
+    for expected in (
+        "`teacher`",
+        "tinybert",
+        "train: 24 sequences of `train.tsv`",
+        results["command"],
+        "| twin",
+    ):
+        assert expected in card
+
+
+def test_objectives_are_logged_by_name_wherever_transformers_logs(run: Path) -> None:
+    tags: dict[str, list[float]] = {}
+    for folder in (run / "out" / "intermediate").rglob("events.out.tfevents*"):
+        events = EventAccumulator(str(folder)).Reload()
+        for tag in events.Tags()["scalars"]:
+            tags.setdefault(tag, []).extend(event.value for event in events.Scalars(tag))
+    logged = json.loads((run / "out" / "intermediate" / "stage.json").read_text())["log_history"]
+    for name in ("attention_scores", "hidden_states"):
+        expected = [entry[f"loss/{name}"] for entry in logged if f"loss/{name}" in entry]
+        assert len(expected) == 3 and tags[f"train/loss/{name}"] == pytest.approx(expected)
+        assert f"eval/loss/{name}" in tags
+
+
+def test_again_nothing_is_trained_and_the_report_may_change(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (run / "out" / "twin" / "model.safetensors").read_bytes()
+    assert distill(run, "--seed", "7", "--report.resamples", "20", "--report.sentences", "0") == 0
+    assert "stage twin: finished before, skipped" in capsys.readouterr().out
+    assert read(run)["resamples"] == 20
+    assert (run / "out" / "twin" / "model.safetensors").read_bytes() == before
+    assert len(Page((run / "out" / "report.html").read_text()).sources) == 1
+
+
+def test_evaluate_says_what_transformers_says(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", str(run / "out"), "--data", str(run / "test.tsv"), "--text", "sentence"]
+    predictions, output = run / "predictions.tsv", run / "evaluated.json"
+    further = ["--label", "label", "--resamples", "25", "--predictions", str(predictions)]
+    assert cli.main([*words, *further, "--json", "--output", str(output)]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results == json.loads(output.read_text())
+    model = AutoModelForSequenceClassification.from_pretrained(run / "out").eval()
+    tokenizer = AutoTokenizer.from_pretrained(run / "out")
+    with predictions.open() as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    right = 0
+    for row, (text, label) in zip(rows, sentences(10, 2), strict=True):
+        with torch.no_grad():
+            shares = model(**tokenizer(text, return_tensors="pt")).logits.softmax(-1)[0]
+        name = model.config.id2label[int(shares.argmax())]
+        assert (row["label"], row["predicted"]) == (label, name)
+        assert float(row["probability"]) == pytest.approx(float(shares.max()), rel=1e-4)
+        right += name == label
+    [found] = results["models"]
+    assert found["metrics"]["accuracy"]["value"] == pytest.approx(right / 10) and found["sentences/s"] > 0
+    assert [row["class"] for row in found["classes"]] == ["neg", "neutral", "pos"]
+    assert results["command"].startswith("bertxfer evaluate out --data test.tsv")
+    # Without labels: size and speed; as a page; as tables.
+    assert cli.main([*words, "--output", str(run / "page.html")]) == 0
+    told = capsys.readouterr().out
+    assert (
+        "accuracy" not in told and "sentences/s" in told and Page((run / "page.html").read_text()).open == []
+    )
+    assert cli.main([*words, *further[:4]]) == 0
+    assert "precision" in capsys.readouterr().out
+
+
+def test_names_that_the_model_does_not_know(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", str(run / "teacher"), "--data", str(run / "test.tsv"), "--text", "sentence"]
+    assert cli.main([*words, "--label", "label"]) == 2
+    assert "is not in label2id" in capsys.readouterr().err
+    (run / "map.json").write_text(json.dumps({"pos": 0, "neutral": 1, "neg": 2}))
+    further = ["--label", "label", "--label-map", str(run / "map.json"), "--json", "--resamples", "5"]
+    assert cli.main([*words, *further]) == 0
+    [found] = json.loads(capsys.readouterr().out)["models"]
+    assert [row["class"] for row in found["classes"]] == ["pos", "neutral", "neg"]
+
+
+def test_compare(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = run / "one.json"
+    words = [
+        "evaluate",
+        str(run / "out"),
+        "--data",
+        str(run / "dev.tsv"),
+        "--text",
+        "sentence",
+        "--label",
+        "label",
+    ]
+    assert cli.main([*words, "--resamples", "5", "--output", str(output)]) == 0
+    capsys.readouterr()
+    assert cli.main(["compare", str(output), str(run / "out"), "--sort", "training s", "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)
+    assert (first["run"], second["run"]) == ("out", "one.json")
+    assert first["accuracy"] == read(run)["models"][1]["metrics"]["accuracy"]["value"]
+    assert cli.main(["compare", str(run / "out")]) == 0
+    told = capsys.readouterr().out
+    assert "accuracy, over the twin" in told and len(told.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--predictions": "x.txt"}, "--predictions: got 'x.txt', want a name ending in .csv"),
+        ({"--output": "none/x.json"}, "--output: got 'none/x.json', want a file in a directory that exists"),
+        ({"--output": "x.pdf"}, "--output: got 'x.pdf', want a name ending in .json, .html"),
+        ({"--confidence": "95"}, "--confidence: got 95.0, want a number between 0 and 1"),
+        ({"--resamples": "0"}, "--resamples: got 0, want 1 or more"),
+        ({"--label": "lable"}, "no column 'lable'; did you mean 'label'?"),
+        ({"--task": "regression"}, "task: got 'regression', want 'sequence-classification'"),
+        ({"--data": "none.tsv"}, "no file"),
+        ({"--label-map": "test.tsv"}, "--label-map: test.tsv: "),
+        ({"--label": None, "--predictions": "x.csv"}, "--predictions: got a file without --label"),
+    ],
+)
+def test_evaluate_bad_input(
+    run: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, str | None],
+    message: str,
+) -> None:
+    monkeypatch.chdir(run)
+    options = {"--data": "test.tsv", "--text": "sentence", "--label": "label", **changes}
+    before = contents(run)
+    given = [f"{key}={value}" for key, value in options.items() if value is not None]
+    assert cli.main(["evaluate", "out", *given]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and contents(run) == before
+
+
+def test_compare_bad_input(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["compare", str(run / "teacher")]) == 2
+    assert "want a folder with a results.json" in capsys.readouterr().err
+    assert cli.main(["compare", str(run / "out"), "--sort", "f1"]) == 2
+    assert "--sort: got 'f1', want one of run, recipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"report": {"twin": True}, "data": {"train": "train.tsv", "text": "sentence"}},
+            "got true without data.label",
+        ),
+        (
+            {"report": {"sentences": -1}},
+            "(section report): sentences: got -1, want 0 or more",
+        ),
+        ({"report": {"resamples": 0}}, "resamples: got 0, want 1 or more"),
+        ({"report": {"twins": True}}, "unknown key 'twins'; did you mean 'twin'?"),
+        ({"report": True}, "report: got True, want a section of keys"),
+    ],
+)
+def test_report_bad_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], message: str
+) -> None:
+    place = make_place(tmp_path)
+    change(place, **changes)
+    assert distill(place) == 2
+    assert message in capsys.readouterr().err and not (place / "out").exists()
+
+
+def test_a_student_of_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = make_place(tmp_path)
+    tiny_bert(2, 16, 4, head="ForTokenClassification").save_pretrained(place / "teacher")
+    rows = [{"words": ["good", "films"], "tags": [0, 1]}, {"words": ["bad"], "tags": [2]}]
+    (place / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [
+        "evaluate",
+        str(place / "teacher"),
+        "--data",
+        str(place / "t.jsonl"),
+        "--text",
+        "words",
+        "--label",
+        "tags",
+    ]
+    assert cli.main([*words, "--predictions", str(place / "p.tsv")]) == 2
+    assert "want .jsonl or .parquet: a table has no place for lists" in capsys.readouterr().err
+    assert cli.main([*words, "--predictions", str(place / "p.jsonl"), "--resamples", "5"]) == 0
+    predicted = [json.loads(line) for line in (place / "p.jsonl").read_text().splitlines()]
+    assert [len(row["predicted"]) for row in predicted] == [2, 1]
+    assert predicted[0]["label"] == ["LABEL_0", "LABEL_1"]
