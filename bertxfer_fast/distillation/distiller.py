@@ -18,7 +18,7 @@ from ..models.encoder import ActivationSource, Encoder, module_of, reads
 from ..models.stream import as_encoder, source_of
 from ..students.heads import follow_labels
 from .batches import packed_batch
-from .fit import check_models
+from .fit import check_models, teacher_or_start
 from .objectives import Match, Objective
 from .reach import Hold, release_held, tap_of, unreached
 from .signature import names_inputs
@@ -60,7 +60,8 @@ class Distiller(nn.Module):
     parameters that no objective reaches do not require grad as long as the Distiller lives and has not `release`-d it.
 
     Args:
-        teacher: a transformers encoder, an `Encoder`, or an `ActivationSource`; None if no objective needs one.
+        teacher: a transformers encoder, an `Encoder`, or an `ActivationSource`; ``"start"``: a copy of the student as
+            it is now, so that it forgets less; None if no objective needs one.
         student: a transformers encoder, or an `Encoder` that is an ``nn.Module``. Its own forward is unchanged, it
             saves as it was; but where it learns the teacher's logits, its classes get the teacher's names and order,
             see `follow_labels`.
@@ -88,7 +89,7 @@ class Distiller(nn.Module):
 
     def __init__(
         self,
-        teacher: PreTrainedModel | Encoder | ActivationSource | None,
+        teacher: PreTrainedModel | Encoder | ActivationSource | str | None,
         student: PreTrainedModel | Encoder,
         objectives: Iterable[Objective],
         *,
@@ -102,6 +103,9 @@ class Distiller(nn.Module):
         module = module_of(encoder)
         if module is None:
             raise TypeError(f"student: got {type(student).__name__}, want an Encoder that is an nn.Module")
+        teacher = cast(
+            "PreTrainedModel | Encoder | ActivationSource | None", teacher_or_start(teacher, student)
+        )
         if teacher is not None and not isinstance(teacher, ActivationSource):
             teacher = as_encoder(teacher, "teacher")
         if teacher_tokenizer is not None and student_tokenizer is not None:
@@ -153,6 +157,10 @@ class Distiller(nn.Module):
     def release(self) -> None:
         """Give the student back: its parameters require grad as before, until the Distiller is called again."""
         release_held(self.student)
+
+    def hold(self) -> None:
+        """Keep what no objective reaches out of training until `release`, as a call of the Distiller does."""
+        self._hold.take(self.student, self)
 
     def flush(self) -> None:
         """Let a teacher that keeps what it says write it down; whoever trains calls it when it saves."""

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 from torch import nn
 
 from ..models.encoder import ActivationSource, Encoder, module_of
 from ..models.spec import padded_alike
 
-__all__ = ["check_models"]
+__all__ = ["check_models", "teacher_or_start"]
+
+
+def teacher_or_start(teacher: Any, student: Any) -> Any:
+    """The teacher; for ``"start"`` a copy of the student as it is now."""
+    return copy.deepcopy(student) if isinstance(teacher, str) and teacher == "start" else teacher
 
 
 def check_models(

@@ -8,19 +8,20 @@ agree.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..models.layers import uniform_layers
 from ..models.spec import EncoderSpec
 from .axes import axes_of
 from .heads import follow_labels
+from .parts import own_tensors, part_of, prefix_of, relative_name
 from .smaller import SIZES, layer_stack
 from .widths import WidthRule, Widths
 
@@ -128,14 +129,14 @@ def transfer_weights(
     if width_rule not in _RULES:
         raise ValueError(f"width_rule: got {width_rule!r}, want one of {', '.join(map(repr, _RULES))}")
     _check_apart(teacher, student)
-    depths = teacher.config.num_hidden_layers, student.config.num_hidden_layers
+    depths = _depth("teacher", teacher), _depth("student", student)
     pairs = layer_pairs(layer_map, *depths)
     sources, kept = _counterparts(teacher, student, dict(pairs), embeddings=embeddings, head=head)
     widths = _other_widths(teacher, student)
     theirs, ours = teacher.state_dict(), student.state_dict(keep_vars=True)
     differing = [name for name, origin in sources.items() if theirs[origin].shape != ours[name].shape]
     values = _fitted(teacher, student, sources, width_rule, widths, differing)
-    if any(_part_of(student, name) == "head" for name in sources):
+    if any(part_of(student, name) == "head" for name in sources):
         _follow_labels(teacher, student)
     moved = []
     with torch.no_grad():
@@ -199,6 +200,15 @@ def layer_pairs(layer_map: LayerMap, teacher_layers: int, student_layers: int) -
     return tuple(pairs)
 
 
+def _depth(role: str, model: PreTrainedModel) -> int:
+    depth = getattr(model.config, "num_hidden_layers", None)
+    if not isinstance(depth, int):
+        raise ValueError(
+            f"{role}: got {type(model).__name__}, which has no layers of a transformer, want an encoder"
+        )
+    return depth
+
+
 # ---- which tensor meets which -------------------------------------------------------------------------------
 
 
@@ -228,8 +238,8 @@ def _counterparts(
     same_head = _kind(student) == _kind(teacher)
     found: dict[str, str] = {}
     kept: dict[str, str] = {}
-    for name in _own_tensors(student):
-        part = _part_of(student, name)
+    for name in own_tensors(student):
+        part = part_of(student, name)
         if name.startswith(stacks[0]):
             index, _, rest = name.removeprefix(stacks[0]).partition(".")
             if int(index) not in layers:
@@ -237,8 +247,8 @@ def _counterparts(
                 continue
             origin = f"{stacks[1]}{layers[int(index)]}.{rest}"
         else:
-            relative = _relative(student, name)
-            origin = name if relative is None else f"{_prefix(teacher)}{relative}"
+            relative = relative_name(student, name)
+            origin = name if relative is None else f"{prefix_of(teacher)}{relative}"
             if part == "embeddings" and not embeddings:
                 kept[name] = "embeddings=False"
                 continue
@@ -260,44 +270,9 @@ def _counterparts(
     return found, kept
 
 
-def _own_tensors(model: PreTrainedModel) -> Iterator[str]:
-    """Names of the floating-point tensors of a state dict, shared ones by their first name."""
-    seen: set[int] = set()
-    for name, value in model.state_dict().items():
-        if value.is_floating_point() and value.data_ptr() not in seen:
-            seen.add(value.data_ptr())
-            yield name
-
-
 def _kind(model: PreTrainedModel) -> str:
     """What the head is for, as the class names it: "SequenceClassification"."""
     return type(model).__name__.rpartition("For")[2]
-
-
-def _prefix(model: PreTrainedModel) -> str:
-    return "" if model.base_model is model else f"{model.base_model_prefix}."
-
-
-def _relative(model: PreTrainedModel, name: str) -> str | None:
-    """The name inside the encoder; None for a tensor of the head."""
-    prefix = _prefix(model)
-    return name.removeprefix(prefix) if name.startswith(prefix) else None
-
-
-def _part_of(model: PreTrainedModel, name: str) -> Literal["embeddings", "layers", "head"]:
-    """Where a tensor stands: before the layers, in them (with a norm behind them), or behind them."""
-    relative = _relative(model, name)
-    if relative is None:
-        return "head"
-    children: dict[str, Any] = dict(model.base_model.named_children())
-    order = list(children)
-    stack = layer_stack(model).removeprefix(_prefix(model)).partition(".")[0]
-    child = relative.partition(".")[0]
-    if child not in children or child == stack:
-        return "layers"
-    if order.index(child) < order.index(stack):
-        return "embeddings"
-    return "head" if any(isinstance(part, nn.Linear) for part in children[child].modules()) else "layers"
 
 
 # ---- widths -------------------------------------------------------------------------------------------------

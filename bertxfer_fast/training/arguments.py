@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from ..students.parts import check_freeze
+
 # Trainer features that act on a model's own loss or inputs and would be ignored, or break, around a Distiller.
 _UNSUPPORTED = {
     "label_smoothing_factor": "smooth the labels in an objective of your own",
@@ -33,6 +35,12 @@ class DistillationArguments(TrainingArguments):
     Defaults that differ from transformers': 50 log lines a run (`logging_steps=0.02`), no column is dropped,
     non-finite losses are never hidden, and `bf16` without an accelerator runs on the CPU.
 
+    `freeze` keeps parts of the student as they are for the length of a training: `"embeddings"`, `"first-3"` (the
+    embeddings and three layers) or `"all-but-head"`. With `gradual_unfreezing=0.2` only the topmost part that an
+    objective reaches trains at first, and after each fifth of the run the one below it as well. With
+    `early_stopping_patience` the training ends when `metric_for_best_model` (default: the loss) was not better than its best for so many
+    evaluations, and leaves the best student.
+
     Raises:
         ValueError: a token budget below 1, an unknown sampling strategy, or a feature of Trainer that does not
             work with distillation.
@@ -53,12 +61,26 @@ class DistillationArguments(TrainingArguments):
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "ignored: the collator takes what it needs"}
     )
+    freeze: str = field(
+        default="none", metadata={"help": "what stays as it is: none, embeddings, first-N or all-but-head"}
+    )
+    gradual_unfreezing: float | None = field(
+        default=None,
+        metadata={"help": "share of the run after which the next part from the top joins the training"},
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "stop after so many evaluations that are no better than the best"}
+    )
+    early_stopping_threshold: float = field(
+        default=0.0, metadata={"help": "how much better counts as better"}
+    )
 
     def __post_init__(self) -> None:
         for name in ("tokens_per_batch", "eval_tokens_per_batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: got {value}, want 1 or more")
+        self._check_policies()
         for name in (
             "per_device_train_batch_size",
             "per_device_eval_batch_size",
@@ -82,12 +104,34 @@ class DistillationArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             self.use_cpu = True  # which bf16 and unpinned memory depend on
         super().__post_init__()
+        if self.early_stopping_patience is not None and self.eval_strategy == "no":
+            raise ValueError(
+                f"early_stopping_patience: got {self.early_stopping_patience} without evaluation, want eval_strategy "
+                "'epoch' or 'steps'"
+            )
         config: Any = self.accelerator_config
         for name, why in _UNSUPPORTED_BY_PACKS.items():
             if getattr(config, name, None):
                 raise ValueError(f"accelerator_config: got {name}=True, want it left out: {why}")
         # Batches of a token budget differ in size; accelerate must not even them out by a batch size.
         config.even_batches = False
+
+    def _check_policies(self) -> None:
+        """What is frozen, thawed and stopped; a choice of the best checkpoint that early stopping needs is made."""
+        check_freeze(self.freeze)
+        share, patience = self.gradual_unfreezing, self.early_stopping_patience
+        if share is not None and not 0 < share < 1:
+            raise ValueError(f"gradual_unfreezing: got {share}, want more than 0 and less than 1, or none")
+        if patience is None:
+            return
+        if patience < 1:
+            raise ValueError(f"early_stopping_patience: got {patience}, want 1 or more")
+        self.load_best_model_at_end = True
+        self.metric_for_best_model = self.metric_for_best_model or "loss"
+        if self.greater_is_better is None:
+            self.greater_is_better = greater_is_better(self.metric_for_best_model)
+        # How often in a row it was no better is part of a checkpoint.
+        self.restore_callback_states_from_checkpoint = True
 
 
 def greater_is_better(metric: str) -> bool:

@@ -42,6 +42,7 @@ from .checkpoints import (
 )
 from .datasets import check_dataset, eval_sampler, named_datasets, preview_batches, train_sampler
 from .monitor import FiniteGuard, RunningMeans
+from .policies import callbacks_of, check_policies, policies
 
 
 class DistillationTrainer(Trainer):
@@ -97,6 +98,8 @@ class DistillationTrainer(Trainer):
             args._n_gpu = 1  # DataParallel would cut a pack in pieces; use a launcher such as torchrun
         self.distiller = model  # itself, whatever accelerate wraps around it
         self.task = task_of_model(EncoderSpec.of(model.student)) if task is None else tasks.get(task)
+        check_policies(model, args)
+        kwargs["callbacks"] = [*callbacks_of(args), *(kwargs.get("callbacks") or [])]
         _offer_checkpointing(model)
         if compute_metrics is None and self.task.labels is not None:
             compute_metrics = TaskMetrics(self.task, EncoderSpec.of(model.student).labels)
@@ -207,7 +210,8 @@ class DistillationTrainer(Trainer):
         if self.train_dataset is not None:
             tokens, device = self.args.tokens_per_batch, self.args.device
             self.distiller.preview(preview_batches(self.train_dataset, self.data_collator, tokens, device))
-        result = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        with policies(self):
+            result = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
         self._guard.check()
         self.distiller.flush()
         return result

@@ -97,7 +97,9 @@ class DistillConfig:
     """One `bertxfer distill` run. `sources` remembers where every key was written, for error messages."""
 
     recipe: str = field(metadata={"help": "name of the recipe, for example tinybert"})
-    teacher: str = field(metadata={"path": True, "help": "directory of the teacher"})
+    teacher: str = field(
+        metadata={"path": True, "help": "directory of the teacher; self: the student's, as it starts"}
+    )
     student: StudentConfig = field(metadata={"help": "directory of a student, or the sizes of a new one"})
     data: DataConfig = field(metadata={"help": "files and columns"})
     output_dir: str = field(metadata={"path": True, "help": "where everything of this run is written"})
@@ -271,6 +273,14 @@ def _build(settings: Mapping[str, Setting], training_fields: Mapping[str, Any]) 
                 raise InputError(
                     f"{setting.where}: unknown key {shown!r}{_suggest(key, schema, training_fields)}"
                 )
+    teacher = settings.get("teacher")
+    if teacher is not None and teacher.value == "self":
+        top["teacher"] = sections["student"].get("path")
+        if top["teacher"] is None:
+            raise InputError(
+                f"{teacher.where}: teacher: got 'self', want it beside a student's directory: that student, as it is "
+                "there, is its own teacher"
+            )
     return DistillConfig(
         **top,
         student=StudentConfig(**sections["student"]),

@@ -18,6 +18,7 @@ from ...evaluation.evaluate import has_labels
 from ...models.hf.loading import model_folder
 from ...models.spec import EncoderSpec
 from ...training.arguments import DistillationArguments
+from ...training.policies import check_policies
 from ..config.schema import DistillConfig, check_stages
 from .resume import check_output
 from .roles import check_vocabulary, load_teacher, read_tokenizer, start_student
@@ -99,7 +100,7 @@ def make_plan(config: DistillConfig) -> Plan:
     plan = Plan(config, recipe, arguments, tokenizer, task, teacher, student)
     for stage in recipe.stages:  # what the models alone tell is said before a large file is read
         with user_input(f"stage {stage.name}"):
-            plan.distiller(stage)
+            check_policies(plan.distiller(stage), arguments[stage.name])
     plan.data = encode_splits(plan)
     check_lengths(plan)
     for stage in recipe.stages:

@@ -1,0 +1,120 @@
+"""What of a student is trained when: frozen parts, parts that thaw one after the other, and an early end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from transformers import EarlyStoppingCallback, TrainerCallback
+
+from ..distillation.distiller import Distiller
+from ..students.parts import frozen_by, parts_of
+from .arguments import DistillationArguments
+
+__all__ = ["GradualUnfreezing", "callbacks_of", "check_policies", "policies"]
+
+
+class GradualUnfreezing(TrainerCallback):
+    """Trains the topmost part of a student first, and after each share of the run the next one below as well.
+
+    Parts are the head, each layer and the embeddings; those that no objective reaches, or that are frozen otherwise,
+    are passed over. Which parts train depends on the step alone, so a run that goes on does as one that never stopped.
+
+    Args:
+        share: of the run, after which the next part joins; with 0.1 the eleventh part joins never.
+    """
+
+    def __init__(self, share: float) -> None:
+        if not 0 < share < 1:
+            raise ValueError(f"share: got {share}, want more than 0 and less than 1")
+        self.share = share
+        self._parts: list[list[nn.Parameter]] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Find the parts.
+
+        Raises:
+            ValueError: several processes, whose gradients are exchanged for all that trained at the start.
+        """
+        if args.world_size > 1:
+            raise ValueError(
+                f"gradual_unfreezing: got {self.share} on {args.world_size} processes, want one process"
+            )
+        self.release()
+        found = parts_of(getattr(model, "student", model))
+        parts = ([p for p in part if p.requires_grad] for part in reversed(found.values()))
+        self._parts = [part for part in parts if part]
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Let those train whose time has come."""
+        # A step that begins exactly at a share belongs to the next part, whatever the division rounds to.
+        thawed = 1 + math.floor(state.global_step / max(state.max_steps, 1) / self.share + 1e-9)
+        for number, part in enumerate(self._parts):
+            for parameter in part:
+                parameter.requires_grad_(number < thawed)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """All of them require grad again."""
+        self.release()
+
+    def release(self) -> None:
+        """Let everything require grad that did when the training began; also after one that was cut off."""
+        for part in self._parts:
+            for parameter in part:
+                parameter.requires_grad_(True)
+        self._parts = []
+
+
+def callbacks_of(args: DistillationArguments) -> list[TrainerCallback]:
+    """The callbacks that the arguments ask for."""
+    found: list[TrainerCallback] = []
+    if args.gradual_unfreezing is not None:
+        found.append(GradualUnfreezing(args.gradual_unfreezing))
+    if args.early_stopping_patience is not None:
+        found.append(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
+    return found
+
+
+def check_policies(distiller: Distiller, args: DistillationArguments) -> None:
+    """Raise ValueError where the arguments do not fit the student, or leave nothing to train."""
+    if args.gradual_unfreezing is not None:
+        parts_of(distiller.student)
+    with _frozen(distiller, args.freeze):
+        pass
+
+
+@contextmanager
+def policies(trainer: Any) -> Iterator[None]:
+    """The length of a training: what the arguments freeze is frozen inside, and as it was before afterwards.
+
+    Args:
+        trainer: a `DistillationTrainer`.
+    """
+    with _frozen(trainer.distiller, trainer.args.freeze):
+        try:
+            yield
+        finally:  # also of a training that an error ended
+            for callback in trainer.callback_handler.callbacks:
+                if isinstance(callback, GradualUnfreezing):
+                    callback.release()
+
+
+@contextmanager
+def _frozen(distiller: Distiller, policy: str) -> Iterator[None]:
+    # First: what is held would be taken for free when another Distiller's hold ends.
+    distiller.hold()
+    chosen = [parameter for parameter in frozen_by(distiller.student, policy) if parameter.requires_grad]
+    for parameter in chosen:
+        parameter.requires_grad_(False)
+    try:
+        if not any(parameter.requires_grad for parameter in distiller.parameters()):
+            raise ValueError(
+                f"freeze: got {policy!r}, want less of it: no objective reaches what is left to train"
+            )
+        yield
+    finally:
+        for parameter in chosen:
+            parameter.requires_grad_(True)
