@@ -38,8 +38,8 @@ class DistillationArguments(TrainingArguments):
     `freeze` keeps parts of the student as they are for the length of a training: `"embeddings"`, `"first-3"` (the
     embeddings and three layers) or `"all-but-head"`. With `gradual_unfreezing=0.2` only the topmost part that an
     objective reaches trains at first, and after each fifth of the run the one below it as well. With
-    `early_stopping_patience` the training ends when `metric_for_best_model` (default: the loss) was not better than its best for so many
-    evaluations, and leaves the best student.
+    `early_stopping_patience` the training ends when `metric_for_best_model` (default: the loss) was no better than its
+    best for so many evaluations, and leaves the best student.
 
     Raises:
         ValueError: a token budget below 1, an unknown sampling strategy, or a feature of Trainer that does not

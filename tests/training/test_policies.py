@@ -1,4 +1,4 @@
-"""What is frozen stays, what thaws trains from its step on, a run that gets no better ends; afterwards all is as it was."""
+"""What is frozen stays, what thaws trains from its step on, a run that gets no better ends; then all is as it was."""
 
 from __future__ import annotations
 
