@@ -34,11 +34,17 @@ def last_complete_checkpoint(folder: str | Path) -> str | None:
 
 
 def check_checkpoint(folder: str | Path) -> None:
-    """Whether the files of a checkpoint are whole, as far as their first and last bytes say.
+    """Whether a training can go on from a checkpoint: nothing is missing, and whole as far as first and last bytes say.
 
     Raises:
-        ValueError: one is not; it is named.
+        ValueError: a file is missing or not whole; it is named.
     """
+    for name in ("optimizer.pt", "scheduler.pt"):
+        if not (Path(folder) / name).is_file():
+            raise ValueError(
+                f"resume_from_checkpoint: got {folder} without {name}, want it: a new optimizer would not go on as the "
+                f"uninterrupted run; delete {Path(folder).name} to go on from the one before"
+            )
     for file in sorted(Path(folder).iterdir()):
         if file.suffix == ".safetensors":
             try:

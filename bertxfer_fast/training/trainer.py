@@ -35,6 +35,7 @@ from ..models.stream import as_encoder
 from .arguments import DistillationArguments
 from .checkpoints import (
     TRAINER_STATE,
+    check_checkpoint,
     last_complete_checkpoint,
     load_projections,
     load_student,
@@ -43,6 +44,7 @@ from .checkpoints import (
 from .datasets import check_dataset, eval_sampler, named_datasets, preview_batches, train_sampler
 from .monitor import FiniteGuard, RunningMeans
 from .policies import callbacks_of, check_policies, policies
+from .processes import leave_at_exit
 
 
 class DistillationTrainer(Trainer):
@@ -113,10 +115,8 @@ class DistillationTrainer(Trainer):
             compute_metrics=compute_metrics,
             **kwargs,
         )
-        # Distiller.forward(**batch) looks like it takes `num_items_in_batch`. It does not: its loss is a mean over
-        # the micro-batch, which Trainer has to divide by the number of accumulation steps.
-        self.model_accepts_loss_kwargs = False
-        self.loss_is_scaled_for_ga = False
+        if args.world_size > 1:
+            leave_at_exit()
         self.label_names = ["labels"]
         self.model_card = model_card if model_card is not None else ModelCard()
         self._guard = FiniteGuard(self.last_checkpoint)
@@ -197,7 +197,7 @@ class DistillationTrainer(Trainer):
             NonFiniteLossError: an objective, the gradient or a weight is NaN or infinite. On the CPU it is
                 raised before the optimizer step; on CUDA, where looking at a value stops the device, at the
                 next step or the next save, whichever comes first. Nothing non-finite is ever saved.
-            ValueError: True was given and there is no complete checkpoint.
+            ValueError: True was given and there is no complete checkpoint, or the one given lacks a file.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self.last_checkpoint()
@@ -205,6 +205,8 @@ class DistillationTrainer(Trainer):
                 raise ValueError(
                     f"resume_from_checkpoint: got True, want a complete checkpoint in {self.args.output_dir}"
                 )
+        if resume_from_checkpoint and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            check_checkpoint(resume_from_checkpoint)
         self._guard.forget()
         self._train_means.clear()
         if self.train_dataset is not None:

@@ -212,6 +212,9 @@ def test_resume_refuses_a_checkpoint_of_something_else(tmp_path: Path) -> None:
     (Path(checkpoint) / PROJECTIONS).unlink()
     with pytest.raises(ValueError, match=PROJECTIONS):
         trainer_of(tmp_path / "c").train(resume_from_checkpoint=checkpoint)
+    (Path(checkpoint) / "optimizer.pt").unlink()
+    with pytest.raises(ValueError, match=r"checkpoint-2 without optimizer\.pt"):
+        trainer_of(tmp_path / "d").train(resume_from_checkpoint=checkpoint)
 
 
 def test_resume_with_tied_weights(tmp_path: Path) -> None:
