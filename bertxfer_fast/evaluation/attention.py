@@ -54,11 +54,11 @@ def compare_attention(
     rows = np.flatnonzero((lengths > 4) & (lengths <= MOST_TOKENS))[:count].tolist()
     found = []
     for feature in (dataset[i] for i in rows):
-        maps = [last_attention(model, feature) for model in (teacher, student)]
-        logs = [np.log(np.maximum(values, 1e-12)) for values in maps]
-        divergence = float((maps[0] * (logs[0] - logs[1])).sum(-1).mean())
+        taught, learned = last_attention(teacher, feature), last_attention(student, feature)
+        ratio = np.log(np.maximum(taught, 1e-12)) - np.log(np.maximum(learned, 1e-12))
+        divergence = float((taught * ratio).sum(-1).mean())
         tokens = tokenizer.convert_ids_to_tokens(list(feature["input_ids"]))
-        found.append(MapPair(tokens, *maps, divergence))
+        found.append(MapPair(tokens, taught, learned, divergence))
     return found
 
 

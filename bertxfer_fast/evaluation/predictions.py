@@ -103,11 +103,13 @@ def predict(
     sizes = torch.cat(lengths)
     if task.labels == "similarity":  # what is measured, and drawn together, is a pair
         sizes = torch.full((len(sizes) // 2,), 2)
+    known: Sequence[str] = encoder.spec.labels if names is None else names
     return Predictions(
         task,
-        *(torch.cat(parts).numpy() for parts in (outputs, labels)),
-        lengths=sizes.numpy(),
-        names=tuple(encoder.spec.labels if names is None else names) if task.has_classes else (),
+        torch.cat(outputs).numpy(),
+        torch.cat(labels).numpy(),
+        sizes.numpy(),
+        tuple(known) if task.has_classes else (),
     )
 
 

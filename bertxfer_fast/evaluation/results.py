@@ -111,8 +111,8 @@ def compared(runs: Iterable[tuple[str, Mapping[str, Any]]]) -> list[dict[str, An
                 for metric, estimate in against["metrics"].items():
                     row[f"{metric}, over the twin"] = estimate["value"]
         row |= {key: model[key] for key in ("parameters", "MB", "sentences/s")}
-        steps = [stage.get("seconds") for stage in results.get("stages") or []]
-        rows.append({**row, "training s": sum(s for s in steps if s) if steps else None})
+        stages = [stage for stage in results.get("stages") or [] if stage.get("stage") != "twin"]
+        rows.append({**row, "training s": sum(s.get("seconds", 0) for s in stages) if stages else None})
     return [
         {key: value for key, value in row.items() if any(r.get(key) is not None for r in rows)}
         for row in rows
