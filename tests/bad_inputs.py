@@ -565,6 +565,7 @@ CONTINUED: dict[str, Command] = {
 }
 
 
+EVALUATE = ["evaluate", "{place}/teacher", "--data", "{place}/test.tsv", "--text", "sentence"]
 EXTRACT = [
     "extract",
     "{place}/teacher",
@@ -591,10 +592,10 @@ COMMANDS: dict[str, tuple[Callable[[Path], Any], Sequence[str], str]] = {
         [*EXTRACT, "--layers=4,-1"],
         r"layers: got \[4, -1\], want each layer once",
     ),
-    "extract: an unknown mode": (
+    "extract: an unknown pooling": (
         nothing,
-        [*EXTRACT, "--mode", "median"],
-        "mode: got 'median', want one of mean, cls, max, mean_sqrt",
+        [*EXTRACT, "--pooling", "median"],
+        "pooling: got 'median', want one of mean, cls, max, mean_sqrt",
     ),
     "extract: a length without room for text": (
         nothing,
@@ -675,6 +676,41 @@ COMMANDS: dict[str, tuple[Callable[[Path], Any], Sequence[str], str]] = {
         "--docs: got step, want no NAME: it measures nothing",
     ),
     "bench: no threads": (nothing, ["bench", "step", "--threads", "0"], "--threads: got 0, want 1 or more"),
+    "evaluate: a column that is not there": (
+        nothing,
+        [*EVALUATE, "--label", "lable"],
+        "no column 'lable'; did you mean 'label'",
+    ),
+    "evaluate: labels that the model has no names for": (
+        nothing,
+        [*EVALUATE, "--label", "label"],
+        "'neutral' is not in label2id; known: LABEL_0, LABEL_1, LABEL_2",
+    ),
+    "evaluate: another task than the model's": (
+        nothing,
+        [*EVALUATE, "--task", "regression"],
+        "task: got 'regression', want 'sequence-classification': the model's head does that",
+    ),
+    "evaluate: predictions without labels": (
+        nothing,
+        [*EVALUATE, "--predictions", "{place}/p.csv"],
+        "--predictions: got a file without --label, want the column to compare with",
+    ),
+    "evaluate: a confidence in percent": (
+        nothing,
+        [*EVALUATE, "--confidence", "95"],
+        r"--confidence: got 95\.0, want a number between 0 and 1",
+    ),
+    "compare: a folder that is no run": (
+        nothing,
+        ["compare", "{place}/teacher"],
+        r"runs: got teacher, want a folder with a results\.json, or such a file",
+    ),
+    "compare: results that are none": (
+        write("results.json", "{}"),
+        ["compare", "{place}/results.json"],
+        r"runs: got results\.json with something else in it, want results of format 1",
+    ),
 }
 
 # Environment variables -> what a command says.

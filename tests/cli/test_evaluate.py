@@ -13,6 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bertxfer_fast import cli
+from bertxfer_fast.cli.config.schema import load
+from bertxfer_fast.cli.run.plan import make_plan
 
 from ..evaluation.test_report import Page, numbers
 from ..folders import change, contents, distill, make_place, sentences
@@ -59,6 +61,10 @@ def test_the_twin_starts_as_the_student_and_takes_as_many_steps_on_labels(run: P
         n: p.shape for n, p in student.named_parameters()
     }
     assert not torch.equal(twin.classifier.weight, student.classifier.weight)
+    # All of it learned: nothing was held back because no objective of the student's reached it.
+    start = make_plan(load(run / "recipe.yaml", ["--seed", "7"])).student
+    for name, parameter in start.named_parameters():
+        assert not torch.equal(parameter, twin.get_parameter(name)), name
 
 
 def test_the_report_and_the_card_say_the_same(run: Path) -> None:

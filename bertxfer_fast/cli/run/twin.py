@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...distillation.objectives import Labels
+from ...distillation.reach import release_held
 from ...distillation.recipes import Stage
 from ...errors import InputError
 from .plan import Plan, stage_arguments
@@ -34,6 +35,7 @@ def start_twin(plan: Plan) -> Any:
         )
     if any(stage.name == TWIN for stage in plan.recipe.stages):
         raise InputError(f"{where}: twin: got true, want it left out: the recipe has a stage of that name")
+    release_held(plan.student)  # what no objective reaches is the twin's to train
     return copy.deepcopy(plan.student)
 
 
