@@ -16,6 +16,8 @@ _LAZY = {
     "Distiller": "distillation.distiller",
     "DistillationArguments": "training.arguments",
     "DistillationTrainer": "training.trainer",
+    "MultiTask": "distillation.multitask",
+    "MultiTaskTrainer": "training.multitask",
     "FeatureExtractor": "features",
     "TeacherStream": "models.stream",
     "build_info": "ops",
@@ -41,6 +43,8 @@ __all__ = [
     "DistillationTrainer",
     "Distiller",
     "FeatureExtractor",
+    "MultiTask",
+    "MultiTaskTrainer",
     "TeacherStream",
     "__version__",
     "build_info",
@@ -59,11 +63,13 @@ if TYPE_CHECKING:
     from . import ops, packing, students
     from .distillation import objectives, recipes, teachers
     from .distillation.distiller import Distiller
+    from .distillation.multitask import MultiTask
     from .features import FeatureExtractor
     from .models.stream import TeacherStream
     from .ops import build_info, explain, use_backend
     from .students import transfer_weights
     from .training.arguments import DistillationArguments
+    from .training.multitask import MultiTaskTrainer
     from .training.trainer import DistillationTrainer
 
 

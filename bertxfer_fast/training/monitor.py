@@ -80,14 +80,14 @@ class RunningMeans:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._weight = 0.0
+        self._weights: dict[str, float] = {}
 
     def add(self, values: Mapping[str, Tensor], weight: float) -> None:
-        """Add one value for every name, which must be the same names each time."""
-        self._weight += weight
+        """Add one value for every name; over processes the names have to be the same."""
         for name, value in values.items():
             value = value.detach().float() * weight
             self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._weights[name] = self._weights.get(name, 0.0) + weight
 
     def take(self, reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:
         """The means so far, with one transfer for all of them, and start anew.
@@ -95,15 +95,15 @@ class RunningMeans:
         Args:
             reduce: adds a float32 vector up over processes.
         """
-        sums, weight = self._sums, self._weight
+        sums, weights = self._sums, self._weights
         self.clear()
         if not sums:
             return {}
         totals = torch.stack(list(sums.values()))
-        totals = torch.cat([totals, totals.new_tensor([weight])])
-        *found, weight = (reduce(totals) if reduce is not None else totals).tolist()
-        return {name: total / weight for name, total in zip(sums, found, strict=True)}
+        totals = torch.cat([totals, totals.new_tensor(list(weights.values()))])
+        found = (reduce(totals) if reduce is not None else totals).view(2, -1).tolist()
+        return {name: total / weight for name, total, weight in zip(sums, *found, strict=True)}
 
     def clear(self) -> None:
         """Start anew."""
-        self._sums, self._weight = {}, 0.0
+        self._sums, self._weights = {}, {}

@@ -209,14 +209,17 @@ class DistillationTrainer(Trainer):
             check_checkpoint(resume_from_checkpoint)
         self._guard.forget()
         self._train_means.clear()
-        if self.train_dataset is not None:
-            tokens, device = self.args.tokens_per_batch, self.args.device
-            self.distiller.preview(preview_batches(self.train_dataset, self.data_collator, tokens, device))
+        self._preview()
         with policies(self):
             result = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
         self._guard.check()
         self.distiller.flush()
         return result
+
+    def _preview(self) -> None:
+        if self.train_dataset is not None:
+            tokens, device = self.args.tokens_per_batch, self.args.device
+            self.distiller.preview(preview_batches(self.train_dataset, self.data_collator, tokens, device))
 
     def compute_loss(
         self,

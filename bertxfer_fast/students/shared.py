@@ -1,0 +1,69 @@
+"""One encoder under several heads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+__all__ = ["share_encoder"]
+
+_OWN = ("pooler",)  # what makes a head's row of a sequence is the head's business
+
+
+def share_encoder(students: Mapping[str, PreTrainedModel]) -> None:
+    """Let transformers models of one family and size use the first one's embeddings and layers, in place.
+
+    Each stays an ordinary model with a head of its own (and a pooler of its own, where it has one), that runs and saves
+    as before; training one moves the layers of all.
+
+    Args:
+        students: by name, at least two.
+
+    Raises:
+        TypeError: something that is no transformers model.
+        ValueError: fewer than two, the same model twice, or models whose encoders differ.
+    """
+    named = list(students.items())
+    if len(named) < 2:
+        raise ValueError(f"students: got {[name for name, _ in named]}, want at least two")
+    for name, student in named:
+        if not isinstance(student, PreTrainedModel):
+            raise TypeError(f"students[{name!r}]: got {type(student).__name__}, want a transformers model")
+    if len({id(student) for _, student in named}) < len(named):
+        raise ValueError(f"students: got one model under two names of {list(students)}, want a model each")
+    first_name, first = named[0]
+    shared = _parts(first)
+    for name, student in named[1:]:
+        own = _parts(student)
+        differing = _difference(shared, own)
+        if differing is not None:
+            raise ValueError(
+                f"students[{name!r}]: got an encoder that differs from {first_name!r}'s in {differing}, want the same "
+                "family and sizes"
+            )
+    for _, student in named[1:]:
+        base: Any = student.base_model
+        for part, module in shared.items():
+            setattr(base, part, module)
+
+
+def _parts(student: PreTrainedModel) -> dict[str, nn.Module]:
+    """The children of an encoder that are no part of a head."""
+    base: Any = student.base_model
+    return {name: module for name, module in base.named_children() if name not in _OWN}
+
+
+def _difference(first: Mapping[str, nn.Module], other: Mapping[str, nn.Module]) -> str | None:
+    """A name of what two encoders do not have in the same shape; None where there is none."""
+    shapes = [
+        {
+            f"{part}.{name}": value.shape
+            for part, module in parts.items()
+            for name, value in module.state_dict().items()
+        }
+        for parts in (first, other)
+    ]
+    return min((name for name, _ in shapes[0].items() ^ shapes[1].items()), default=None)
