@@ -126,6 +126,11 @@ class MultiTask(nn.Module):
         for distiller in self._all():
             distiller.release()
 
+    def hold(self) -> None:
+        """Hold back again what no task's objective reaches, see `Distiller.hold`."""
+        for distiller in self._all():
+            distiller.hold()
+
     def flush(self) -> None:
         """See `Distiller.flush`."""
         for distiller in self._all():

@@ -6,6 +6,7 @@ import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -59,6 +60,11 @@ def check_checkpoint(folder: str | Path) -> None:
         raise ValueError(
             f"{file} cannot be read{whole}; delete {file.parent.name} to go on from the one before"
         )
+
+
+def below(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """What stands in a state under names with this prefix, by the rest of its names."""
+    return {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
 
 
 def save_projections(state: Mapping[str, Tensor], folder: Path) -> None:

@@ -8,7 +8,7 @@ the first non-finite loss, and checkpoints that are ordinary student directories
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from ..models.stream import as_encoder
 from .arguments import DistillationArguments
 from .checkpoints import (
     TRAINER_STATE,
+    below,
     check_checkpoint,
     last_complete_checkpoint,
     load_projections,
@@ -350,7 +351,7 @@ class DistillationTrainer(Trainer):
         if state_dict is None:
             student, objectives = None, self.distiller.objectives.state_dict()
         else:
-            student, objectives = _below(state_dict, "student."), _below(state_dict, "objectives.")
+            student, objectives = below(state_dict, "student."), below(state_dict, "objectives.")
         self.student.save_pretrained(folder, state_dict=student)
         save_projections(objectives, folder)
         if self.processing_class is not None:
@@ -390,10 +391,6 @@ class DistillationTrainer(Trainer):
 def _named_parts(outputs: DistillerOutput) -> dict[str, Tensor]:
     """The objectives' values under the names they are logged by."""
     return {f"loss/{name}": value for name, value in (outputs.parts or {}).items()}
-
-
-def _below(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    return {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
 
 
 def _offer_checkpointing(distiller: Distiller) -> None:
