@@ -193,7 +193,23 @@ RECIPES: dict[str, Command] = {
         "key 'recipe' is written twice, first on line 1",
     ),
     "a key that is a number": (write("recipe.yaml", "1: tinybert\n"), "key: got 1, want text"),
-    "a required key left out": (sets(teacher=None), r"recipe\.yaml: required key 'teacher' is missing"),
+    "a required key left out": (sets(output_dir=None), r"recipe\.yaml: required key 'output_dir' is missing"),
+    "no teacher for a recipe that learns from one": (
+        sets(teacher=None),
+        r"recipe\.yaml, line 1: required key 'teacher' is missing: recipe 'tinybert' learns from one",
+    ),
+    "sizes of a student and no teacher": (
+        sets(teacher=None, recipe="finetune", stages=None),
+        "student: got sizes and no teacher, want a directory",
+    ),
+    "a recipe of vocabularies for a classifier": (
+        sets(recipe="distilbert", stages=None),
+        "stage distillation: logits: got BertForSequenceClassification as student, want a masked-LM model",
+    ),
+    "relation heads that do not divide": (
+        sets(recipe="minilmv2", stages=None),
+        "relations: heads: got 48, want a divisor of the student's width 12",
+    ),
     "no training file": (sets(data__train=None), r"recipe\.yaml: required key 'data\.train' is missing"),
     "no student": (
         sets(student=None),

@@ -10,18 +10,27 @@ from .console import command_line, quiet
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
+    return add_run_parser(
+        commands,
         "distill",
         help="run a distillation recipe",
         description="Run the stages of a recipe. Running the same command again goes on where it stopped.",
+    )
+
+
+def add_run_parser(commands: Any, name: str, **texts: str) -> argparse.ArgumentParser:
+    """A command that takes a recipe file, all of whose keys are also flags."""
+    parser = commands.add_parser(
+        name,
+        **texts,
         epilog=f"keys of the recipe, each also a flag (flags win):\n{describe()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="bertxfer distill RECIPE.yaml [--debug] [--key value ...]",
+        usage=f"bertxfer {name} RECIPE.yaml [--debug] [--key value ...]",
         allow_abbrev=False,
     )
     parser.add_argument("recipe", metavar="RECIPE.yaml")
     parser.add_argument("flags", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    parser.set_defaults(run=run, parser=parser, resumable=True)
+    parser.set_defaults(run=run, parser=parser, command=name, resumable=True)
     return parser
 
 
@@ -47,4 +56,4 @@ def run(args: argparse.Namespace) -> None:
         records = run_stages(plan)
         if twin is not None:
             records[TWIN] = train_twin(plan, twin, records)
-        report(plan, records, command=command_line(["distill", *args.words]), twin=twin)
+        report(plan, records, command=command_line([args.command, *args.words]), twin=twin)

@@ -51,7 +51,7 @@ class ModelCard:
         origin = f" from `{teacher}`" if teacher else ""
         recipe = f" with the `{self.recipe}` recipe" if self.recipe else ""
         task = f" Task: {self.task}." if self.task else ""
-        made = "A student model distilled" if teacher or recipe else "A model trained"
+        made = "A student model distilled" if teacher else "A model trained"
         parts.append(f"{made}{origin}{recipe} by bertxfer_fast.{task}")
         if self.student:
             facts = "\n".join(

@@ -140,7 +140,7 @@ def test_student_is_a_directory_or_sizes(tmp_path: Path) -> None:
             "output_dir: out\ntask: classification",
             "task: got 'classification', want one of sequence-classification, ",
         ),
-        ("teacher: models/teacher\n", "", r"r\.yaml: required key 'teacher' is missing"),
+        ("output_dir: out\n", "", r"r\.yaml: required key 'output_dir' is missing"),
         ("  train: train.tsv\n", "", r"required key 'data.train' is missing"),
         ("  num_hidden_layers: 3", "  init: random", "'student' is missing"),
         ("output_dir: out", "output_dir: out\nteacher: again", "'teacher' is written twice, first on line 2"),

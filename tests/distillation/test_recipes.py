@@ -8,11 +8,12 @@ import pytest
 
 from bertxfer_fast.distillation import recipes
 from bertxfer_fast.distillation.objectives import AttentionScores, HiddenStates, Logits, Temperature
+from bertxfer_fast.models import EncoderSpec
 
 
 def test_tinybert_is_the_papers_two_stages():
     recipe = recipes.get("tinybert")
-    assert recipes.names() == ["tinybert"] and recipe.name == "tinybert"
+    assert recipe.name == "tinybert" and recipe.needs_teacher
     first, second = recipe.stages
     assert (first.name, second.name) == ("intermediate", "prediction")
     assert first.training == {
@@ -43,6 +44,37 @@ def test_options_reach_the_objectives_and_stages_are_built_anew():
     assert recipes.options("tinybert")["projection"] == "shared"
 
 
+def objectives_of(name: str, **options: object) -> list[list[tuple[str, float]]]:
+    return [
+        [(type(o).__name__, o.weight) for o in stage.build_objectives() if o.weight]
+        for stage in recipes.get(name, **options).stages
+    ]
+
+
+def test_the_others_are_what_their_papers_say():
+    assert objectives_of("tinybert_general") == [[("AttentionScores", 1), ("HiddenStates", 1)]]
+    assert objectives_of("minilm") == [[("AttentionMaps", 1), ("Relations", 1)]]
+    assert objectives_of("minilm", prediction=True)[1] == [("Logits", 1)]
+    assert objectives_of("minilmv2", prediction=True) == [[("Relations", 1)], [("Logits", 1)]]
+    assert objectives_of("distilbert") == [[("LinearLogits", 5), ("Labels", 2), ("HiddenCosine", 1)]]
+    assert objectives_of("distilbert", logits="whole")[0][0] == ("Logits", 5)
+    assert objectives_of("pkd", alpha=0.25) == [[("Labels", 0.75), ("Logits", 0.25), ("PatientStates", 100)]]
+    assert objectives_of("embedding") == [[("Embeddings", 1)]]
+    assert objectives_of("embedding", scores_weight=0.5) == [[("Embeddings", 1), ("Scores", 0.5)]]
+    assert objectives_of("logits") == [[("Logits", 1)]]
+    assert objectives_of("logits", labels_weight=0.5) == [[("Logits", 1), ("Labels", 0.5)]]
+    assert objectives_of("finetune") == [[("Labels", 1)]]
+    needless = [name for name in recipes.names() if not recipes.get(name).needs_teacher]
+    assert needless == ["finetune"]
+    (stage,) = recipes.get("distilbert").stages
+    assert stage.masking == 0.15 and stage.build_objectives()[0].temperature == Temperature(2.0)
+    (large,) = recipes.get("minilmv2", heads=64, teacher_layer=20).stages
+    (relations,) = large.build_objectives()
+    facts = [EncoderSpec("Model", n, 1024, 16, 64) for n in (12, 24)]
+    relations.bind(*facts)
+    assert relations.pairs == ((11, 20),) and (relations.of, relations.heads) == ("qkv", 64)
+
+
 def test_the_training_defaults_are_fields_of_the_arguments():
     transformers = pytest.importorskip("transformers")
     known = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
@@ -55,7 +87,16 @@ def test_the_training_defaults_are_fields_of_the_arguments():
     ("name", "options", "message"),
     [
         ("tinybrt", {}, "recipe: got 'tinybrt', want a known one; did you mean 'tinybert'"),
-        ("xyz", {}, "recipe: got 'xyz', want a known one; known: tinybert"),
+        ("xyz", {}, "recipe: got 'xyz', want a known one; known: distilbert, embedding, finetune"),
+        ("pkd", {"alpha": 2}, "alpha: got 2, want 0 to 1"),
+        ("distilbert", {"masking": 1.5}, "masking: got 1.5, want a share of the tokens"),
+        ("distilbert", {"logits": "some"}, "logits: got 'some', want one of 'vocabulary', 'whole'"),
+        (
+            "minilmv2",
+            {"teacher_layer": "first"},
+            "teacher_layer: got 'first', want a layer from 0, or 'last'",
+        ),
+        ("logits", {"temperature": {"kind": "flsw", "value": -1}}, "temperature: got -1, want a positive"),
         (
             "tinybert",
             {"paddings": "valid"},

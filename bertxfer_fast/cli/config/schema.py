@@ -26,7 +26,7 @@ _RESERVED_TRAINING = {
     "seed": "set seed at the top level",
     "resume_from_checkpoint": "run the same command again; it resumes by itself",
 }
-_REQUIRED = ("recipe", "teacher", "output_dir")
+_REQUIRED = ("recipe", "output_dir")
 
 
 @dataclass
@@ -97,8 +97,11 @@ class DistillConfig:
     """One `bertxfer distill` run. `sources` remembers where every key was written, for error messages."""
 
     recipe: str = field(metadata={"help": "name of the recipe, for example tinybert"})
-    teacher: str = field(
-        metadata={"path": True, "help": "directory of the teacher; self: the student's, as it starts"}
+    teacher: str | None = field(
+        metadata={
+            "path": True,
+            "help": "directory of the teacher; self: the student's, as it starts (a recipe of labels alone needs none)",
+        }
     )
     student: StudentConfig = field(metadata={"help": "directory of a student, or the sizes of a new one"})
     data: DataConfig = field(metadata={"help": "files and columns"})
@@ -238,7 +241,7 @@ def _schema() -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
 def _build(settings: Mapping[str, Setting], training_fields: Mapping[str, Any]) -> DistillConfig:
     """The configuration; what is required and left out is None in it."""
     schema = _schema()
-    top: dict[str, Any] = dict.fromkeys(_REQUIRED)
+    top: dict[str, Any] = dict.fromkeys((*_REQUIRED, "teacher"))
     sections: dict[str, dict[str, Any]] = {
         "student": {},
         "data": {},

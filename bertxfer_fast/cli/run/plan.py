@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from transformers.integrations import get_reporting_integration_callbacks
 
 from ... import tasks
+from ...data.collators import Features, collator_for
+from ...data.masking import MaskingCollator
 from ...distillation import recipes
 from ...distillation.distiller import Distiller
 from ...errors import InputError, user_input
@@ -36,7 +39,7 @@ class Plan:
         arguments: training arguments by stage.
         tokenizer: of teacher and student.
         task: what the teacher's head does, which the student learns.
-        teacher, student: the models.
+        teacher, student: the models; no teacher where the recipe needs none and none is given.
         data: token features by split.
     """
 
@@ -54,6 +57,12 @@ class Plan:
         return Path(self.config.output_dir)
 
     @property
+    def models(self) -> dict[str, Any]:
+        """Teacher and student, or the student alone, by role."""
+        teacher = {} if self.teacher is None else {"teacher": self.teacher}
+        return {**teacher, "student": self.student}
+
+    @property
     def positions(self) -> dict[str, int]:
         """The longest sequence each model can take, where it has a limit."""
         return self._facts("max_positions")
@@ -64,8 +73,7 @@ class Plan:
         return self._facts("window")
 
     def _facts(self, name: str) -> dict[str, int]:
-        models = {"teacher": self.teacher, "student": self.student}
-        facts = {role: getattr(EncoderSpec.of(model), name) for role, model in models.items()}
+        facts = {role: getattr(EncoderSpec.of(model), name) for role, model in self.models.items()}
         return {role: fact for role, fact in facts.items() if fact is not None}
 
     @property
@@ -73,7 +81,7 @@ class Plan:
         """The student's card as far as it is known before any work."""
         return ModelCard(
             recipe=self.recipe.name,
-            teacher=self.config.teacher,
+            teacher=self.config.teacher or "",
             data={split: len(rows) for split, rows in self.data.items()},
             files={split: Path(path).name for split, path in named_splits(self.config).items()},
             task="" if self.task.labels is None else self.task.name,
@@ -81,6 +89,18 @@ class Plan:
 
     def distiller(self, stage: recipes.Stage) -> Distiller:
         return Distiller(self.teacher, self.student, stage.build_objectives())
+
+    def masks(self, stage: recipes.Stage) -> bool:
+        """Whether tokens are hidden in a stage: of a task whose labels they are, if the recipe says so."""
+        return self.task.labels is not None and not self.task.label_column and stage.masking > 0
+
+    def collator(self, stage: recipes.Stage, distiller: Distiller) -> Callable[[Features], dict[str, Any]]:
+        """What makes a stage's batches."""
+        inputs, limits = distiller.inputs, distiller.limits
+        if self.masks(stage):
+            share, seed = stage.masking, self.config.seed
+            return MaskingCollator(self.tokenizer, share=share, seed=seed, inputs=inputs, limits=limits)
+        return collator_for(self.task, inputs=inputs, limits=limits)
 
 
 def make_plan(config: DistillConfig) -> Plan:
@@ -96,8 +116,8 @@ def make_plan(config: DistillConfig) -> Plan:
     tokenizer = read_tokenizer(config)
     teacher, task = load_teacher(config)
     student = start_student(config, teacher, task)
-    check_vocabulary(config, {"teacher": teacher, "student": student}, tokenizer)
     plan = Plan(config, recipe, arguments, tokenizer, task, teacher, student)
+    check_vocabulary(config, plan.models, tokenizer)
     for stage in recipe.stages:  # what the models alone tell is said before a large file is read
         with user_input(f"stage {stage.name}"):
             check_policies(plan.distiller(stage), arguments[stage.name])
@@ -105,7 +125,10 @@ def make_plan(config: DistillConfig) -> Plan:
     check_lengths(plan)
     for stage in recipe.stages:
         _check_best_metric(plan, stage)
-        try_stage(stage.name, plan.distiller(stage), task, plan.data)
+        distiller = plan.distiller(stage)
+        with user_input(f"stage {stage.name}"):
+            collate = plan.collator(stage, distiller)
+        try_stage(stage.name, distiller, collate, plan.data)
     return plan
 
 
@@ -115,6 +138,15 @@ def _recipe(config: DistillConfig) -> recipes.Recipe:
     with user_input(config.where("options")):
         recipe = recipes.get(config.recipe, **config.options)
     check_stages(config, [stage.name for stage in recipe.stages])
+    if config.teacher is None and recipe.needs_teacher:
+        raise InputError(
+            f"{config.where('recipe')}: required key 'teacher' is missing: recipe {config.recipe!r} learns from one"
+        )
+    if config.teacher is None and config.student.path is None:
+        raise InputError(
+            f"{config.where('student')}: student: got sizes and no teacher, want a directory: there is nothing to make "
+            "a smaller one of"
+        )
     return recipe
 
 
@@ -162,7 +194,7 @@ def _check_best_metric(plan: Plan, stage: recipes.Stage) -> None:
         "loss",
         *(f"loss/{objective.name}" for objective in stage.build_objectives() if objective.weight),
     ]
-    if has_labels(plan.data["eval"]):
+    if has_labels(plan.data["eval"]) or plan.masks(stage):
         known += plan.task.measured(EncoderSpec.of(plan.student).labels)
     if wanted.removeprefix("eval_") not in known:
         raise InputError(

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoConfig, set_seed
 
-from ... import students, tasks
+from ... import data, students, tasks
 from ...distillation.distiller import check_tokenizers
 from ...errors import InputError, user_input
 from ...models.hf.loading import has_tokenizer, load_model, load_tokenizer
@@ -20,20 +20,29 @@ __all__ = ["check_vocabulary", "load_teacher", "own_task", "read_tokenizer", "st
 
 def read_tokenizer(config: DistillConfig) -> Any:
     """The tokenizer, after checking that teacher and student mean the same tokens by the same ids."""
-    key = "tokenizer" if config.tokenizer is not None else "teacher"
+    sources = {"tokenizer": config.tokenizer, "teacher": config.teacher, "student.path": config.student.path}
+    key, source = next((key, path) for key, path in sources.items() if path is not None)
     with user_input(config.where(key)):
-        tokenizer = load_tokenizer(config.tokenizer or config.teacher)
-    if config.tokenizer is not None and has_tokenizer(config.teacher):
+        tokenizer = load_tokenizer(source)
+    if config.tokenizer is not None and config.teacher is not None and has_tokenizer(config.teacher):
         with user_input(config.where("teacher")):
             check_tokenizers(load_tokenizer(config.teacher), tokenizer)
-    if config.student.path is not None and has_tokenizer(config.student.path):
+    if key != "student.path" and config.student.path is not None and has_tokenizer(config.student.path):
         with user_input(config.where("student.path")):
             check_tokenizers(tokenizer, load_tokenizer(config.student.path))
     return tokenizer
 
 
 def load_teacher(config: DistillConfig) -> tuple[Any, tasks.Task]:
-    """The teacher with the head the task needs, and the task (the teacher's own where none was given)."""
+    """The teacher with the head the task needs, and the task (the teacher's own where none was given).
+
+    Where there is no teacher, the task is the student's own, unless one was given.
+    """
+    if config.teacher is None:
+        if config.task is not None:
+            return None, tasks.get(config.task)
+        with user_input(config.where("student.path")):
+            return None, own_task(AutoConfig.from_pretrained(config.student.path, local_files_only=True))
     where = config.where("teacher")
     with user_input(where):
         own = own_task(AutoConfig.from_pretrained(config.teacher, local_files_only=True))
@@ -74,6 +83,8 @@ def start_student(config: DistillConfig, teacher: Any, task: tasks.Task) -> Any:
     wanted = config.student
     if wanted.path is not None:
         with user_input(config.where("student.path")):
+            if teacher is None:
+                return load_model(wanted.path, task.auto_class, **_head_settings(config, task))[0]
             student = load_model(wanted.path, task.auto_class)[0]
             follow_labels(student, EncoderSpec.of(student), EncoderSpec.of(teacher))
         return student
@@ -88,3 +99,18 @@ def start_student(config: DistillConfig, teacher: Any, task: tasks.Task) -> Any:
             init=wanted.init,
             layers=wanted.layers,
         )
+
+
+def _head_settings(config: DistillConfig, task: tasks.Task) -> dict[str, Any]:
+    """What a student without a teacher has to say of its head, where it has another one: its classes."""
+    own = AutoConfig.from_pretrained(config.student.path, local_files_only=True)
+    label, train = config.data.label, config.data.train
+    assert train is not None
+    if label is None or not task.label_column or own_task(own) == task:
+        return {}
+    settings = {} if task.problem_type is None else {"problem_type": task.problem_type}
+    if task.labels == "float":
+        return {**settings, "num_labels": 1}
+    with user_input(config.where("data.label")):
+        label2id = data.label_map(train, label)
+    return {**settings, "label2id": label2id, "id2label": {i: name for name, i in label2id.items()}}

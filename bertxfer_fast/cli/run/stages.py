@@ -52,9 +52,11 @@ def run_stage(plan: Plan, stage: Stage) -> dict[str, Any]:
             check_checkpoint(checkpoint)
     say(f"stage {stage.name}: {f'goes on from {Path(checkpoint).name}' if checkpoint else 'starts'}")
     set_seed(plan.config.seed)  # the projections' first weights depend on the seed alone
+    distiller = plan.distiller(stage)
     trainer = DistillationTrainer(
-        plan.distiller(stage),
+        distiller,
         plan.arguments[stage.name],
+        plan.collator(stage, distiller),
         train_dataset=plan.data["train"],
         eval_dataset=plan.data.get("eval"),
         processing_class=plan.tokenizer,

@@ -55,12 +55,14 @@ def encode_splits(plan: Plan) -> dict[str, Any]:
 
 
 def _label_map(plan: Plan, label: str) -> Mapping[str, int]:
-    """Names of the classes -> ids: the teacher's own where it has names, else from the training file.
+    """Names of the classes -> ids: the teacher's own where it has names (without one the student's), else from the
+    training file.
 
     The student keeps it in its configuration, so that whoever loads it knows the names too.
     """
     assert plan.config.data.train is not None
-    teacher, student = plan.teacher.config, plan.student.config
+    named = plan.student if plan.teacher is None else plan.teacher
+    teacher, student = named.config, plan.student.config
     if student.num_labels != teacher.num_labels:
         raise InputError(f"the teacher has {teacher.num_labels} classes, the student {student.num_labels}")
     label2id = {str(name): int(i) for name, i in (teacher.label2id or {}).items()}
@@ -69,10 +71,11 @@ def _label_map(plan: Plan, label: str) -> Mapping[str, int]:
         if len(label2id) != teacher.num_labels:
             shown = ", ".join(list(label2id)[:5])
             raise InputError(
-                f"column {label!r} has {len(label2id)} classes ({shown}), the teacher {teacher.num_labels}"
+                f"column {label!r} has {len(label2id)} classes ({shown}), the "
+                f"{'student' if plan.teacher is None else 'teacher'} {teacher.num_labels}"
             )
     names = tuple(sorted(label2id, key=lambda name: label2id[name]))
-    facts = EncoderSpec.of(plan.teacher)
+    facts = EncoderSpec.of(named)
     follow_labels(plan.student, EncoderSpec.of(plan.student), replace(facts, labels=names))
     return label2id
 

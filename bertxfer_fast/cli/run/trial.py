@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from ...data import sequence_lengths
-from ...data.collators import Features, collator_for
+from ...data.collators import Features
 from ...distillation.distiller import Distiller
 from ...errors import InputError, one_line, user_input
 from ...models.loans import eval_mode
-from ...tasks import Task
 
 __all__ = ["try_stage"]
 
 
-def try_stage(stage: str, distiller: Distiller, task: Task, splits: dict[str, Features]) -> None:
+def try_stage(
+    stage: str,
+    distiller: Distiller,
+    collate: Callable[[Features], dict[str, Any]],
+    splits: dict[str, Features],
+) -> None:
     """Run the longest sequence of every split, and the first of them, through teacher, student and objectives.
 
     Raises:
@@ -24,7 +31,7 @@ def try_stage(stage: str, distiller: Distiller, task: Task, splits: dict[str, Fe
     features.append(next(iter(splits.values()))[0])
     where = f"stage {stage}, tried with {len(features)} sequences of the data"
     with user_input(where):
-        batch = collator_for(task, inputs=distiller.inputs, limits=distiller.limits)(features)
+        batch = collate(features)
         try:
             with eval_mode(distiller), torch.no_grad():
                 distiller.preview([batch])

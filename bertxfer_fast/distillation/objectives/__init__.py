@@ -14,7 +14,6 @@ from .hidden_states import HiddenStates
 from .labels import Labels
 from .linear_logits import LinearLogits
 from .logits import Logits
-from .masked_lm import MaskedLM
 from .patient_states import PatientStates
 from .relations import Relations
 from .scores import Scores
@@ -31,7 +30,6 @@ __all__ = [
     "Layers",
     "LinearLogits",
     "Logits",
-    "MaskedLM",
     "Match",
     "Objective",
     "PatientStates",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...models.activations import LayerActivations
+from ...models.activations import LayerActivations, Place
 from ...models.spec import EncoderSpec
-from .base import Objective, register, task_of_head, with_head
+from .base import Match, Objective, register, task_of_head, with_head
+from .output_layer import labelled_rows, logits_of_rows
 from .spans import span_loss
 
 __all__ = ["Labels"]
@@ -19,7 +20,8 @@ class Labels(Objective):
 
     Classes: cross-entropy, -100 ignored. Several classes a row (``problem_type`` is multi-label, or the labels are
     floats): binary cross-entropy per label. Regression: MSE. Spans: cross-entropy of their first and last token over
-    the tokens of the sequence. Means over what is labelled.
+    the tokens of the sequence. Means over what is labelled. Of a masked LM the logits of the labelled tokens alone are
+    computed, from what its output layer reads.
 
     Args:
         weight, schedule, name: see `Objective`.
@@ -35,22 +37,35 @@ class Labels(Objective):
     ) -> None:
         super().__init__(weight=weight, schedule=schedule, name=name)
         self._task_labels: str | None = "class"
+        self._from_output_layer = False
+
+    @property
+    def matches(self) -> tuple[Match, ...]:
+        place: Place = "output_layer" if self._from_output_layer else "logits"
+        return (Match((place, 0), None, labels=True),) if self.pairs else ()
 
     def bind(self, student: EncoderSpec, teacher: EncoderSpec | None) -> None:
         super().bind(student, teacher)
         with_head(self.name, "student", student)
         self._task_labels = task_of_head(student, teacher).labels
+        self._from_output_layer = student.output_layer
 
     def forward(self, student: LayerActivations, labels: Tensor) -> Tensor:
         """The loss of ``logits [R, C]`` against labels ``[R]``, ``[1, R]`` or ``[R, C]`` (spans ``[N, 2]``), a scalar.
 
+        In place of logits the student's activations may be those of its output layer.
+
         Raises:
             ValueError: labels of another shape, or outside 0..C-1.
         """
-        assert student.logits is not None
         if self._task_labels == "span":
             return span_loss(student, labels)
-        logits = student.logits.float()
+        if student.logits is None:
+            assert student.hidden is not None
+            counting = labelled_rows(labels, len(student.hidden))
+            logits, labels = logits_of_rows(student, counting).float(), labels.reshape(-1)[counting]
+        else:
+            logits = student.logits.float()
         rows, classes = logits.shape
         if self._task_labels != "class" or labels.is_floating_point():
             if labels.numel() != logits.numel():

@@ -9,7 +9,7 @@ from ...models.activations import LayerActivations
 from ...models.spec import EncoderSpec
 from ..registry import check_choice
 from .base import Match, Objective, register
-from .masked_lm import labelled_rows, with_output_layer
+from .output_layer import labelled_rows, with_output_layer
 from .temperature import TemperatureLike, as_temperature
 
 __all__ = ["LinearLogits"]

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...models.activations import LayerActivations
-from ...ops import pool_features
 from .base import Layers, register
+from .pooled import pooled_of, unit
 from .projected import ProjectedObjective
 
 __all__ = ["PatientStates"]
@@ -17,8 +17,7 @@ __all__ = ["PatientStates"]
 class PatientStates(ProjectedObjective):
     """MSE of the L2-normalised [CLS] states of mapped layers (Sun et al., "Patient Knowledge Distillation", 2019).
 
-    The value is the sum over layers of a mean over sequences and coordinates; the paper's code divides it by the
-    number of layers too.
+    A mean over sequences, coordinates and layers, as in the paper's code.
 
     Args:
         projection: as in `HiddenStates`; by default a learned map where widths differ, before the norm.
@@ -27,6 +26,7 @@ class PatientStates(ProjectedObjective):
     """
 
     default_name = "patient_states"
+    pooling = "cls"
 
     def __init__(
         self,
@@ -40,12 +40,8 @@ class PatientStates(ProjectedObjective):
         super().__init__(projection=projection, layers=layers, weight=weight, schedule=schedule, name=name)
 
     def forward(self, student: LayerActivations, teacher: LayerActivations) -> Tensor:
-        assert student.hidden is not None and teacher.hidden is not None
-        s, t = (
-            pool_features(seen.hidden, student.cu_seqlens, mode="cls")  # type: ignore[arg-type]
-            for seen in (student, teacher)
-        )
+        s, t = pooled_of(student, self.pooling), pooled_of(teacher, self.pooling)
         linear = self.projection_of(student, teacher)
         if linear is not None:
             s = linear(s)
-        return F.mse_loss(F.normalize(s.float(), dim=-1), F.normalize(t.float(), dim=-1))
+        return F.mse_loss(unit(s.float()), unit(t.float())) / len(self.pairs)

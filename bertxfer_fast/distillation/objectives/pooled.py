@@ -10,7 +10,7 @@ from ...ops import pool_features
 from ..registry import check_choice
 from .base import Layers, Objective
 
-__all__ = ["POOLINGS", "PooledObjective", "unit"]
+__all__ = ["POOLINGS", "PooledObjective", "pooled_of", "unit"]
 
 POOLINGS = ("mean", "cls", "max", "mean_sqrt")
 
@@ -42,12 +42,16 @@ class PooledObjective(Objective):
 
     def pooled(self, activations: LayerActivations) -> Tensor:
         """``[N, D]`` float32, one row a text, normalised if asked for."""
-        if activations.pooled is not None:
-            vectors = activations.pooled
-        else:
-            assert activations.hidden is not None
-            vectors = pool_features(activations.hidden, activations.cu_seqlens, mode=self.pooling)
-        return unit(vectors.float()) if self.normalize else vectors.float()
+        vectors = pooled_of(activations, self.pooling).float()
+        return unit(vectors) if self.normalize else vectors
+
+
+def pooled_of(activations: LayerActivations, mode: str) -> Tensor:
+    """``[N, D]``: hidden states pooled, or the vectors of a teacher that has nothing else."""
+    if activations.pooled is not None:
+        return activations.pooled
+    assert activations.hidden is not None
+    return pool_features(activations.hidden, activations.cu_seqlens, mode=mode)
 
 
 def unit(vectors: Tensor) -> Tensor:

@@ -22,11 +22,20 @@ class Stage:
         name: of the stage, unique in its recipe.
         build_objectives: makes the stage's objectives, new ones at each call.
         training: defaults of `DistillationArguments` that the method's authors used; whoever runs it may override.
+        masking: share of the tokens that are hidden from both models where the task is a masked LM, whose labels they
+            are; 0: none. Other tasks do not look at it.
     """
 
     name: str
     build_objectives: Callable[[], list[Objective]]
     training: dict[str, Any] = field(default_factory=dict)
+    masking: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.masking < 1:
+            raise ValueError(
+                f"masking: got {self.masking}, want a share of the tokens, 0 or more and less than 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,12 @@ class Recipe:
 
     name: str
     stages: list[Stage]
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether an objective of any stage that counts learns from a teacher."""
+        objectives = [o for stage in self.stages for o in stage.build_objectives()]
+        return any(o.needs_teacher and o.weight > 0 for o in objectives)
 
 
 _registry: Registry[Callable[..., Recipe]] = Registry("recipe")

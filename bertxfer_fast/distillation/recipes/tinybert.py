@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..objectives import AttentionScores, HiddenStates, Layers, Logits, Objective
+from ..objectives.temperature import TemperatureLike
 from .base import Recipe, Stage, register
 
 __all__ = ["tinybert"]
@@ -16,9 +17,11 @@ def tinybert(
     projection: str = "shared",
     attention_weight: float | str = 1.0,
     hidden_weight: float | str = 1.0,
-    temperature: float = 1.0,
+    temperature: TemperatureLike = 1.0,
 ) -> Recipe:
     """Task distillation of TinyBERT (Jiao et al., 2020): intermediate layers first, then predictions.
+
+    For a student that starts general, see `tinybert_general`.
 
     Args:
         layers: map for attention and hidden states; explicit pairs count attention layers from 0 and hidden
@@ -26,7 +29,7 @@ def tinybert(
         padding: ``"valid"`` or ``"reference"``, see `AttentionScores`.
         projection: of the hidden states, see `HiddenStates`.
         attention_weight, hidden_weight: a number or a schedule name.
-        temperature: of the prediction stage.
+        temperature: of the prediction stage, see `Logits`.
     """
 
     def intermediate() -> list[Objective]:

@@ -35,24 +35,30 @@ def model_folder(path: str | Path, name: str) -> Path:
 
 
 def load_model(
-    folder: str | Path, auto_class: str, dtype: torch.dtype | str = torch.float32
+    folder: str | Path, auto_class: str, dtype: torch.dtype | str = torch.float32, **settings: Any
 ) -> tuple[Any, list[str]]:
     """A model, by default in float32, and the names of its weights that the folder does not have.
 
     Args:
         folder: a model directory.
         auto_class: the transformers class that loads it, which decides the head: `tasks.Task.auto_class`.
+        settings: what its configuration is to say instead, such as ``num_labels``; a head of another size starts anew.
 
     Raises:
         ValueError: weights that cannot be read or do not fit config.json.
     """
     try:
         model, notes = getattr(transformers, auto_class).from_pretrained(
-            folder, local_files_only=True, dtype=dtype, output_loading_info=True
+            folder,
+            local_files_only=True,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=bool(settings),
+            **settings,
         )
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"{folder}: its weights cannot be read: {error}") from error
-    if notes.get("mismatched_keys"):
+    if notes.get("mismatched_keys") and not settings:
         raise ValueError(
             f"{folder}: weights and config.json disagree on {sorted(notes['mismatched_keys'])[0]}"
         )
