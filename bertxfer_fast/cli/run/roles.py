@@ -111,6 +111,8 @@ def _head_settings(config: DistillConfig, task: tasks.Task) -> dict[str, Any]:
     settings = {} if task.problem_type is None else {"problem_type": task.problem_type}
     if task.labels == "float":
         return {**settings, "num_labels": 1}
+    if not task.has_classes:
+        return settings
     with user_input(config.where("data.label")):
         label2id = data.label_map(train, label)
     return {**settings, "label2id": label2id, "id2label": {i: name for name, i in label2id.items()}}
