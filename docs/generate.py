@@ -31,6 +31,7 @@ PAGES = {
     "data": ("bertxfer_fast.data", "data."),
     "augmentation": ("bertxfer_fast.data.augmentation", "augmentation."),
     "features": ("bertxfer_fast.features", "features."),
+    "evaluation": ("bertxfer_fast.evaluation", "evaluation."),
 }
 _WIDTH = 110
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")

@@ -70,6 +70,10 @@ def run(args: argparse.Namespace) -> None:
         tokenizer = load_tokenizer(folder)
         model, task = _model(folder, args.task)
         spec = EncoderSpec.of(model)
+        if args.label is not None and not task.label_column:
+            raise InputError(
+                f"--label: got {args.label!r} for task {task.name!r}, want it left out: its labels come from no column"
+            )
         if args.predictions and task.head == "token" and Path(args.predictions).suffix in (".csv", ".tsv"):
             raise InputError(
                 f"--predictions: got {args.predictions!r} for task {task.name!r}, want .jsonl or .parquet: a table has "

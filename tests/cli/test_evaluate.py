@@ -258,3 +258,7 @@ def test_a_student_of_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     predicted = [json.loads(line) for line in (place / "p.jsonl").read_text().splitlines()]
     assert [len(row["predicted"]) for row in predicted] == [2, 1]
     assert predicted[0]["label"] == ["LABEL_0", "LABEL_1"]
+    tiny_bert(2, 16, 4, head="ForMaskedLM").save_pretrained(place / "teacher")
+    assert cli.main(words) == 2
+    assert "--label: got 'tags' for task 'masked-lm', want it left out" in capsys.readouterr().err
+    assert cli.main(words[:-2]) == 0
