@@ -286,7 +286,7 @@ MODELS_IN_PYTHON: dict[str, Call] = {
     ),
     "an unknown head": (
         lambda: PackedModel(tiny_bert(), head="pair"),
-        "head: got 'pair', want 'sequence', 'token' or None",
+        "head: got 'pair', want 'sequence', 'token', 'span' or None",
     ),
     "ids that are not packed": (
         on_packed(input_ids=torch.ones(2, 11, dtype=torch.long)),
@@ -314,7 +314,7 @@ MODELS_IN_PYTHON: dict[str, Call] = {
     ),
     "layers in no known way": (
         distiller(objectives.HiddenStates(layers="evenly")),
-        "layers: got 'evenly', want one of 'uniform', 'last'",
+        "layers: got 'evenly', want one of 'uniform', 'skip', 'last'",
     ),
     "no objective": (distiller(), r"objectives: got \[\], want at least one with a weight above 0"),
     "an objective twice": (

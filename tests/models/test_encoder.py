@@ -277,7 +277,7 @@ def test_configuration_flags_that_collect_states_are_overruled():
 def test_what_is_not_a_model_is_refused():
     with pytest.raises(TypeError, match="model: got Linear, want a transformers PreTrainedModel"):
         PackedModel(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="head: got 'both', want 'sequence', 'token' or None"):
+    with pytest.raises(ValueError, match="head: got 'both', want 'sequence', 'token', 'span' or None"):
         PackedModel(tiny_bert(), head="both")
 
 

@@ -45,7 +45,6 @@ _STAGES = "bertxfer_fast/cli/run/stages.py"
 _METRICS = "bertxfer_fast/evaluation/metrics.py"
 _SAMPLERS = "bertxfer_fast/data/samplers.py"
 _DISTILLER = "bertxfer_fast/distillation/distiller.py"
-_EXTRACTOR = "bertxfer_fast/features/extractor.py"
 
 _TRAINING = (
     Mutant(
@@ -214,9 +213,9 @@ _EVALUATION = (
     ),
     Mutant(
         "half_a_probability_on_logits",
-        "bertxfer_fast/tasks.py",
-        "(logits > 0)",
-        "(logits > 0.5)",
+        "bertxfer_fast/tasks/metrics.py",
+        "((logits > 0) == (labels > 0.5)).mean()",
+        "((logits > 0.5) == (labels > 0.5)).mean()",
         ("tests/evaluation/test_evaluate.py::test_metrics",),
     ),
     Mutant(
@@ -380,7 +379,7 @@ _MODELS = (
     Mutant(
         "temperature_forgotten",
         "bertxfer_fast/distillation/objectives/logits.py",
-        "ops.logits_kl(s, t, temperature=self.temperature)",
+        "ops.logits_kl(s, t, temperature=tau)",
         "ops.logits_kl(s, t)",
         ("tests/distillation/test_objectives.py::test_logits",),
     ),
@@ -431,16 +430,16 @@ _MODELS = (
     ),
     Mutant(
         "weights_for_sorted_layers",
-        _EXTRACTOR,
+        "bertxfer_fast/features/views.py",
         "return tuple(resolved)",
         "return tuple(sorted(resolved))",
         ("tests/features/test_features.py::test_weights_follow_the_layers_in_the_order_given",),
     ),
     Mutant(
         "features_in_the_default_dtype",
-        _EXTRACTOR,
-        "rows = torch.zeros(len(lengths), self.dim, dtype=torch.float32)",
-        "rows = torch.zeros(len(lengths), self.dim)",
+        "bertxfer_fast/features/loaded.py",
+        "view.dim(self.spec.hidden_size), dtype=torch.float32)",
+        "view.dim(self.spec.hidden_size))",
         ("tests/training/test_marks.py::test_the_default_dtype_is_somebody_elses",),
     ),
 )
