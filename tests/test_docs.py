@@ -13,6 +13,7 @@ import yaml
 
 from bertxfer_fast import tasks
 from bertxfer_fast.cli.config import schema as config
+from bertxfer_fast.cli.config.several import load_several
 from bertxfer_fast.distillation import objectives, recipes
 from bertxfer_fast.training import arguments
 
@@ -103,8 +104,10 @@ def test_the_api_reference_is_what_the_docstrings_say() -> None:
 def test_recipes_use_known_keys(text: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(text, encoding="utf-8")
-    loaded = config.load(path)
-    assert set(loaded.stages) <= {stage.name for stage in recipes.get(loaded.recipe, **loaded.options).stages}
+    several = load_several(path)
+    for loaded in [config.load(path)] if several is None else several.tasks.values():
+        known = {stage.name for stage in recipes.get(loaded.recipe, **loaded.options).stages}
+        assert set(loaded.stages) <= known
 
 
 def test_the_examples_recipe_is_a_recipe() -> None:

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from .config.schema import describe, load
+from .config.several import load_several
 from .console import command_line, quiet
 
 
@@ -44,6 +45,14 @@ def run(args: argparse.Namespace) -> None:
     flags = [word for word in args.flags if word != "--debug"]
     if "--help" in flags or "-h" in flags:
         args.parser.parse_args(["--help"])
+    several = load_several(args.recipe, flags)
+    command = command_line([args.command, *args.words])
+    if several is not None:
+        with quiet():
+            from .run.several import run_several
+
+            run_several(several, command=command)
+        return
     config = load(args.recipe, flags)
     with quiet():
         from .run.plan import make_plan
@@ -56,4 +65,4 @@ def run(args: argparse.Namespace) -> None:
         records = run_stages(plan)
         if twin is not None:
             records[TWIN] = train_twin(plan, twin, records)
-        report(plan, records, command=command_line([args.command, *args.words]), twin=twin)
+        report(plan, records, command=command, twin=twin)

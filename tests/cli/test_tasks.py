@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
 from transformers import AutoTokenizer
 
 from bertxfer_fast import data, recipes, tasks
@@ -17,7 +19,7 @@ from bertxfer_fast.distillation.objectives import HiddenStates
 from bertxfer_fast.evaluation.evaluate import evaluate
 from bertxfer_fast.models.hf.loading import load_model
 
-from ..folders import WORDS, change, distill, make_place, tiny_tokenizer
+from ..folders import WORDS, change, contents, distill, make_place, tiny_tokenizer
 from ..tiny import tiny_bert
 
 PLAIN = [word for word in WORDS if word.isalpha()]
@@ -124,11 +126,9 @@ def _head(case: dict[str, Any]) -> dict[str, str]:
     return {"head": case["head"]} if "head" in case else {}
 
 
-def student_row(place: Path) -> dict[str, str]:
+def student_row(folder: Path) -> dict[str, str]:
     """The student's line of the table of models."""
-    lines = [
-        x.split("|") for x in (place / "out" / "summary.md").read_text().splitlines() if x.startswith("| ")
-    ]
+    lines = [x.split("|") for x in (folder / "summary.md").read_text().splitlines() if x.startswith("| ")]
     rows = {line[1].strip(): [cell.strip() for cell in line] for line in lines}
     return dict(zip(rows["model"], rows["student"], strict=True))
 
@@ -165,7 +165,7 @@ def test_a_task_from_file_to_student(tmp_path: Path, name: str) -> None:
         return
     settings = {"text_pair": "b"} if case.get("pair") else {}
     found = measured_anew(place, task, **settings, **({"stride": 3} if "stride" in case else {}))
-    shown = student_row(place)
+    shown = student_row(place / "out")
     for metric in measured:
         assert float(shown[metric]) == pytest.approx(found[metric], abs=2e-4)
 
@@ -182,7 +182,7 @@ def test_embeddings_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert distill(place) == 0
     stage = json.loads((place / "out" / "hidden" / "stage.json").read_text())["summary"]
     assert {"dev spearman", "dev pearson"} <= stage.keys()
-    found, shown = measured_anew(place, "embedding", text_pair="b"), student_row(place)
+    found, shown = measured_anew(place, "embedding", text_pair="b"), student_row(place / "out")
     assert {name: float(shown[name]) for name in found} == pytest.approx(found, abs=2e-4)
     # Without labels only the loss is measured.
     change(place, data__label=None, output_dir="other")
@@ -204,3 +204,96 @@ def test_best_metrics_that_are_not_measured(tmp_path: Path, capsys: pytest.Captu
     change(place, training={"max_steps": 2, **best})
     assert distill(place) == 2
     assert "metric_for_best_model: got 'span_f1', want one that is measured here" in capsys.readouterr().err
+
+
+# Several at once
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> Path:
+    """Reviews with a class, and words with entities, each with a teacher and files of its own, under one recipe."""
+    reviews, entities = tmp_path / "reviews", tmp_path / "entities"
+    for folder in (reviews, entities):
+        folder.mkdir()
+    place_of(reviews, pairs)
+    case = {**CASES["token-classification"]}
+    place_of(entities, case.pop("row"), **case)
+    files = {split: f"{split}.jsonl" for split in ("train", "dev", "test")}
+
+    def of(folder: Path, **more: Any) -> dict[str, Any]:
+        data = {
+            "train": f"{folder.name}/{files['train']}",
+            "eval": f"{folder.name}/{files['dev']}",
+            "test": f"{folder.name}/{files['test']}",
+            "text": "a",
+            "label": "y",
+            "max_length": 16,
+            **more,
+        }
+        return {"teacher": f"{folder.name}/teacher", "data": data}
+
+    recipe = {
+        "recipe": "tinybert",
+        "student": {"num_hidden_layers": 2, "hidden_size": 12, "init": "random"},
+        "output_dir": "out",
+        "mixing": 2.0,
+        "training": {"num_train_epochs": 2, "per_device_train_batch_size": 4},
+        "tasks": {
+            "reviews": of(reviews, text_pair="b"),
+            "entities": {**of(entities), "task": "token-classification", "weight": 0.5},
+        },
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return tmp_path
+
+
+def test_several_tasks_from_one_file(several: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert distill(several) == 0
+    out = several / "out"
+    kinds = {"reviews": "AutoModelForSequenceClassification", "entities": "AutoModelForTokenClassification"}
+    found = {name: load_model(out / name, kind) for name, kind in kinds.items()}
+    assert not any(missing for _, missing in found.values())
+    layers = [model.bert.encoder.state_dict() for model, _ in found.values()]
+    assert all(torch.equal(value, layers[1][name]) for name, value in layers[0].items())
+    entities = found["entities"][0]
+    assert entities.config.id2label == dict(enumerate(NAMES))
+    features = data.encode(
+        several / "entities" / "test.jsonl",
+        AutoTokenizer.from_pretrained(out / "entities"),
+        text="a",
+        label="y",
+        task="token-classification",
+        label2id=entities.config.label2id,
+        max_length=16,
+    )
+    results = json.loads((out / "entities" / "results.json").read_text())
+    assert evaluate(entities, features)["token_accuracy"] == pytest.approx(
+        float(student_row(out / "entities")["token_accuracy"]), abs=2e-4
+    )
+    assert "dev span_f1" in results["stages"][-1] and "dev accuracy" not in results["stages"][-1]
+    # Again: nothing is trained. With another weight: another run.
+    before = contents(out / "prediction")
+    assert distill(several) == 0
+    assert "stage prediction: finished before, skipped" in capsys.readouterr().out
+    assert contents(out / "prediction") == before
+    assert distill(several, "--tasks.entities.weight", "2") == 2
+    assert "holds a run that differs (weights.entities)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--tasks.reviews.seed", "1"), "seed: got it for task 'reviews', want it once, for all tasks"),
+        (("--tasks.reviews.weight", "-1"), "weight: got -1.0, want a number from 0"),
+        (("--mixing", "0"), "mixing: got 0.0, want a number above 0"),
+        (("--tasks.reviews.data.trian", "x"), "unknown key"),
+        (("--tasks.other.teacher", "reviews/teacher"), "tasks.other: required key 'data.train' is missing"),
+        (("--tasks.reviews.student", "x"), "student: got it for task 'reviews'"),
+    ],
+)
+def test_several_tasks_that_do_not_go_together(
+    several: Path, flags: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert distill(several, *flags) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and not (several / "out").exists()

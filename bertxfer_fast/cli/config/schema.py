@@ -160,15 +160,25 @@ def load(
     Raises:
         InputError: unreadable file, unknown or repeated key, wrong type, missing required key.
     """
-    path = Path(path)
-    settings = _overlay(read_file(path, _is_value), read_flags(flags))
+    return checked(settings_of(Path(path), flags), Path(path).name, training_fields)
+
+
+def settings_of(path: Path, flags: Sequence[str]) -> dict[str, Setting]:
+    """What a recipe file and the flags over it say, by dotted key."""
+    return _overlay(read_file(path, _is_value), read_flags(flags))
+
+
+def checked(
+    settings: Mapping[str, Setting], file_name: str, training_fields: Mapping[str, Any] | None = None
+) -> DistillConfig:
+    """The configuration that settings make; `file_name` is for messages. See `load`."""
     if training_fields is None:
         with user_input():  # the operators read the environment when they are imported
             from ...training.arguments import training_field_types
 
         training_fields = training_field_types()
     config = _build(settings, training_fields)
-    _check_values(config, path.name)
+    _check_values(config, file_name)
     return config
 
 
@@ -194,7 +204,13 @@ def describe() -> str:
     """All keys with a line of help each, and the tasks there are, for `bertxfer distill --help`."""
     keys = [f"  --{key:<30} {item.metadata['help']}" for key, (_, item) in _schema().items()]
     known = [f"  {name:<32} {tasks.get(name).description}" for name in tasks.names()]
-    return "\n".join([*keys, "  --training.FIELD, --stages.STAGE.FIELD, --options.NAME", "tasks:", *known])
+    several = [
+        "several tasks at once, one encoder (docs/guide/tasks.md):",
+        "  --tasks.NAME.KEY                 of one task: teacher, task, data, recipe, options, weight (of its loss)",
+        "  --mixing                         batches by size to the power of 1 / mixing (default 1)",
+    ]
+    open_keys = "  --training.FIELD, --stages.STAGE.FIELD, --options.NAME"
+    return "\n".join([*keys, open_keys, "tasks:", *known, *several])
 
 
 # ---- from settings to a configuration -----------------------------------------------------------------------
@@ -203,7 +219,8 @@ def describe() -> str:
 def _is_value(key: str) -> bool:
     """True for keys whose value may be a mapping of its own (a training argument that takes a dict)."""
     parts = key.split(".")
-    depth = {"training": 2, "stages": 3, "options": 2}.get(parts[0])
+    parts = parts[2:] if parts[0] == "tasks" else parts  # of one of several tasks
+    depth = {"training": 2, "stages": 3, "options": 2}.get(parts[0]) if parts else None
     return depth is not None and len(parts) >= depth
 
 

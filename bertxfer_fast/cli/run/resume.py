@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,13 @@ def check_output(config: DistillConfig, stages: Sequence[str]) -> None:
     Raises:
         InputError: it is a file, or holds something else, or a run with other settings or data.
     """
-    folder, where = Path(config.output_dir), config.where("output_dir")
+    check_folder(Path(config.output_dir), config.where("output_dir"), stages, lambda: identity(config))
+
+
+def check_folder(
+    folder: Path, where: str, stages: Sequence[str], identity_now: Callable[[], Mapping[str, Any]]
+) -> None:
+    """Whether a folder may be written to by the run that `identity_now` tells of; see `check_output`."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{where}: {folder} is a file")
     record = folder / RUN_FILE
@@ -50,7 +56,7 @@ def check_output(config: DistillConfig, stages: Sequence[str]) -> None:
         if not isinstance(read, dict):
             raise ValueError(f"got a {type(read).__name__}, want the settings of a run")
         before = flat(read)
-    now = flat(_identity(config))
+    now = flat(identity_now())
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     changed = [key for key in changed if not _is_free(key)]
     if changed:
@@ -62,10 +68,14 @@ def check_output(config: DistillConfig, stages: Sequence[str]) -> None:
 
 def record_run(config: DistillConfig) -> None:
     """The first write of a run: what its continuation is compared with."""
-    folder = Path(config.output_dir)
-    with user_input(config.where("output_dir")):
+    record_identity(Path(config.output_dir), config.where("output_dir"), identity(config))
+
+
+def record_identity(folder: Path, where: str, found: Mapping[str, Any]) -> None:
+    """Write down in a folder what the run there is."""
+    with user_input(where):
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / RUN_FILE, json.dumps(_identity(config), indent=1))
+        write_whole(folder / RUN_FILE, json.dumps(found, indent=1))
 
 
 def record_stage(folder: Path, record: Mapping[str, Any]) -> None:
@@ -89,7 +99,7 @@ def write_whole(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def _identity(config: DistillConfig) -> dict[str, Any]:
+def identity(config: DistillConfig) -> dict[str, Any]:
     """What makes two runs the same: the settings, and what is in the files that training reads."""
     sources = {
         "teacher": config.teacher,
@@ -126,6 +136,8 @@ def flat(values: Mapping[str, Any], section: str = "") -> dict[str, Any]:
 
 
 def _is_free(key: str) -> bool:
+    if key.startswith("tasks."):  # of one of several
+        key = key.split(".", 2)[-1]
     section, _, _ = key.partition(".")
     return (
         key in _FREE_KEYS

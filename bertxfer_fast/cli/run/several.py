@@ -1,0 +1,141 @@
+"""Several tasks at once: a plan each, one training of the students that share an encoder, a report each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+
+from ...distillation.multitask import MultiTask
+from ...errors import InputError, user_input
+from ...models.hf.loading import load_model
+from ...students import share_encoder
+from ...training.checkpoints import check_checkpoint, last_complete_checkpoint
+from ...training.multitask import MultiTaskTrainer
+from ..config.several import SeveralConfig
+from ..console import say
+from .plan import Plan, make_plan
+from .report import report
+from .resume import check_folder, finished_stage, identity, record_identity, record_run, record_stage
+
+__all__ = ["run_several"]
+
+
+def run_several(config: SeveralConfig, *, command: str = "") -> None:
+    """Plan every task, train them together stage by stage, and report each as if it had run alone.
+
+    Into `output_dir` goes for each stage a folder with its checkpoints and a student a task, and for each task a folder
+    with its student and what is told about it.
+
+    Raises:
+        InputError: something given cannot be used, or the tasks do not go together; nothing was written.
+        NonFiniteLossError: see `DistillationTrainer.train`.
+    """
+    plans = {name: make_plan(task) for name, task in config.tasks.items()}
+    first = next(iter(plans.values()))
+    stages = [stage.name for stage in first.recipe.stages]
+    _check_stages(config, plans, stages)
+    with user_input(config.where):
+        share_encoder({name: plan.student for name, plan in plans.items()})
+    own = {name: _without_place(identity(plan.config)) for name, plan in plans.items()}
+    every = {"tasks": own, "weights": config.weights, "mixing": config.mixing}
+    check_folder(Path(config.output_dir), config.where, stages, lambda: every)
+    record_identity(Path(config.output_dir), config.where, every)
+    for plan in plans.values():
+        record_run(plan.config)
+    sizes = ", ".join(f"{name} {len(plan.data['train']):,}" for name, plan in plans.items())
+    say(f"{len(plans)} tasks: {' -> '.join(stages)}; sequences to train on: {sizes}")
+    records = {stage: _run_stage(config, plans, number, stage) for number, stage in enumerate(stages)}
+    for name, plan in plans.items():
+        say(f"\n{name}")
+        report(plan, {stage: _of_task(record, name) for stage, record in records.items()}, command=command)
+
+
+def _check_stages(config: SeveralConfig, plans: Mapping[str, Plan], stages: list[str]) -> None:
+    for name, plan in plans.items():
+        if len(plan.recipe.stages) != len(stages):
+            raise InputError(
+                f"{config.where}: tasks: got {len(plan.recipe.stages)} stages of {name!r} and {len(stages)} of "
+                f"{next(iter(plans))!r}, want recipes of as many stages"
+            )
+        if name in stages:
+            raise InputError(f"{config.where}: tasks: got the name {name!r}, want one that no stage has")
+
+
+def _run_stage(config: SeveralConfig, plans: Mapping[str, Plan], number: int, stage: str) -> dict[str, Any]:
+    """Train a stage of all tasks, or continue it, or take what it left when it is finished."""
+    folder = Path(config.output_dir) / stage
+    record = finished_stage(folder)
+    if record is not None:
+        say(f"stage {stage}: finished before, skipped")
+        with user_input(f"stage {stage}, finished before"):
+            for name, plan in plans.items():
+                saved = load_model(folder / name, plan.task.auto_class)[0]
+                plan.student.load_state_dict(saved.state_dict())
+        return record
+    checkpoint = last_complete_checkpoint(folder)
+    if checkpoint is not None:
+        with user_input(f"stage {stage}"):
+            check_checkpoint(checkpoint)
+    say(f"stage {stage}: {f'goes on from {Path(checkpoint).name}' if checkpoint else 'starts'}")
+    measured = {name: plan for name, plan in plans.items() if "eval" in plan.data}
+    leading = next(iter(measured.values()), next(iter(plans.values())))
+    arguments = leading.arguments[leading.recipe.stages[number].name]
+    arguments.output_dir = str(folder)
+    set_seed(leading.config.seed)  # the projections' first weights depend on the seed alone
+    trainer = MultiTaskTrainer(
+        MultiTask(
+            {name: plan.distiller(plan.recipe.stages[number]) for name, plan in plans.items()},
+            weights=config.weights,
+        ),
+        arguments,
+        train_dataset={name: plan.data["train"] for name, plan in plans.items()},
+        eval_dataset={name: plan.data["eval"] for name, plan in measured.items()} or None,
+        processing_class=leading.tokenizer,
+        tasks={name: plan.task for name, plan in plans.items()},
+        temperature=config.mixing,
+        model_cards={name: plan.card for name, plan in plans.items()},
+    )
+    started = time.perf_counter()
+    steps = trainer.train(resume_from_checkpoint=checkpoint).global_step
+    row: dict[str, Any] = {"stage": stage, "steps": steps, "seconds": time.perf_counter() - started}
+    found = trainer.evaluate() if measured else {}
+    trainer.save_model()
+    record = {"stage": stage, "summary": row, "measured": found, "log_history": trainer.state.log_history}
+    record_stage(folder, record)
+    return record
+
+
+def _of_task(record: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What a stage's record says of one task, under the names that a run of this task alone would have."""
+    row = dict(record["summary"])
+    prefix = f"eval_{name}_"
+    skipped = ("runtime", "_per_second", "loss/")
+    row |= {
+        f"dev {key.removeprefix(prefix)}": value
+        for key, value in record["measured"].items()
+        if key.startswith(prefix) and not any(part in key for part in skipped)
+    }
+    history = [
+        {_renamed(key, name): value for key, value in entry.items() if _is_of(key, name)}
+        for entry in record["log_history"]
+    ]
+    return {**record, "summary": row, "log_history": history}
+
+
+def _renamed(key: str, name: str) -> str:
+    return key.replace(f"loss/{name}/", "loss/").replace(f"eval_{name}_", "eval_")
+
+
+def _is_of(key: str, name: str) -> bool:
+    """Whether a logged value is one of this task, or of all."""
+    if key.startswith("eval_"):
+        return key.startswith(f"eval_{name}_")
+    return not key.startswith("loss/") or key.startswith(f"loss/{name}/")
+
+
+def _without_place(found: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in found.items() if key != "output_dir"}
