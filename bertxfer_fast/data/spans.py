@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["answer_of", "characters_of", "question_windows"]
+__all__ = ["answer_of", "characters_of", "context_tokens", "question_windows", "windows_of"]
 
 Answer = tuple[str, int | None]  # the text, and where it begins in the context
 
@@ -78,6 +78,26 @@ def question_windows(
     Raises:
         ValueError: a question that leaves no room for its context.
     """
+    tokens = windows_of(tokenizer, questions, contexts, max_length=max_length, stride=stride)
+    features = {key: list(tokens[key]) for key in ("input_ids", "token_type_ids") if key in tokens}
+    if answers is None:
+        return features
+    rows = tokens.get("overflow_to_sample_mapping", range(len(questions)))
+    features["labels"] = [
+        _tokens_of(answers[row], tokens["offset_mapping"][i], context_tokens(tokens, i))
+        for i, row in enumerate(rows)
+    ]
+    return features
+
+
+def windows_of(
+    tokenizer: Any, questions: Sequence[str], contexts: Sequence[str], *, max_length: int, stride: int | None
+) -> Any:
+    """Every question with each window of its context as the tokenizer's ``BatchEncoding``, with offsets.
+
+    Raises:
+        ValueError: see `question_windows`.
+    """
     room = max_length - tokenizer.num_special_tokens_to_add(pair=True)
     lengths = [len(ids) for ids in tokenizer(list(questions), add_special_tokens=False)["input_ids"]]
     long = [i for i, length in enumerate(lengths) if room - length <= (stride or 0)]
@@ -87,7 +107,7 @@ def question_windows(
             f"max_length: got {max_length}, want more: a question of {lengths[long[0]]} tokens{shared} "
             f"leave{'' if stride else 's'} no room for its context"
         )
-    tokens = tokenizer(
+    return tokenizer(
         list(questions),
         list(contexts),
         truncation="only_second",
@@ -98,22 +118,20 @@ def question_windows(
         padding=False,
         return_attention_mask=False,
     )
-    features = {key: list(tokens[key]) for key in ("input_ids", "token_type_ids") if key in tokens}
-    if answers is None:
-        return features
-    rows = tokens.get("overflow_to_sample_mapping", range(len(questions)))
-    features["labels"] = [
-        _tokens_of(answers[row], tokens["offset_mapping"][i], tokens.sequence_ids(i))
-        for i, row in enumerate(rows)
+
+
+def context_tokens(tokens: Any, i: int) -> list[int]:
+    """The tokens of window ``i`` that are of its context."""
+    offsets = tokens["offset_mapping"][i]
+    return [
+        t for t, which in enumerate(tokens.sequence_ids(i)) if which == 1 and offsets[t][0] < offsets[t][1]
     ]
-    return features
 
 
 def _tokens_of(
-    answer: tuple[int, int] | None, offsets: Sequence[tuple[int, int]], sequence: Sequence[int | None]
+    answer: tuple[int, int] | None, offsets: Sequence[tuple[int, int]], context: Sequence[int]
 ) -> list[int]:
     """First and last token of an answer; 0, 0 where this window does not hold all of it."""
-    context = [i for i, which in enumerate(sequence) if which == 1 and offsets[i][0] < offsets[i][1]]
     if answer is None or not context:
         return [0, 0]
     start, end = answer
