@@ -582,6 +582,16 @@ CONTINUED: dict[str, Command] = {
 
 
 EVALUATE = ["evaluate", "{place}/teacher", "--data", "{place}/test.tsv", "--text", "sentence"]
+AUGMENT = [
+    "augment",
+    "{place}/train.tsv",
+    "--model",
+    "{place}/teacher",
+    "--text",
+    "sentence",
+    "--output",
+    "{place}/more.tsv",
+]
 EXTRACT = [
     "extract",
     "{place}/teacher",
@@ -716,6 +726,41 @@ COMMANDS: dict[str, tuple[Callable[[Path], Any], Sequence[str], str]] = {
         nothing,
         [*EVALUATE, "--confidence", "95"],
         r"--confidence: got 95\.0, want a number between 0 and 1",
+    ),
+    "augment: an unknown method": (
+        nothing,
+        [*AUGMENT, "--method", "tinybrt"],
+        "method: got 'tinybrt', want a known one; did you mean 'tinybert'",
+    ),
+    "augment: an unknown option": (
+        nothing,
+        [*AUGMENT, "--method", "masking", "--option", "prob=0.1"],
+        "method masking: got option 'prob', want a known one",
+    ),
+    "augment: a probability in percent": (
+        nothing,
+        [*AUGMENT, "--method", "masking", "--option", "p=10"],
+        "p: got 10, want a number from 0 to 1",
+    ),
+    "augment: a masked LM that is not there": (
+        nothing,
+        [*AUGMENT, "--method", "tinybert", "--option", "source=masked-lm"],
+        "source: got 'masked-lm', want 'embeddings': the model has no trained masked-LM head",
+    ),
+    "augment: no copies": (
+        nothing,
+        [*AUGMENT, "--method", "ngrams", "--copies", "0"],
+        "copies: got 0, want a whole number from 1",
+    ),
+    "augment: a list of words that is not there": (
+        nothing,
+        [*AUGMENT, "--method", "words", "--option", "words={place}/list.tsv"],
+        r"words: no such file: .*list\.tsv",
+    ),
+    "augment: a text with a tab into a tsv": (
+        write("rows.jsonl", '{"sentence": "good\\tfilm"}\n'),
+        ["augment", "{place}/rows.jsonl", *AUGMENT[2:], "--method", "masking"],
+        r"output: got 'more\.tsv' for column 'sentence', row 1, which has a tab or a line break",
     ),
     "compare: a folder that is no run": (
         nothing,

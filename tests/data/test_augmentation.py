@@ -138,6 +138,23 @@ def test_without_a_masked_lm_it_says_so(tokenizer: Any) -> None:
         )
 
 
+def test_contractions_and_kept_words_stay(tokenizer: Any, tmp_path: Path) -> None:
+    bare = WordModel(tiny_bert(2, 16, 4), tokenizer)
+    (tmp_path / "keep.txt").write_text("Film\nbad\n")
+    text = "The film isn't good, it's bad; red’s 'slow'"
+    for keep in (tmp_path / "keep.txt", ["film", "BAD"]):
+        method = augmentation.get("tinybert", p=1.0, keep=keep)
+        [copies] = copies_of([{"text": text, "id": 0}], tokenizer, method, proposals=bare)
+        for copy in copies:
+            first, second, third, *rest = copy.replace(",", "").split()
+            assert (second, third) == ("film", "isn't") and first not in ("The", "the")
+            good, its, bad, red, slow = rest
+            assert (its, bad, red) == ("it's", "bad;", "red’s") and good != "good"
+            assert slow[0] == slow[-1] == "'" and slow != "'slow'"
+    with pytest.raises(FileNotFoundError, match="keep: no such file"):
+        augmentation.get("tinybert", keep="no.txt")
+
+
 def test_listed_alternatives_come_before_the_table(tokenizer: Any) -> None:
     bare = WordModel(tiny_bert(2, 16, 4), tokenizer)
     method = augmentation.get("tinybert", p=1.0, words={"goodly": ["fine"], "film": ["movie", "story"]})

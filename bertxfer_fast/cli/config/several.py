@@ -51,8 +51,8 @@ def load_several(path: str | Path, flags: Sequence[str] = ()) -> SeveralConfig |
     for key, setting in settings.items():
         section, _, rest = key.partition(".")
         if section == "tasks" and rest:
-            name, _, inside = rest.partition(".")
-            own.setdefault(name, {})[inside] = setting
+            name, _, inner = rest.partition(".")
+            own.setdefault(name, {})[inner] = setting
     heading = settings.get("tasks")
     if heading is None and not own:
         return None
@@ -62,9 +62,9 @@ def load_several(path: str | Path, flags: Sequence[str] = ()) -> SeveralConfig |
     common = {key: value for key, value in settings.items() if key.partition(".")[0] != "tasks"}
     mixing = _number(common.pop("mixing", None), "mixing", above=True)
     output = common.get("output_dir")
-    if output is None:
+    folder = None if output is None else output.path("output_dir")
+    if output is None or folder is None:
         raise InputError(f"{path.name}: required key 'output_dir' is missing")
-    folder = str(output.path("output_dir"))
     tasks, weights = {}, {}
     for name, inside in own.items():
         if not _NAME.fullmatch(name):

@@ -8,6 +8,8 @@ from typing import Any
 
 __all__ = ["Text", "render", "texts_of"]
 
+_APOSTROPHES = ("'", "\N{RIGHT SINGLE QUOTATION MARK}")
+
 
 @dataclass(frozen=True)
 class Text:
@@ -32,8 +34,18 @@ class Text:
     tail: int
 
     def is_word(self, i: int) -> bool:
-        """Whether word ``i`` holds a letter: punctuation and numbers are never replaced by words."""
-        return any(c.isalpha() for c in self.words[i])
+        """Whether word ``i`` can be replaced by another word: punctuation, numbers and parts of contractions cannot."""
+        return any(c.isalpha() for c in self.words[i]) and not self._is_contracted(i)
+
+    def _is_contracted(self, i: int) -> bool:
+        """Whether an apostrophe joins it to a neighbour: of ``don't`` neither ``don`` nor ``t`` is a word."""
+        if isinstance(self.source, list):
+            return any(c in self.words[i] for c in _APOSTROPHES)
+        start, end = self.spans[i]
+        before, after = self.source[max(start - 2, 0) : start], self.source[end : end + 2]
+        return (before[-1:] in _APOSTROPHES and before[:1].isalpha() and len(before) == 2) or (
+            after[:1] in _APOSTROPHES and after[1:].isalpha()
+        )
 
     def cut(self, max_length: int | None) -> list[int]:
         """``ids`` cut to so many, with the special tokens at the end."""

@@ -12,7 +12,7 @@ import torch
 from ..collators import PackingCollator
 from .base import Draft, Method, Proposals, Tools, register, share, whole
 from .texts import Text
-from .words import Alternatives, read_alternatives
+from .words import Alternatives, read_alternatives, read_words
 
 __all__ = ["TinyBERT"]
 
@@ -21,12 +21,13 @@ _SOURCES = ("auto", "masked-lm", "embeddings")
 
 @register
 class TinyBERT(Method):
-    """Every word with a letter is replaced with probability `p` by one of its candidates, all equally likely.
+    """Every word is replaced with probability `p` by one of its candidates, all equally likely.
 
     A word of one piece has the likeliest words of a masked LM that reads the text with this word masked; any other, and
     one behind the longest sequence that the model takes, the words nearest to it in the embedding table by cosine
     (where the paper has GloVe's table), its own vector being the mean of its pieces'. Only whole words of the
-    vocabulary are candidates. Words that the tokenizer does not know have none outside of a masked LM.
+    vocabulary are candidates. Words that the tokenizer does not know have none outside of a masked LM; punctuation,
+    numbers and parts of contractions have none at all.
 
     Args:
         p: probability of a replacement.
@@ -35,9 +36,11 @@ class TinyBERT(Method):
             model has one.
         words: a file, or a mapping, of words and their alternatives: those of a word that the masked LM is not asked
             for come from there, if it is in it.
+        keep: a file with a word on a line, or the words: these stay, whatever their case. The authors' program keeps
+            stop words.
 
     Raises:
-        ValueError: a number out of range, an unknown source.
+        FileNotFoundError, ValueError: no such file, a number out of range, an unknown source.
     """
 
     default_name = "tinybert"
@@ -51,12 +54,14 @@ class TinyBERT(Method):
         candidates: int = 15,
         source: str = "auto",
         words: str | os.PathLike[str] | Mapping[str, Sequence[str]] | None = None,
+        keep: str | os.PathLike[str] | Sequence[str] = (),
     ) -> None:
         self.p, self.candidates = share("p", p), whole("candidates", candidates)
         if source not in _SOURCES:
             raise ValueError(f"source: got {source!r}, want one of {', '.join(_SOURCES)}")
         self.source = source
         self.alternatives = Alternatives({}) if words is None else read_alternatives(words)
+        self.keep = read_words(keep)
         self._nearest: dict[tuple[int, ...], tuple[str, ...]] = {}
         self._texts: dict[int, str] = {}
 
@@ -89,7 +94,9 @@ class TinyBERT(Method):
         others: list[tuple[int, int]] = []
         for t, text in enumerate(texts):
             room = len(text.cut(self.tools.max_length)) - text.tail
-            for i in filter(text.is_word, range(len(text.words))):
+            for i in range(len(text.words)):
+                if not text.is_word(i) or text.words[i].lower() in self.keep:
+                    continue
                 if self.by_context and len(text.pieces[i]) == 1 and text.places[i] < room:
                     asked.append((t, i))
                 elif listed := self.alternatives.of(text.words[i]):

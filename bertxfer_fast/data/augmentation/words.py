@@ -12,7 +12,7 @@ import numpy as np
 
 from .base import Draft, Method, register, share
 
-__all__ = ["Alternatives", "Words", "read_alternatives"]
+__all__ = ["Alternatives", "Words", "read_alternatives", "read_words"]
 
 
 class Alternatives:
@@ -56,6 +56,20 @@ def read_alternatives(source: str | os.PathLike[str] | Mapping[str, Sequence[str
         if not listed or not others:
             raise ValueError(f"words: got {others!r} for {word!r} in {where}, want a list of words")
     return Alternatives(found)
+
+
+def read_words(source: str | os.PathLike[str] | Sequence[str]) -> frozenset[str]:
+    """Words in lower case, given as such or in a file with one on a line.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        if not path.is_file():
+            raise FileNotFoundError(f"keep: no such file: {path}")
+        source = path.read_text(encoding="utf-8-sig").splitlines()
+    return frozenset(word.strip().lower() for word in source)
 
 
 def _lines(text: str, where: str) -> dict[str, list[str]]:
