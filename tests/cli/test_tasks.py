@@ -118,6 +118,7 @@ def place_of(folder: Path, row: Any, *, seed: int = 0, **case: Any) -> Path:
         },
         training={"max_steps": 2, "per_device_train_batch_size": 4},
         stages={},
+        report={"resamples": 20, "sentences": 0},
     )
     return folder
 
@@ -237,7 +238,8 @@ def several(tmp_path: Path) -> Path:
         "student": {"num_hidden_layers": 2, "hidden_size": 12, "init": "random"},
         "output_dir": "out",
         "mixing": 2.0,
-        "training": {"num_train_epochs": 2, "per_device_train_batch_size": 4},
+        "training": {"max_steps": 4, "per_device_train_batch_size": 4},
+        "report": {"resamples": 20, "sentences": 0},
         "tasks": {
             "reviews": of(reviews, text_pair="b"),
             "entities": {**of(entities), "task": "token-classification", "weight": 0.5},
