@@ -328,6 +328,7 @@ def test_values_are_float32_and_take_bfloat16():
 def test_schedules():
     assert [Labels(weight=2.0).weight_at(p) for p in (0, 0.25, 1)] == [2, 2, 2]
     assert [Labels(weight=2.0, schedule="linear_decay").weight_at(p) for p in (0, 0.25, 1)] == [2, 1.5, 0]
+    assert [Labels(weight="warmup").weight_at(p) for p in (0, 0.05, 0.1, 1)] == [0, 0.5, 1, 1]
     assert [Labels(weight="linear_growth").weight_at(p) for p in (0, 0.25, 1, 1.5)] == [0, 0.25, 1, 1]
 
 

@@ -331,6 +331,18 @@ def test_scores(kind: str, group: int | None) -> None:
     check(objective, student, teacher, expected=expected, rtol=1e-3)
 
 
+@pytest.mark.parametrize("group", [None, 3])
+def test_autocast_rounds_no_scores_and_no_axes(group: int | None) -> None:
+    student, teacher = (activations("hidden", i, hidden=(16, WIDE)) for i in (2, 4))
+    axes = Embeddings(projection="pca")
+    bound(axes, facts(hidden=WIDE), facts(4, WIDE))
+    shown(axes)
+    for objective in (bound(Scores(group=group), facts(hidden=WIDE), facts(4, WIDE)), axes):
+        plain = objective(student, teacher)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(objective(student, teacher), plain)
+
+
 def test_a_pack_that_has_nothing_to_rank() -> None:
     alone = LayerActivations("hidden", 2, CU_SEQLENS[:2], 5, hidden=torch.randn(5, 4, requires_grad=True))
     objective = bound(Scores(), facts(hidden=4), facts(4, 4))

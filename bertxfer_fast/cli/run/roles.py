@@ -41,6 +41,7 @@ def load_teacher(config: DistillConfig) -> tuple[Any, tasks.Task]:
     if config.teacher is None:
         if config.task is not None:
             return None, tasks.get(config.task)
+        assert config.student.path is not None
         with user_input(config.where("student.path")):
             return None, own_task(AutoConfig.from_pretrained(config.student.path, local_files_only=True))
     where = config.where("teacher")
@@ -103,9 +104,9 @@ def start_student(config: DistillConfig, teacher: Any, task: tasks.Task) -> Any:
 
 def _head_settings(config: DistillConfig, task: tasks.Task) -> dict[str, Any]:
     """What a student without a teacher has to say of its head, where it has another one: its classes."""
-    own = AutoConfig.from_pretrained(config.student.path, local_files_only=True)
-    label, train = config.data.label, config.data.train
-    assert train is not None
+    path, label, train = config.student.path, config.data.label, config.data.train
+    assert path is not None and train is not None
+    own = AutoConfig.from_pretrained(path, local_files_only=True)
     if label is None or not task.label_column or own_task(own) == task:
         return {}
     settings = {} if task.problem_type is None else {"problem_type": task.problem_type}

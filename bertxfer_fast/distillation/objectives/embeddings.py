@@ -13,7 +13,7 @@ from ...models.activations import LayerActivations
 from ...models.spec import EncoderSpec
 from ..registry import check_choice
 from .base import Layers, register
-from .pooled import PooledObjective, unit
+from .pooled import PooledObjective, full_precision, unit
 
 __all__ = ["Embeddings"]
 
@@ -23,8 +23,8 @@ class Embeddings(PooledObjective):
     """Distance of pooled vectors (Kim et al., "EmbedDistill", 2023; LEAF, arXiv 2509.12539).
 
     Args:
-        distance: ``"mse"`` (mean over all numbers), ``"l2"`` (Euclidean, mean over rows) or ``"cosine"`` (``1 -
-            cos``, mean over rows).
+        distance: ``"mse"`` (mean over all numbers), ``"l2"`` (Euclidean, mean over rows) or ``"cosine"``
+            (``1 - cos``, mean over rows).
         pooling: of both models: ``"mean"``, ``"cls"``, ``"max"`` or ``"mean_sqrt"``.
         normalize: compare unit vectors.
         projection: what bridges the widths. ``"learned"``: ``nn.Linear(student width, teacher width)`` on the student's
@@ -144,7 +144,8 @@ class Embeddings(PooledObjective):
         if self.linear is not None:
             s = self.linear(s).float()
         elif hasattr(self, "axes"):
-            t = t @ self.axes.T.float()
+            with full_precision(t):
+                t = t @ self.axes.T.float()
         return torch.stack([self._distance(s[:, :size], t[:, :size]) for size in self._prefixes(s)]).sum()
 
     def _prefixes(self, vectors: Tensor) -> tuple[int, ...]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -10,7 +13,7 @@ from ...ops import pool_features
 from ..registry import check_choice
 from .base import Layers, Objective
 
-__all__ = ["POOLINGS", "PooledObjective", "pooled_of", "unit"]
+__all__ = ["POOLINGS", "PooledObjective", "full_precision", "pooled_of", "unit"]
 
 POOLINGS = ("mean", "cls", "max", "mean_sqrt")
 
@@ -44,6 +47,11 @@ class PooledObjective(Objective):
         """``[N, D]`` float32, one row a text, normalised if asked for."""
         vectors = pooled_of(activations, self.pooling).float()
         return unit(vectors) if self.normalize else vectors
+
+
+def full_precision(like: Tensor) -> AbstractContextManager[None]:
+    """Inside, no autocast: cosines rounded to bfloat16 and divided by a temperature of 0.05 are off by 0.1."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
 def pooled_of(activations: LayerActivations, mode: str) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ...models.activations import LayerActivations
 from ..registry import check_choice
 from .base import Layers, register
-from .pooled import PooledObjective
+from .pooled import PooledObjective, full_precision
 from .temperature import TemperatureLike, as_temperature
 
 __all__ = ["Scores"]
@@ -81,8 +81,10 @@ class Scores(PooledObjective):
                     f"{self.name}: got a pack of {len(vectors)} texts, want a multiple of group={self.group}"
                 )
             groups = vectors.view(-1, self.group, vectors.shape[1])
-            return torch.einsum("qd,qnd->qn", groups[:, 0], groups[:, 1:])
-        scores = vectors @ vectors.T
+            with full_precision(vectors):
+                return torch.einsum("qd,qnd->qn", groups[:, 0], groups[:, 1:])
+        with full_precision(vectors):
+            scores = vectors @ vectors.T
         count = len(vectors)
         others = ~torch.eye(count, dtype=torch.bool, device=vectors.device)
         return scores[others].view(count, count - 1)

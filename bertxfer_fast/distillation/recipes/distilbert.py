@@ -21,8 +21,10 @@ def distilbert(
     cosine_weight: float | str = 1.0,
     masking: float = 0.15,
 ) -> Recipe:
-    """DistilBERT (Sanh et al., 2019): KL with temperature 2, masked-LM cross-entropy and cosine of the last hidden
-    state, weighted 5, 2 and 1, on plain text with 15 % of the tokens masked.
+    """DistilBERT (Sanh et al., 2019): soft labels, masked tokens and the last hidden state's direction in one stage.
+
+    KL with temperature 2, masked-LM cross-entropy and cosine, weighted 5, 2 and 1, on plain text with 15 % of the
+    tokens masked.
 
     Args:
         logits: ``"vocabulary"``: of masked-LM teachers, whose logits are never whole in memory (`LinearLogits`);

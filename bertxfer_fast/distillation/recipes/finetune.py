@@ -10,8 +10,7 @@ __all__ = ["finetune"]
 
 @register
 def finetune(*, masking: float = 0.15) -> Recipe:
-    """Labels alone: makes a teacher out of a pre-trained encoder, or the undistilled twin of a student. Needs no
-    teacher.
+    """Labels alone, no teacher: a teacher out of a pre-trained encoder, or the undistilled twin of a student.
 
     Args:
         masking: share of the tokens that are masked where the task is a masked LM, whose labels they are.

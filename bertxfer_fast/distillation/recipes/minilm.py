@@ -18,8 +18,9 @@ def minilm(
     prediction: bool = False,
     temperature: TemperatureLike = 1.0,
 ) -> Recipe:
-    """MiniLM (Wang et al., 2020): KL of the last layer's attention maps and of its value relations; no labels, no map
-    of layers or widths. Head counts must be equal.
+    """MiniLM (Wang et al., 2020): KL of the last layer's attention maps and of its value relations.
+
+    It needs no labels and no map of layers or widths, but equal head counts.
 
     Args:
         layers: of the attention, see `Objective`.

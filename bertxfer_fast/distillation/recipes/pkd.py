@@ -18,8 +18,7 @@ def pkd(
     beta: float | str = 100.0,
     temperature: TemperatureLike = 5.0,
 ) -> Recipe:
-    """Patient knowledge distillation (Sun et al., 2019): labels, soft labels and the [CLS] states of intermediate
-    layers.
+    """Patient knowledge distillation (Sun et al., 2019): labels, soft labels and [CLS] states of layers between.
 
     The loss is ``(1 - alpha) * labels + alpha * logits + beta * states``; the paper searches alpha in 0.2, 0.5, 0.7,
     beta in 10, 100, 500, 1000 and temperatures 5, 10, 20.

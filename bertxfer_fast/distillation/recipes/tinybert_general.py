@@ -17,8 +17,7 @@ def tinybert_general(
     attention_weight: float | str = 1.0,
     hidden_weight: float | str = 1.0,
 ) -> Recipe:
-    """General distillation of TinyBERT (Jiao et al., 2020): attention scores and hidden states on plain text, no
-    labels.
+    """General distillation of TinyBERT (Jiao et al., 2020): attention scores and hidden states, on plain text.
 
     The teacher is a pre-trained encoder that was fine-tuned for nothing; what comes out is the ``student`` that the
     recipe `tinybert` starts from, with a fine-tuned teacher.
