@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +12,18 @@ __all__ = ["Estimator", "columns_of"]
 
 
 class Estimator:
-    """An estimator whose constructor stores its arguments, each under its own name, and does nothing else."""
+    """An estimator whose constructor stores its arguments and does nothing else.
+
+    Each is kept under its own name; in ``_given`` where that name tells what became of it. ``OLDER`` are older names of
+    arguments, which are no parameters.
+    """
+
+    OLDER: ClassVar[frozenset[str]] = frozenset()
+    _given: dict[str, Any]
 
     @classmethod
     def _names(cls) -> list[str]:
-        return [name for name in inspect.signature(cls).parameters]
+        return [name for name in inspect.signature(cls).parameters if name not in cls.OLDER]
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The constructor's arguments by name.
@@ -24,7 +31,9 @@ class Estimator:
         Args:
             deep: there is nothing inside that has parameters of its own.
         """
-        return {name: getattr(self, name) for name in self._names()}
+        return {
+            name: self._given[name] if name in self._given else getattr(self, name) for name in self._names()
+        }
 
     def set_params(self, **params: Any) -> Any:
         """Change arguments of the constructor; returns the object itself.
@@ -36,7 +45,10 @@ class Estimator:
             if name not in self._names():
                 raise ValueError(f"set_params: got {name!r}, want one of {', '.join(self._names())}")
         for name, value in params.items():
-            setattr(self, name, value)
+            if name in self._given:
+                self._given[name] = value
+            else:
+                setattr(self, name, value)
         return self
 
     def __sklearn_clone__(self) -> Any:

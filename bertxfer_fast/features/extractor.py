@@ -6,11 +6,12 @@ pooled in one pass and dropped; nothing is kept but the pooled rows.
 
 from __future__ import annotations
 
-import threading
+import copy
+import functools
+import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,61 +19,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..data.collators import INPUTS
 from ..data.empty_rows import check_choice
 from ..data.encoding import checked_max_length
 from ..data.loaders import sequence_lengths
 from ..models.encoder import Encoder
-from ..models.spec import EncoderSpec
 from .cache import FeatureCache
 from .estimator import Estimator, columns_of
 from .inputs import Features, Rows, check_features, check_ids, check_lengths, check_unpadded, text_windows
 from .loaded import Loaded, loaded
+from .ready import Ready, features_of_rows, longest_first, pooled, tokenizing
 from .tokens import rows_of, token_rows
 from .views import View, view_of
-
-# A tokenizer sets its truncation for each call and refuses while another thread reads it.
-_tokenizing = threading.Lock()
-
-
-@dataclass(frozen=True)
-class Ready:
-    """An extractor's model and arguments, loaded and checked.
-
-    Attributes:
-        source: encoder and tokenizer.
-        view: what is made of a text.
-        max_length: longer texts are cut to so many tokens; None where nothing limits them.
-        tokens_per_batch: tokens in a packed batch.
-    """
-
-    source: Loaded
-    view: View
-    max_length: int | None
-    tokens_per_batch: int
-
-    @property
-    def model(self) -> Any:
-        """The module that runs."""
-        return self.source.model
-
-    @property
-    def tokenizer(self) -> Any:
-        return self.source.tokenizer
-
-    @property
-    def spec(self) -> EncoderSpec:
-        return self.source.spec
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """Layers as hidden states from 0."""
-        return self.view.layers
-
-    @property
-    def dim(self) -> int:
-        """Width of the features."""
-        return self.view.dim(self.spec.hidden_size)
 
 
 class FeatureExtractor(Estimator):
@@ -102,14 +59,21 @@ class FeatureExtractor(Estimator):
             refuses it. As in `data.encode` and on the command line, where ``"error"`` is the default.
         device: where to run; by default where the model is (a loaded one: CUDA if there is one).
         cache: a `FeatureCache` that keeps the features of texts for later calls.
+        mode: the older name of `pooling`. Deprecated.
 
-    Several threads may extract with one extractor, and it can be copied and pickled.
+    Attributes:
+        model: the module that runs; one that was given as a directory is loaded.
+        tokenizer: the tokenizer, loaded in the same way; None where there is none.
+
+    Several threads may extract with one extractor. It can be pickled, and `copy.deepcopy` gives one with a model of its
+    own.
 
     Raises:
         TypeError, ValueError: at `fit` or first use: a layer the model does not have, an unknown choice, a wrong
             number of layer weights, a directory without a tokenizer.
     """
 
+    OLDER: ClassVar[frozenset[str]] = frozenset({"mode"})
     _loaded: tuple[Any, Loaded] | None = None
 
     def __init__(
@@ -127,9 +91,12 @@ class FeatureExtractor(Estimator):
         empty_rows: str = "keep",
         device: str | torch.device | None = None,
         cache: FeatureCache | None = None,
+        mode: str | None = None,
     ) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
+        if mode is not None:
+            warnings.warn(f"mode={mode!r} is now called pooling={mode!r}", DeprecationWarning, stacklevel=2)
+            pooling = mode
+        self._given = {"model": model, "tokenizer": tokenizer}
         self.layers = layers
         self.pooling = pooling
         self.combine = combine
@@ -141,6 +108,21 @@ class FeatureExtractor(Estimator):
         self.device = device
         self.cache = cache
 
+    @property
+    def model(self) -> Any:
+        return self._source().model
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._source().tokenizer
+
+    def _source(self) -> Loaded:
+        """The model and its tokenizer as they were given last, loaded."""
+        given = (self._given["model"], self._given["tokenizer"], self.device)
+        if self._loaded is None or any(a is not b for a, b in zip(self._loaded[0], given, strict=True)):
+            self._loaded = given, loaded(*given)
+        return self._loaded[1]
+
     def load(self) -> Ready:
         """Load the model, unless it is there, and check the arguments as they are now.
 
@@ -150,11 +132,7 @@ class FeatureExtractor(Estimator):
         if self.tokens_per_batch < 1:
             raise ValueError(f"tokens_per_batch: got {self.tokens_per_batch}, want 1 or more")
         check_choice(self.empty_rows)
-        given = (self.model, self.tokenizer, self.device)
-        if self._loaded is None or any(a is not b for a, b in zip(self._loaded[0], given, strict=True)):
-            self._loaded = given, loaded(*given)
-        source = self._loaded[1]
-        weights = self.layer_weights
+        source, weights = self._source(), self.layer_weights
         view = view_of(
             source.spec.num_layers, self.layers, self.pooling, self.combine, weights, self.normalize
         )
@@ -268,7 +246,7 @@ class FeatureExtractor(Estimator):
         check_unpadded(features, ready.tokenizer)
         check_lengths(sequence_lengths(features), ready.spec)
         check_ids(features, ready.spec, ready.tokenizer)
-        return _pooled(ready, features, [ready.view])[0]
+        return pooled(ready, features, [ready.view])[0]
 
     def token_features(
         self, texts: Iterable[str | Sequence[str]], *, words: str | None = None, special_tokens: bool = True
@@ -290,13 +268,13 @@ class FeatureExtractor(Estimator):
             ValueError: as `extract`; words of a tokenizer that does not tell them.
         """
         ready = self._ready_for_text(False)
-        with _tokenizing:
+        with tokenizing:
             features, spans = token_rows(ready.tokenizer, texts, ready.max_length, words, special_tokens)
         check_ids(features, ready.spec, ready.tokenizer, "texts")
         found = [torch.zeros(span.rows, ready.dim, dtype=torch.float32) for span in spans]
         layers = frozenset(ready.layers)
         for indices, hidden, cu_seqlens in ready.source.hidden_states(
-            features, layers, ready.tokens_per_batch, _longest_first(features)
+            features, layers, ready.tokens_per_batch, longest_first(features)
         ):
             of_pack = [spans[i] for i in indices]
             for i, rows in zip(
@@ -340,45 +318,27 @@ class FeatureExtractor(Estimator):
 
     def _window(self, ready: Ready, views: list[View], rows: Rows, first: int) -> list[Tensor]:
         if self.cache is None:
-            return _of_rows(ready, views, rows, [first + i for i in range(len(rows))])
+            return features_of_rows(ready, views, rows, [first + i for i in range(len(rows))])
         found = []
         source = ready.source
         key = (self.cache.owner(source.model, source.tokenizer), ready.max_length, source.version)
         for view in views:
             wanted = self.cache.views(view, source.spec.num_layers)
             gone = self.cache.missing(key, wanted, rows)
-            fresh = _of_rows(ready, wanted, [rows[i] for i in gone], [first + i for i in gone])
+            fresh = features_of_rows(ready, wanted, [rows[i] for i in gone], [first + i for i in gone])
             self.cache.store(key, wanted, [rows[i] for i in gone], fresh)
             found.append(self.cache.look_up(key, view, rows, dict(zip(gone, fresh[0], strict=True))))
         return found
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.get_params()  # a model from a directory is loaded again, where the copy is
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A model from a directory is loaded again, where the copy is.
+        return functools.partial(type(self), **self.get_params()), ()
 
-
-def _of_rows(ready: Ready, views: list[View], rows: Rows, numbers: list[int]) -> list[Tensor]:
-    """Features of texts whose row numbers, for messages, are given."""
-    if not rows:
-        return [torch.zeros(0, view.dim(ready.spec.hidden_size), dtype=torch.float32) for view in views]
-    with _tokenizing:
-        encoded = ready.tokenizer(
-            *(list(column) for column in zip(*rows, strict=True)),
-            truncation=ready.max_length is not None,
-            max_length=ready.max_length,
-            padding=False,
-            return_attention_mask=False,
-        )
-    names = [name for name in INPUTS if name in encoded]
-    features = [{name: encoded[name][i] for name in names} for i in range(len(rows))]
-    check_ids(features, ready.spec, ready.tokenizer, "texts", numbers)
-    return _pooled(ready, features, views)
-
-
-def _pooled(ready: Ready, features: Features, views: list[View]) -> list[Tensor]:
-    return ready.source.pooled(features, views, ready.tokens_per_batch, _longest_first(features))
-
-
-def _longest_first(features: Features) -> NDArray[np.int64]:
-    """The rows that have tokens, longest first: not for padding (there is none) but so that batches cost alike."""
-    lengths = sequence_lengths(features)
-    return np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
+    def __deepcopy__(self, memo: dict[int, Any]) -> FeatureExtractor:
+        copied = type(self)(**{**self.get_params(), "cache": None})
+        if self._loaded is not None:
+            given, source = copy.deepcopy(self._loaded, memo)
+            copied._given, copied.device = {"model": given[0], "tokenizer": given[1]}, given[2]
+            copied._loaded = given, source
+        copied.cache = self.cache
+        return copied

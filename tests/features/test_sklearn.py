@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import pickle
 import sys
@@ -240,3 +241,28 @@ def test_scikit_learn_is_not_needed(folder: Path, monkeypatch: pytest.MonkeyPatc
     features = importlib.import_module("bertxfer_fast.features")
     assert features.FeatureExtractor is not FeatureExtractor
     assert features.FeatureExtractor(folder).fit().transform(["good", "bad"]).shape == (2, 16)
+
+
+def test_its_attributes_are_what_runs_and_its_parameters_what_was_given(folder: Path) -> None:
+    extractor = FeatureExtractor(folder, device="cpu")
+    assert extractor.model.config.hidden_size == 16 and extractor.tokenizer.model_max_length > 0
+    assert extractor.get_params()["model"] is folder and extractor.get_params()["tokenizer"] is None
+    other = tiny_bert(2, 12, 4)
+    assert extractor.set_params(model=other).model is other
+
+
+def test_a_deep_copy_has_a_model_of_its_own(folder: Path) -> None:
+    forget_models()
+    extractor = FeatureExtractor(folder, device="cpu")
+    before = extractor.extract(TEXTS)
+    copied = copy.deepcopy(extractor)
+    with torch.no_grad():
+        copied.model.embeddings.word_embeddings.weight.add_(1)
+    assert not torch.equal(copied.extract(TEXTS), before)
+    assert torch.equal(extractor.extract(TEXTS), before)
+
+
+def test_pooling_is_known_by_its_older_name(folder: Path) -> None:
+    with pytest.warns(DeprecationWarning, match="mode='max' is now called pooling='max'"):
+        extractor = FeatureExtractor(folder, mode="max")
+    assert clone(extractor).pooling == "max" and "mode" not in extractor.get_params()
