@@ -29,6 +29,7 @@ from .axes import Attention, Axes, split_name
 __all__ = ["WidthRule", "Widths", "shared_basis"]
 
 WidthRule = Literal["error", "truncate", "svd"]
+_SHARED = ("hidden", "pooled", "embedding")  # one choice for all layers
 _ROWS = ("vocabulary", "positions", "types")
 _STATES, _LENGTH = 2048, 32
 
@@ -67,7 +68,7 @@ class Widths:
                 f"student: got heads of {head_dims[1]} dimensions, want the teacher's {head_dims[0]}: "
                 f"{type(teacher).__name__} turns or scales queries and keys by dimension, so no part of a head is one"
             )
-        self.source = {name: value.detach().double() for name, value in teacher.state_dict().items()}
+        self._weights = teacher.state_dict()
         self._bases: dict[tuple[str, int], Tensor] = {}
         self._kept: dict[tuple[str, str, int], Tensor] = {}
         self._factors: dict[int, dict[str, Tensor]] = {}
@@ -83,10 +84,13 @@ class Widths:
             factors = self._narrow_heads(layer, name, shape)
             if name in factors:
                 return factors[name]
-        value = self.source[name]
+        value = self._source(name)
         for axis, (space, size) in enumerate(zip(self._spaces(name), shape, strict=True)):
             value = self._along(name, value, axis, space, size, layer)
         return value
+
+    def _source(self, name: str) -> Tensor:
+        return self._weights[name].detach().double()
 
     def _spaces(self, name: str) -> tuple[str | None, ...]:
         same = {"pooled": "hidden"} if self.axes.pooled_is_hidden else {}
@@ -121,7 +125,7 @@ class Widths:
                 return math.sqrt(have / size) * (basis.square().T @ value)
             return (value.movedim(axis, -1) @ basis).movedim(-1, axis)
         blocks = self.axes.blocks.get((name, axis), 1)
-        kept = self._kept_of(space, size // blocks, layer)
+        kept = self._kept_of(space, size // blocks, None if space in _SHARED else layer)
         starts = torch.arange(blocks)[:, None] * (have // blocks)
         return value.index_select(axis, (starts + kept).flatten().to(value.device))
 
@@ -157,7 +161,7 @@ class Widths:
             if self._layer_of(name) != layer or len(spaces) != 2 or space not in spaces:
                 continue
             axis = spaces.index(space)
-            rows = self.source[name].movedim(axis, 0)
+            rows = self._source(name).movedim(axis, 0)
             rows = rows.reshape(self.axes.blocks.get((name, axis), 1), -1, rows.shape[1])
             if space == "heads":
                 rows = rows.reshape(rows.shape[0], self.heads[0], -1)
@@ -184,15 +188,14 @@ class Widths:
 
         def reading(module: str | None) -> Tensor:
             """A map and its bias, ``[heads, head_dim, hidden + 1]``."""
-            weight = self._along(
-                f"{module}.weight", self.source[f"{module}.weight"], 1, "hidden", hidden, layer
-            )
-            bias = self.source.get(f"{module}.bias")
-            bias = weight.new_zeros(len(weight)) if bias is None else bias
+            own = f"{module}.weight"
+            weight = self._along(own, self._source(own), 1, "hidden", hidden, layer)
+            has_bias = f"{module}.bias" in self._weights
+            bias = self._source(f"{module}.bias") if has_bias else weight.new_zeros(len(weight))
             return torch.cat([weight, bias[:, None]], 1).reshape(self.heads[0], wide, -1)[heads]
 
         name = f"{maps.output}.weight"
-        output = self._along(name, self.source[name], 0, "hidden", hidden, layer)
+        output = self._along(name, self._source(name), 0, "hidden", hidden, layer)
         output = output.reshape(hidden, self.heads[0], wide).permute(1, 2, 0)[heads]
         # The student divides scores by the root of its own head_dim.
         query, key = _low_rank(reading(maps.query), reading(maps.key), narrow)

@@ -39,7 +39,8 @@ class DistillationArguments(TrainingArguments):
     embeddings and three layers) or `"all-but-head"`. With `gradual_unfreezing=0.2` only the topmost part that an
     objective reaches trains at first, and after each fifth of the run the one below it as well. With
     `early_stopping_patience` the training ends when `metric_for_best_model` (default: the loss) was no better than its
-    best for so many evaluations, and leaves the best student.
+    best for so many evaluations, and leaves the best student. `prune_heads`, `prune_columns` and `prune_layers` are
+    shares that go between `prune_start` and `prune_end` of the run, see `training.pruning`; the student ends smaller.
 
     Raises:
         ValueError: a token budget below 1, an unknown sampling strategy, or a feature of Trainer that does not
@@ -74,6 +75,15 @@ class DistillationArguments(TrainingArguments):
     early_stopping_threshold: float = field(
         default=0.0, metadata={"help": "how much better counts as better"}
     )
+    prune_heads: float = field(
+        default=0.0, metadata={"help": "share of the attention heads that is pruned while training"}
+    )
+    prune_columns: float = field(
+        default=0.0, metadata={"help": "share of every layer's feed-forward columns that is pruned"}
+    )
+    prune_layers: float = field(default=0.0, metadata={"help": "share of the layers that is pruned"})
+    prune_start: float = field(default=0.1, metadata={"help": "share of the run after which pruning begins"})
+    prune_end: float = field(default=0.7, metadata={"help": "share of the run after which nothing more goes"})
 
     def __post_init__(self) -> None:
         for name in ("tokens_per_batch", "eval_tokens_per_batch"):
@@ -116,9 +126,25 @@ class DistillationArguments(TrainingArguments):
         # Batches of a token budget differ in size; accelerate must not even them out by a batch size.
         config.even_batches = False
 
+    @property
+    def prunes(self) -> bool:
+        """Whether anything is pruned."""
+        return bool(self.prune_heads or self.prune_columns or self.prune_layers)
+
     def _check_policies(self) -> None:
         """What is frozen, thawed and stopped; a choice of the best checkpoint that early stopping needs is made."""
         check_freeze(self.freeze)
+        if self.prunes:
+            for name, value in (
+                ("freeze", self.freeze != "none" and self.freeze),
+                ("gradual_unfreezing", self.gradual_unfreezing),
+                ("early_stopping_patience", self.early_stopping_patience),
+                ("load_best_model_at_end", self.load_best_model_at_end),
+            ):
+                if value:
+                    raise ValueError(
+                        f"{name}: got {value} beside pruning, want it left out: the student ends smaller"
+                    )
         share, patience = self.gradual_unfreezing, self.early_stopping_patience
         if share is not None and not 0 < share < 1:
             raise ValueError(f"gradual_unfreezing: got {share}, want more than 0 and less than 1, or none")

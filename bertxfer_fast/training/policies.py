@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -13,8 +14,18 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from ..distillation.distiller import Distiller
 from ..students.parts import frozen_by, parts_of
 from .arguments import DistillationArguments
+from .checkpoints import load_projections, load_student
+from .pruning import Pruning
 
-__all__ = ["GradualUnfreezing", "callbacks_of", "check_policies", "policies"]
+__all__ = [
+    "GradualUnfreezing",
+    "callbacks_of",
+    "check_policies",
+    "policies",
+    "pruning_of",
+    "restore",
+    "save_policies",
+]
 
 
 class GradualUnfreezing(TrainerCallback):
@@ -73,17 +84,57 @@ def callbacks_of(args: DistillationArguments) -> list[TrainerCallback]:
     found: list[TrainerCallback] = []
     if args.gradual_unfreezing is not None:
         found.append(GradualUnfreezing(args.gradual_unfreezing))
+    if args.prunes:
+        found.append(pruning_of(args))
     if args.early_stopping_patience is not None:
         found.append(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
     return found
 
 
-def check_policies(distiller: Distiller, args: DistillationArguments) -> None:
-    """Raise ValueError where the arguments do not fit the student, or leave nothing to train."""
+def pruning_of(args: DistillationArguments) -> Pruning:
+    """The pruning that the arguments ask for.
+
+    Raises:
+        ValueError: shares or a schedule out of range.
+    """
+    return Pruning(
+        args.prune_heads, args.prune_columns, args.prune_layers, start=args.prune_start, end=args.prune_end
+    )
+
+
+def check_policies(distiller: Distiller, args: DistillationArguments) -> Any:
+    """Whether the arguments fit a student; returns one of the sizes that the training leaves it with.
+
+    Raises:
+        ValueError: they do not fit, or leave nothing to train.
+    """
     if args.gradual_unfreezing is not None:
         parts_of(distiller.student)
     with _frozen(distiller, args.freeze):
         pass
+    if args.prunes and not isinstance(distiller, Distiller):
+        raise ValueError(
+            f"prune_heads: got pruning of a {type(distiller).__name__}, want a Distiller of one student"
+        )
+    return pruning_of(args).check(distiller.student) if args.prunes else distiller.student
+
+
+def save_policies(trainer: Any, folder: Path) -> None:
+    """Write what a run that goes on from a checkpoint needs of them."""
+    for pruning in _prunings(trainer):
+        pruning.save(folder)
+
+
+def restore(trainer: Any, folder: Path) -> None:
+    """Read student, projections and what the policies wrote."""
+    load_student(trainer.student, folder)
+    load_projections(trainer.distiller.objectives, folder)
+    for pruning in _prunings(trainer):
+        pruning.load(folder)
+
+
+def _prunings(trainer: Any) -> list[Pruning]:
+    return [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Pruning)]
 
 
 @contextmanager
@@ -96,6 +147,10 @@ def policies(trainer: Any) -> Iterator[None]:
     with _frozen(trainer.distiller, trainer.args.freeze):
         try:
             yield
+        except BaseException:
+            for pruning in _prunings(trainer):
+                pruning.release()
+            raise
         finally:  # also of a training that an error ended
             for callback in trainer.callback_handler.callbacks:
                 if isinstance(callback, GradualUnfreezing):

@@ -38,13 +38,11 @@ from .checkpoints import (
     below,
     check_checkpoint,
     last_complete_checkpoint,
-    load_projections,
-    load_student,
     save_projections,
 )
 from .datasets import check_dataset, eval_sampler, named_datasets, preview_batches, train_sampler
 from .monitor import FiniteGuard, RunningMeans
-from .policies import callbacks_of, check_policies, policies
+from .policies import callbacks_of, check_policies, policies, restore, save_policies
 from .processes import leave_at_exit
 
 
@@ -354,6 +352,7 @@ class DistillationTrainer(Trainer):
             student, objectives = below(state_dict, "student."), below(state_dict, "objectives.")
         self.student.save_pretrained(folder, state_dict=student)
         save_projections(objectives, folder)
+        save_policies(self, folder)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
 
@@ -370,8 +369,7 @@ class DistillationTrainer(Trainer):
             self._load(self.state.best_model_checkpoint)
 
     def _load(self, folder: str) -> None:
-        load_student(self.student, Path(folder))
-        load_projections(self.distiller.objectives, Path(folder))
+        restore(self, Path(folder))
 
     def _filled_card(self) -> ModelCard:
         """The model card, with the facts that are known here where it leaves them open."""

@@ -87,8 +87,9 @@ class Plan:
             task="" if self.task.labels is None else self.task.name,
         )
 
-    def distiller(self, stage: recipes.Stage) -> Distiller:
-        return Distiller(self.teacher, self.student, stage.build_objectives())
+    def distiller(self, stage: recipes.Stage, student: Any = None) -> Distiller:
+        """That of a stage; of another ``student`` where an earlier stage will leave a smaller one."""
+        return Distiller(self.teacher, self.student if student is None else student, stage.build_objectives())
 
     def masks(self, stage: recipes.Stage) -> bool:
         """Whether tokens are hidden in a stage: of a task whose labels they are, if the recipe says so."""
@@ -120,7 +121,7 @@ def make_plan(config: DistillConfig) -> Plan:
     check_vocabulary(config, plan.models, tokenizer)
     for stage in recipe.stages:  # what the models alone tell is said before a large file is read
         with user_input(f"stage {stage.name}"):
-            check_policies(plan.distiller(stage), arguments[stage.name])
+            student = check_policies(plan.distiller(stage, student), arguments[stage.name])
     plan.data = encode_splits(plan)
     check_lengths(plan)
     for stage in recipe.stages:

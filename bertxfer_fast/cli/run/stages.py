@@ -44,7 +44,7 @@ def run_stage(plan: Plan, stage: Stage) -> dict[str, Any]:
     if record is not None:
         say(f"stage {stage.name}: finished before, skipped")
         with user_input(f"stage {stage.name}, finished before"):
-            plan.student.load_state_dict(load_model(folder, plan.task.auto_class)[0].state_dict())
+            _restore(plan, load_model(folder, plan.task.auto_class)[0])
         return record
     checkpoint = last_complete_checkpoint(folder)
     if checkpoint is not None:
@@ -68,9 +68,19 @@ def run_stage(plan: Plan, stage: Stage) -> dict[str, Any]:
     row = {"stage": stage.name, "steps": steps, "seconds": time.perf_counter() - started}
     row |= _measured_losses(trainer)
     trainer.save_model()
+    plan.student = trainer.student  # another one, where it was pruned
     record = {"stage": stage.name, "summary": row, "log_history": trainer.state.log_history}
     record_stage(folder, record)
     return record
+
+
+def _restore(plan: Plan, saved: Any) -> None:
+    """The student as a finished stage left it: the same one, unless it was pruned there."""
+    state, mine = saved.state_dict(), plan.student.state_dict()
+    if {name: value.shape for name, value in state.items()} == {n: v.shape for n, v in mine.items()}:
+        plan.student.load_state_dict(state)
+    else:
+        plan.student = saved
 
 
 def _measured_losses(trainer: DistillationTrainer) -> dict[str, float]:
