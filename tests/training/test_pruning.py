@@ -280,7 +280,9 @@ def test_resuming_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     assert_same(straight.student.state_dict(), resumed.student.state_dict())
     (tmp_path / "a" / "checkpoint-4" / STATE_FILE).unlink()
     with pytest.raises(ValueError, match=f"without {STATE_FILE}"):
-        resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-4"))
+        trainer_of(tmp_path / "c", [Logits()], pair(9), **common).train(
+            resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-4")
+        )
 
 
 def test_an_interrupted_training_leaves_no_hooks(tmp_path: Path) -> None:
