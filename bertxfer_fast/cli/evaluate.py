@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
         InputError: something given cannot be used; nothing was written.
     """
     with user_input():  # the operators read the environment when they are imported
-        from .. import data
+        from .. import data, students  # noqa: F401  # importing students makes their kinds known to transformers
         from ..data.encoding import checked_max_length
         from ..evaluation.assessment import Resampling, assess
         from ..evaluation.card import short_name
