@@ -15,6 +15,7 @@ from bertxfer_fast import tasks
 from bertxfer_fast.cli.config import schema as config
 from bertxfer_fast.cli.config.several import load_several
 from bertxfer_fast.distillation import objectives, recipes
+from bertxfer_fast.students import network
 from bertxfer_fast.training import arguments
 
 from .folders import tiny_tokenizer
@@ -62,7 +63,8 @@ def at_hand(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("code", blocks("python"))
 def test_python_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for registry in (objectives.base._registry, recipes.base._registry):  # what a page registers is forgotten
+    registries = (objectives.base._registry, recipes.base._registry, network._registry)
+    for registry in registries:  # what a page registers is forgotten
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     monkeypatch.setattr(tasks, "_TASKS", dict(tasks._TASKS))
     encoder = tmp_path / "path" / "to" / "encoder"

@@ -148,13 +148,11 @@ def _check(args: argparse.Namespace) -> None:
 
 def _model(folder: Path, name: str | None) -> tuple[Any, Any]:
     """The model with the head of its task, and the task."""
-    from transformers import AutoConfig
-
     from .. import tasks
     from ..models.hf.loading import load_model
-    from .run.roles import own_task
+    from .run.roles import saved_task
 
-    own = own_task(AutoConfig.from_pretrained(folder, local_files_only=True))
+    own = saved_task(folder)
     task = own if name is None else tasks.get(name)
     if task.head is not None and (task.auto_class, task.labels) != (own.auto_class, own.labels):
         raise ValueError(f"task: got {task.name!r}, want {own.name!r}: the model's head does that")

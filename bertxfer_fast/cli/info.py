@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import Any
 
+from .. import __version__
 from ..errors import user_input
 
 
@@ -21,7 +22,7 @@ def run(args: argparse.Namespace) -> None:
     with user_input():  # the operators read the environment when they are imported
         from ..evaluation.environment import environment
 
-    facts = environment()
+    facts = environment(__version__)
     if args.json:
         print(json.dumps(facts, indent=2, default=str))
         return

@@ -281,9 +281,8 @@ def _write(
     data: dict[str, Any] | None = None,
 ) -> None:
     """The student with its tokenizer, card and record."""
-    from ..evaluation.card import ModelCard
+    from ..evaluation.card import ModelCard, how_to_load
     from ..evaluation.speed import student_facts
-    from ..tasks import auto_class
 
     with user_input("--output"):
         output.mkdir(parents=True, exist_ok=True)
@@ -295,6 +294,6 @@ def _write(
         student=student_facts(student),
         data={split: len(features) for split, features in (data or {}).items()},
         metrics=rows or (),
-        auto_class=auto_class(type(student).__name__),
+        **how_to_load(student),
     ).write(output)
     (output / RECORD_FILE).write_text(json.dumps(record.to_dict(), indent=1), encoding="utf-8")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 _LAZY = {
     "NO_LIMIT": "encoding",
     "encode": "encoding",
+    "encode_both": "both",
     "label_map": "labels",
     "load": "tables",
     "load_label_map": "labels",
@@ -19,9 +20,19 @@ _LAZY = {
     "sequence_lengths": "loaders",
 }
 
-__all__ = ["NO_LIMIT", "encode", "label_map", "load", "load_label_map", "save_label_map", "sequence_lengths"]
+__all__ = [
+    "NO_LIMIT",
+    "encode",
+    "encode_both",
+    "label_map",
+    "load",
+    "load_label_map",
+    "save_label_map",
+    "sequence_lengths",
+]
 
 if TYPE_CHECKING:
+    from .both import encode_both
     from .encoding import NO_LIMIT, encode
     from .labels import label_map, load_label_map, save_label_map
     from .loaders import sequence_lengths

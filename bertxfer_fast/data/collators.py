@@ -13,7 +13,10 @@ from torch import Tensor
 from ..tasks import Task
 from .packing import cu_seqlens_of, positions_of
 
-__all__ = ["INPUTS", "Features", "PackingCollator", "collate_inputs", "collator_for"]
+__all__ = ["INPUTS", "TEACHER", "Features", "PackingCollator", "collate_inputs", "collator_for"]
+
+#: What the names of a teacher's own tokens begin with, where it has another tokenizer than the student.
+TEACHER = "teacher_"
 
 INPUTS = ("input_ids", "token_type_ids")
 _CHECKED = ("attention_mask", "position_ids")  # nothing of them is in a batch, but they can contradict it
@@ -32,6 +35,7 @@ class PackingCollator:
     - ``input_ids``, ``position_ids``, ``token_type_ids``: int64 ``[1, T]``; positions restart at 0 for every sequence.
     - further inputs: ``[1, T, ...]``.
     - ``cu_seq_lens_q``, ``cu_seq_lens_k``: int32 ``[N+1]``; ``max_length_q``, ``max_length_k``: python ints.
+    - ``teacher_input_ids`` and its like: where the features have a teacher's own tokens, a pack of their own.
     - ``labels``: integers (class ids) -> int64 ``[N]``; floats (regression) -> float32 ``[N]``; a vector each
       (multi-label) -> float32 ``[N, C]``; with `token_labels`, one integer a token -> int64 ``[1, T]``.
 
@@ -97,6 +101,8 @@ class PackingCollator:
             if _present(features, key):
                 batch["labels"] = self._labels(features, key, lengths)
                 break
+        if _present(features, f"{TEACHER}input_ids"):
+            batch.update(_of_teacher(features))
         return batch
 
     def _labels(self, features: Features, key: str, lengths: Tensor) -> Tensor:
@@ -111,6 +117,15 @@ class PackingCollator:
         labels = torch.stack(values)
         whole = labels.ndim == 1 and not labels.is_floating_point()
         return labels.to(self.label_dtype or (torch.int64 if whole else torch.float32))
+
+
+def _of_teacher(features: Features) -> dict[str, Any]:
+    """The teacher's own tokens of each text as a pack of their own, under names of its own."""
+    own = [
+        {name.removeprefix(TEACHER): value for name, value in feature.items() if name.startswith(TEACHER)}
+        for feature in features
+    ]
+    return {f"{TEACHER}{name}": value for name, value in PackingCollator()(own).items()}
 
 
 def collator_for(

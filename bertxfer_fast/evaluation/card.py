@@ -9,9 +9,10 @@ from typing import Any
 
 import yaml
 
+from .. import tasks
 from .tables import format_value, table
 
-__all__ = ["ModelCard", "short_name"]
+__all__ = ["ModelCard", "how_to_load", "short_name"]
 
 
 @dataclass
@@ -29,6 +30,7 @@ class ModelCard:
         command: that made it.
         metrics: measured numbers, one mapping per row (for example teacher and student), printed as given.
         auto_class: the transformers class that loads the student.
+        module: what has to be imported before, where the student's class is not transformers' own.
         task: what its head does, in words.
     """
 
@@ -41,6 +43,7 @@ class ModelCard:
     command: str = ""
     metrics: Sequence[Mapping[str, Any]] = ()
     auto_class: str = "AutoModel"
+    module: str = ""
     task: str = ""
 
     def render(self, name: str = "student") -> str:
@@ -71,9 +74,11 @@ class ModelCard:
             parts.append(f"## Measured\n\n{table(self.metrics)}")
         if self.command:
             parts.append(f"## Made by\n\n```sh\n{self.command}\n```")
+        ordinary = "An ordinary transformers model; bertxfer_fast is not needed to run it."
+        known = f"import {self.module}  # makes the class known to transformers\n" if self.module else ""
         parts.append(
-            "## Use\n\nAn ordinary transformers model; bertxfer_fast is not needed to run it.\n\n"
-            f"```python\nfrom transformers import {self.auto_class}, AutoTokenizer\n\n"
+            f"## Use\n\n{'' if known else ordinary + chr(10) * 2}"
+            f"```python\n{known}from transformers import {self.auto_class}, AutoTokenizer\n\n"
             f'model = {self.auto_class}.from_pretrained("path/to/this/folder")\n'
             'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")\n```'
         )
@@ -84,6 +89,15 @@ class ModelCard:
         path = Path(folder) / "README.md"
         path.write_text(self.render(Path(folder).resolve().name), encoding="utf-8")
         return path
+
+
+def how_to_load(student: Any) -> dict[str, Any]:
+    """The fields of a `ModelCard` that say how a student is loaded."""
+    own = type(student).__module__
+    return {
+        "auto_class": tasks.auto_class(type(student).__name__),
+        "module": "" if own.startswith("transformers.") else own,
+    }
 
 
 def short_name(model: str) -> str:

@@ -8,15 +8,18 @@ from typing import Any
 
 import torch
 
-from .. import __version__
 from ..ops import build_info, explain
 
 __all__ = ["environment"]
 
 
-def environment() -> dict[str, Any]:
-    """What `bertxfer info` prints: `versions`, `devices`, `build`, and `ops` (implementation chosen, and why)."""
-    versions = {"bertxfer_fast": __version__, "python": platform.python_version()}
+def environment(package_version: str) -> dict[str, Any]:
+    """What `bertxfer info` prints: `versions`, `devices`, `build`, and `ops` (implementation chosen, and why).
+
+    Args:
+        package_version: of bertxfer_fast.
+    """
+    versions = {"bertxfer_fast": package_version, "python": platform.python_version()}
     for package in ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy"):
         try:
             versions[package] = version(package)

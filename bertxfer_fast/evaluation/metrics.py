@@ -15,6 +15,7 @@ from .. import tasks
 from ..data.packing import positions_of
 from ..models.activations import PackedOutput
 from ..models.spec import EncoderSpec
+from ..models.stream import as_encoder
 from ..ops import pool_features
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "metrics_of",
     "rows_of_sequences",
     "task_of_model",
+    "text_vectors",
     "vectors_of",
 ]
 
@@ -35,8 +37,9 @@ SEQUENCE_END = -101
 _LONGEST_SPAN = 30  # tokens of an answer, as in SQuAD's usual evaluation
 
 
-def task_of_model(spec: EncoderSpec) -> tasks.Task:
-    """The task that a model's head is for, see `tasks.task_of`."""
+def task_of_model(model: Any) -> tasks.Task:
+    """The task that the head of a model, or of the model of an `EncoderSpec`, is for, see `tasks.task_of`."""
+    spec = model if isinstance(model, EncoderSpec) else EncoderSpec.of(model)
     return tasks.task_of(spec.name, spec.num_labels, spec.problem_type, spec.head)
 
 
@@ -55,6 +58,11 @@ class TaskMetrics:
         self.task, self.names = task, tuple(names)
         self._seen: list[tuple[NDArray[Any], NDArray[Any]]]
         self.clear()
+
+    @classmethod
+    def of(cls, task: tasks.Task, model: Any) -> TaskMetrics:
+        """Of a task, with the names that a model's classes have."""
+        return cls(task, EncoderSpec.of(model).labels)
 
     def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
         """The metrics of all that was handed over since the last result.
@@ -125,6 +133,11 @@ def vectors_of(output: PackedOutput, batch: Mapping[str, Any]) -> Tensor:
     if output.last_hidden_state is None:
         raise ValueError("model: got no last_hidden_state from its run, want one to make vectors of")
     return pool_features(output.last_hidden_state, batch["cu_seq_lens_q"], mode="mean")
+
+
+def text_vectors(model: Any, batch: Mapping[str, Any]) -> Tensor:
+    """`vectors_of` what a model makes of a packed batch."""
+    return vectors_of(as_encoder(model).run(batch), batch)
 
 
 def _with_ends(rows: Tensor, cu_seqlens: Tensor, end: int) -> Tensor:

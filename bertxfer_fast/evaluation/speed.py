@@ -14,6 +14,7 @@ from ..data.collators import Features, collate_inputs
 from ..data.loaders import packed_batches
 from ..models.encoder import reads
 from ..models.loans import device_of, inference
+from ..models.spec import EncoderSpec
 from ..models.stream import as_encoder
 
 __all__ = ["parameter_count", "size_mb", "student_facts", "throughput"]
@@ -56,9 +57,18 @@ def throughput(
     return len(dataset) / statistics.median(seconds)
 
 
-def parameter_count(model: torch.nn.Module) -> int:
-    """Number of parameters; tied ones count once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+def parameter_count(model: torch.nn.Module, *, embeddings: bool = True) -> int:
+    """Number of parameters; tied ones count once.
+
+    Args:
+        model: any module.
+        embeddings: False: without embedding tables, of tokens, positions and token types alike.
+    """
+    tables = (
+        part for part in model.modules() if isinstance(part, torch.nn.Embedding | torch.nn.EmbeddingBag)
+    )
+    left_out = set() if embeddings else {id(part.weight) for part in tables}
+    return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in left_out)
 
 
 def size_mb(model: torch.nn.Module) -> float:
@@ -66,12 +76,15 @@ def size_mb(model: torch.nn.Module) -> float:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 1e6
 
 
-def student_facts(student: PreTrainedModel) -> dict[str, Any]:
-    """A student's sizes, for its model card."""
-    config = student.config
-    return {
-        "layers": config.num_hidden_layers,
-        "hidden_size": config.hidden_size,
-        "attention_heads": config.num_attention_heads,
+def student_facts(student: Any) -> dict[str, Any]:
+    """A student's sizes, for its model card: of a transformers model or any other `Encoder` that is a module."""
+    spec = EncoderSpec.of(student)
+    facts = {
+        "kind": spec.name,
+        "layers": spec.num_layers,
+        "hidden_size": spec.hidden_size,
+        "attention_heads": spec.num_heads,
         "parameters": parameter_count(student),
+        "parameters_without_embeddings": parameter_count(student, embeddings=False),
     }
+    return {name: fact for name, fact in facts.items() if fact is not None}

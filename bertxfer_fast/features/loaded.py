@@ -16,10 +16,11 @@ from ..data.collators import collate_inputs
 from ..data.loaders import packed_batches, sequence_lengths
 from ..models.activations import LayerActivations
 from ..models.encoder import module_of, reads
-from ..models.hf.loading import load_model, load_tokenizer, model_folder
+from ..models.hf.loading import load_tokenizer, model_folder
 from ..models.loans import device_of
 from ..models.spec import EncoderSpec
 from ..models.stream import TeacherStream, as_encoder
+from ..students import load
 from .inputs import Features
 from .views import View
 
@@ -120,7 +121,7 @@ def loaded(model: Any, tokenizer: Any, device: str | torch.device | None) -> Loa
 
 
 def _read(folder: Path, device: str | torch.device) -> Any:
-    model = load_model(folder, "AutoModel", "auto")[0]
+    model = load(folder, bare=True, dtype="auto")
     model.to(device)
     return as_encoder(model)
 

@@ -92,16 +92,16 @@ class TeacherStream:
 
 
 def as_encoder(model: PreTrainedModel | Encoder, role: str = "model") -> Encoder:
-    """A transformers model packed, an `Encoder` as it is.
+    """An `Encoder` as it is, any other transformers model packed.
 
     Raises:
         TypeError: it is neither; ``role`` says which argument it was.
         ValueError: a transformers model that cannot run packed.
     """
-    if isinstance(model, PreTrainedModel):
-        return PackedModel(model)
     if isinstance(model, Encoder):
         return model
+    if isinstance(model, PreTrainedModel):
+        return PackedModel(model)
     raise TypeError(f"{role}: got {type(model).__name__}, want a transformers PreTrainedModel or an Encoder")
 
 

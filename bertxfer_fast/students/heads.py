@@ -77,7 +77,7 @@ def label_order(student: Sequence[str], teacher: Sequence[str]) -> list[int] | N
 def _move_rows(model: nn.Module, order: list[int]) -> None:
     """Put row ``order[i]`` of the head's last linear map at ``i``."""
     base: Any = model.base_model
-    inside = set(base.modules())
+    inside = set() if base is model else set(base.modules())
     maps = [part for part in model.modules() if part not in inside and isinstance(part, nn.Linear)]
     if not maps or maps[-1].out_features != len(order):
         raise ValueError(

@@ -17,6 +17,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..models.hf.structure import layer_lists
 from ..models.layers import uniform_layers
+from .network import Network
+from .sizes import parse_size
 
 __all__ = ["smaller", "uniform_layers"]
 
@@ -36,23 +38,27 @@ _PER_LAYER = ("layer_types", "attention_window")
 def smaller(
     teacher: Model,
     *,
-    num_hidden_layers: int,
+    size: str | None = None,
+    num_hidden_layers: int | None = None,
     hidden_size: int | None = None,
     num_attention_heads: int | None = None,
     intermediate_size: int | None = None,
-    init: Literal["teacher", "random"] = "teacher",
+    init: Literal["teacher", "random"] | None = None,
     layers: Sequence[int] | None = None,
 ) -> Model:
     """A student of the teacher's class and head, with fewer layers and, if asked, other widths.
 
     Args:
         teacher: any transformers encoder, bare or with a head; left as it is.
-        num_hidden_layers: layers of the student, at most the teacher's.
+        size: all sizes by one name: ``"tinybert-4"``, ``"3x192"`` and the like, see `parse_size`; single sizes beside
+            it win.
+        num_hidden_layers: layers of the student, at most the teacher's. Needed where no ``size`` is given.
         hidden_size: width of the hidden states; left out, it stays the teacher's, as the other two do.
         num_attention_heads: heads of a layer.
         intermediate_size: width of the feed-forward layers.
         init: ``"teacher"``: embeddings, chosen layers, pooler and head start as copies of the teacher's, which needs
-            the teacher's widths; ``"random"``: as a new model of that class.
+            the teacher's widths; ``"random"``: as a new model of that class. By default ``"teacher"``, but
+            ``"random"`` where a ``size`` has other widths.
         layers: which teacher layer (from 0) every student layer copies; by default `uniform_layers`.
 
     Returns:
@@ -63,16 +69,26 @@ def smaller(
         ValueError: sizes that do not fit each other or the teacher, before anything is built, or a class whose layers
             cannot be copied one for one (ALBERT shares one layer; layers of different make).
     """
-    if not isinstance(teacher, PreTrainedModel):
+    if not isinstance(teacher, PreTrainedModel) or isinstance(teacher, Network):
         raise TypeError(f"teacher: got {type(teacher).__name__}, want a transformers model")
-    if init not in ("teacher", "random"):
+    if init not in (None, "teacher", "random"):
         raise ValueError(f"init: got {init!r}, want 'teacher' or 'random'")
+    named = {} if size is None else parse_size(size, teacher.config)
+    depth = num_hidden_layers if num_hidden_layers is not None else named.pop("num_hidden_layers", None)
+    if depth is None:
+        raise ValueError(
+            "num_hidden_layers: got None, want a number of layers, or a size such as size='3x192'"
+        )
     widths = {
         "hidden_size": hidden_size,
         "num_attention_heads": num_attention_heads,
         "intermediate_size": intermediate_size,
     }
-    chosen = _chosen_layers(teacher.config.num_hidden_layers, num_hidden_layers, layers, init)
+    widths = {name: named.get(name) if width is None else width for name, width in widths.items()}
+    if init is None:
+        others = size is not None and _other_widths(teacher.config, widths)
+        init = "random" if others else "teacher"
+    chosen = _chosen_layers(teacher.config.num_hidden_layers, depth, layers, init)
     config = _student_config(teacher.config, chosen, widths, init)
     build: Any = type(teacher)
     try:
@@ -104,6 +120,14 @@ def _chosen_layers(deep: int, shallow: int, layers: Sequence[int] | None, init: 
             f"layers: got {list(layers)}, want num_hidden_layers={shallow} numbers from 0 to {deep - 1}"
         )
     return list(layers)
+
+
+def _other_widths(teacher: PreTrainedConfig, widths: dict[str, int | None]) -> bool:
+    """Whether a width is not the teacher's."""
+    own = {
+        name: next((getattr(teacher, k) for k in SIZES[name] if hasattr(teacher, k)), None) for name in widths
+    }
+    return any(size is not None and size != own[name] for name, size in widths.items())
 
 
 def _student_config(

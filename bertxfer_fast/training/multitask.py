@@ -20,7 +20,6 @@ from ..distillation.multitask import MultiTask
 from ..evaluation.card import ModelCard
 from ..evaluation.metrics import TaskMetrics, task_of_model
 from ..evaluation.speed import student_facts
-from ..models.spec import EncoderSpec
 from .arguments import DistillationArguments
 from .checkpoints import load_projections, load_student, save_projections
 from .datasets import check_dataset, preview_batches, train_sampler
@@ -96,7 +95,7 @@ class MultiTaskTrainer(DistillationTrainer):
             **kwargs,
         )
         self._metrics = {
-            name: TaskMetrics(task, EncoderSpec.of(model.of(name).student).labels)
+            name: TaskMetrics.of(task, model.of(name).student)
             for name, task in self._tasks.items()
             if task.labels is not None
         }
@@ -224,7 +223,7 @@ class MultiTaskTrainer(DistillationTrainer):
 
 
 def _task_of(student: Any, given: str | tasks.Task | None) -> tasks.Task:
-    return task_of_model(EncoderSpec.of(student)) if given is None else tasks.get(given)
+    return task_of_model(student) if given is None else tasks.get(given)
 
 
 def _check_names(argument: str, given: Any, known: Any, *, all_of_them: bool) -> None:

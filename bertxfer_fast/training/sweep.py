@@ -16,7 +16,6 @@ from ..distillation.distiller import Distiller
 from ..distillation.objectives import Labels
 from ..evaluation.evaluate import evaluate
 from ..evaluation.metrics import task_of_model
-from ..models.spec import EncoderSpec
 from ..students.transfer import Transfer, transfer_weights
 from .arguments import DistillationArguments, greater_is_better
 from .trainer import DistillationTrainer
@@ -87,7 +86,7 @@ def sweep_weights(
             raise ValueError(f"betas: got {beta}, want 0 to 1")
     if steps < 0 or (steps and train is None):
         raise ValueError(f"steps: got {steps} without training data, want train, or 0 steps")
-    task = task_of_model(EncoderSpec.of(student)) if task is None else tasks.get(task)
+    task = task_of_model(student) if task is None else tasks.get(task)
     sign = 0.0
     rows: list[dict[str, float]] = []
     best: tuple[float, dict[str, float], Any, Transfer] | None = None

@@ -27,11 +27,9 @@ from ..data.loaders import sequence_lengths
 from ..data.samplers import EvenBatchSampler, TokenBudgetBatchSampler
 from ..distillation.distiller import Distiller, DistillerOutput
 from ..errors import NonFiniteLossError
-from ..evaluation.card import ModelCard
-from ..evaluation.metrics import TaskMetrics, measurable, task_of_model, vectors_of
+from ..evaluation.card import ModelCard, how_to_load
+from ..evaluation.metrics import TaskMetrics, measurable, task_of_model, text_vectors
 from ..evaluation.speed import student_facts
-from ..models.spec import EncoderSpec
-from ..models.stream import as_encoder
 from .arguments import DistillationArguments
 from .checkpoints import (
     TRAINER_STATE,
@@ -98,12 +96,12 @@ class DistillationTrainer(Trainer):
         if args.n_gpu > 1:
             args._n_gpu = 1  # DataParallel would cut a pack in pieces; use a launcher such as torchrun
         self.distiller = model  # itself, whatever accelerate wraps around it
-        self.task = task_of_model(EncoderSpec.of(model.student)) if task is None else tasks.get(task)
+        self.task = task_of_model(model.student) if task is None else tasks.get(task)
         check_policies(model, args)
         kwargs["callbacks"] = [*callbacks_of(args), *(kwargs.get("callbacks") or [])]
         _offer_checkpointing(model)
         if compute_metrics is None and self.task.labels is not None:
-            compute_metrics = TaskMetrics(self.task, EncoderSpec.of(model.student).labels)
+            compute_metrics = TaskMetrics.of(self.task, model.student)
         super().__init__(
             model,
             args,
@@ -128,7 +126,7 @@ class DistillationTrainer(Trainer):
 
     @property
     def student(self) -> PreTrainedModel:
-        """The student, a plain transformers model."""
+        """The student: a plain transformers model, or another kind that is saved as one."""
         return self.distiller.student
 
     # ---- data -----------------------------------------------------------------------------------------------
@@ -279,7 +277,7 @@ class DistillationTrainer(Trainer):
         if isinstance(self.compute_metrics, TaskMetrics):
             if self.task.head is None and labels is not None:
                 with torch.no_grad(), self.compute_loss_context_manager():
-                    logits = vectors_of(as_encoder(self.student).run(inputs), inputs)
+                    logits = text_vectors(self.student, inputs)
             if logits is not None:
                 logits, labels = measurable(self.task, logits, labels, inputs)
         elif self.task.head == "token":
@@ -382,7 +380,7 @@ class DistillationTrainer(Trainer):
             teacher=card.teacher or getattr(getattr(teacher, "config", None), "name_or_path", "") or "",
             student=card.student or student_facts(self.student),
             data=card.data or sizes,
-            auto_class=tasks.auto_class(type(self.student).__name__),
+            **how_to_load(self.student),
         )
 
 

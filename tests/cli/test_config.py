@@ -39,7 +39,7 @@ def read(folder: Path, text: str = RECIPE, *flags: str) -> DistillConfig:
 def test_file_is_read_with_types_and_defaults(tmp_path: Path) -> None:
     config = read(tmp_path)
     assert (config.recipe, config.seed, config.task) == ("tinybert", 42, None)
-    assert config.student.num_hidden_layers == 3 and config.student.init == "teacher"
+    assert config.student.num_hidden_layers == 3 and config.student.init is None
     assert (config.data.text, config.data.label, config.data.max_length) == ("sentence", None, None)
     # YAML 1.1 takes 3e-5 (no dot) for text; a number is meant.
     assert config.training == {"learning_rate": 3e-5}

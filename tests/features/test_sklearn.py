@@ -49,18 +49,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def counts(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
     """How often a model is loaded, and how many texts an encoder is given."""
     found = {"loads": 0, "texts": 0}
-    load, run = loading.load_model, PackedModel.run
+    load, run = loading.load, PackedModel.run
 
-    def counted_load(*args: Any) -> Any:
+    def counted_load(*args: Any, **options: Any) -> Any:
         found["loads"] += 1
-        return load(*args)
+        return load(*args, **options)
 
     def counted_run(self: Any, batch: Any, tap: Any = None) -> Any:
         found["texts"] += len(batch["cu_seq_lens_q"]) - 1
         return run(self, batch, tap)
 
     forget_models()
-    monkeypatch.setattr(loading, "load_model", counted_load)
+    monkeypatch.setattr(loading, "load", counted_load)
     monkeypatch.setattr(PackedModel, "run", counted_run)
     yield found
     forget_models()

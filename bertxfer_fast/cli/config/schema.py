@@ -19,6 +19,7 @@ from typing import Any, Literal
 from ... import tasks
 from ...errors import InputError, did_you_mean, user_input
 from .settings import Setting, read_file, read_flags
+from .student import BESIDE_KIND, StudentConfig, option_of_kind, options_of_kind
 
 # Training arguments a recipe may not set, and what to do instead.
 _RESERVED_TRAINING = {
@@ -27,25 +28,6 @@ _RESERVED_TRAINING = {
     "resume_from_checkpoint": "run the same command again; it resumes by itself",
 }
 _REQUIRED = ("recipe", "output_dir")
-
-
-@dataclass
-class StudentConfig:
-    """What `students.smaller` needs; `path` instead of sizes starts from an existing model directory."""
-
-    path: str | None = field(
-        default=None, metadata={"path": True, "help": "directory of an existing student"}
-    )
-    num_hidden_layers: int | None = field(default=None, metadata={"help": "number of encoder layers"})
-    hidden_size: int | None = field(default=None, metadata={"help": "width (default: the teacher's)"})
-    num_attention_heads: int | None = field(default=None, metadata={"help": "heads (default: the teacher's)"})
-    intermediate_size: int | None = field(
-        default=None, metadata={"help": "feed-forward width (default: the teacher's)"}
-    )
-    init: Literal["teacher", "random"] = field(default="teacher", metadata={"help": "starting weights"})
-    layers: list[int] | None = field(
-        default=None, metadata={"help": "teacher layers to copy, from 0 (default: uniform)"}
-    )
 
 
 @dataclass
@@ -225,10 +207,14 @@ def _is_value(key: str) -> bool:
 
 
 def _overlay(file: dict[str, Setting], flags: dict[str, Setting]) -> dict[str, Setting]:
-    """Flags over the file. `--student DIR` replaces the file's sizes, `--student.x N` replaces its directory."""
-    if "student" in flags:
+    """Flags over the file. `--student DIR` or another `--student.kind` replaces the file's sizes, `--student.x N` its
+    directory."""
+    was, now = (
+        settings["student.kind"].value if "student.kind" in settings else None for settings in (file, flags)
+    )
+    if "student" in flags or (now is not None and now != was):
         file = {key: setting for key, setting in file.items() if not key.startswith("student.")}
-    elif any(key.startswith("student.") for key in flags):
+    if any(key.startswith("student.") for key in flags):
         file = {key: setting for key, setting in file.items() if key != "student" or setting.is_section}
     return {**file, **flags}
 
@@ -240,7 +226,7 @@ def _schema() -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
     def add(cls: type, prefix: str) -> None:
         hints = typing.get_type_hints(cls)
         for item in dataclasses.fields(cls):
-            if item.name == "sources":
+            if item.name == "sources" or item.metadata.get("collected"):
                 continue
             hint = hints[item.name]
             if choices := item.metadata.get(
@@ -267,6 +253,7 @@ def _build(settings: Mapping[str, Setting], training_fields: Mapping[str, Any]) 
         "report": {},
     }
     stages: dict[str, dict[str, Any]] = {}
+    of_kind = options_of_kind(settings)
     for key, setting in settings.items():
         match key.split("."):
             case ["training", name]:
@@ -278,6 +265,9 @@ def _build(settings: Mapping[str, Setting], training_fields: Mapping[str, Any]) 
                 stages.setdefault(stage, {})
             case ["options", name]:
                 sections["options"][name] = setting.parsed()
+            case ["student", name] if of_kind is not None and name not in BESIDE_KIND:
+                chosen = sections["student"].setdefault("options", {})
+                chosen[name] = option_of_kind(name, setting, of_kind)
             case ["student"] if not setting.is_section:
                 sections["student"]["path"] = setting.path(key)
             case ["student" | "data" | "training" | "stages" | "options" | "report"] | ["stages", _]:
@@ -342,9 +332,10 @@ def _check_values(config: DistillConfig, file_name: str) -> None:
     left_out += ["data.train"] if data.train is None else []
     if left_out:
         raise InputError(f"{file_name}: required key {left_out[0]!r} is missing")
-    if student.path is None and student.num_hidden_layers is None:
+    if not any((student.path, student.kind, student.size, student.num_hidden_layers is not None)):
         raise InputError(
-            f"{file_name}: 'student' is missing: give a directory, or a section with num_hidden_layers"
+            f"{file_name}: 'student' is missing: give a directory, or a section with a size, num_hidden_layers or a "
+            "kind"
         )
     sizes = [key for key in config.sources if key.startswith("student.") and key != "student.path"]
     if student.path is not None and sizes:

@@ -116,7 +116,7 @@ def make_plan(config: DistillConfig) -> Plan:
     check_output(config, list(arguments))
     tokenizer = read_tokenizer(config)
     teacher, task = load_teacher(config)
-    student = start_student(config, teacher, task)
+    student = start_student(config, teacher, task, tokenizer)
     plan = Plan(config, recipe, arguments, tokenizer, task, teacher, student)
     check_vocabulary(config, plan.models, tokenizer)
     for stage in recipe.stages:  # what the models alone tell is said before a large file is read

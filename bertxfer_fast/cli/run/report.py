@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from ...evaluation.attention import MapPair, compare_attention
+from ...evaluation.card import how_to_load
 from ...evaluation.curves import loss_curves
 from ...evaluation.report import REPORT_FILE, html_report
 from ...evaluation.results import RESULTS_FILE, dump
 from ...evaluation.speed import student_facts
 from ...evaluation.tables import table
-from ...tasks import auto_class
 from ..console import say
 from .plan import Plan
 from .results import measure_models, run_results, runs
@@ -47,7 +47,7 @@ def report(
         stages=stages,
         metrics=models,
         command=command,
-        auto_class=auto_class(type(plan.student).__name__),
+        **how_to_load(plan.student),
     )
     card.write(plan.folder)
     histories = {name: record["log_history"] for name, record in records.items()}

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ... import __version__
 from ...evaluation.assessment import Assessment, Resampling, assess
 from ...evaluation.card import short_name
 from ...evaluation.environment import environment
@@ -57,7 +58,7 @@ def run_results(
     """The content of a run's results.json."""
     config = plan.config
     files = {split: Path(path).name for split, path in named_splits(config).items()}
-    found = environment()
+    found = environment(__version__)
     return measured(
         models,
         resampling_of(config),

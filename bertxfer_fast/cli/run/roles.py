@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import AutoConfig, set_seed
+from transformers import set_seed
 
 from ... import data, students, tasks
 from ...distillation.distiller import check_tokenizers
 from ...errors import InputError, user_input
-from ...models.hf.loading import has_tokenizer, load_model, load_tokenizer
+from ...models.hf.loading import has_tokenizer, load_model, load_tokenizer, saved_task
 from ...models.spec import EncoderSpec
 from ...students.heads import follow_labels
 from ..config.schema import DistillConfig
 
-__all__ = ["check_vocabulary", "load_teacher", "own_task", "read_tokenizer", "start_student"]
+__all__ = ["check_vocabulary", "load_teacher", "read_tokenizer", "saved_task", "start_student"]
 
 
 def read_tokenizer(config: DistillConfig) -> Any:
@@ -43,10 +43,10 @@ def load_teacher(config: DistillConfig) -> tuple[Any, tasks.Task]:
             return None, tasks.get(config.task)
         assert config.student.path is not None
         with user_input(config.where("student.path")):
-            return None, own_task(AutoConfig.from_pretrained(config.student.path, local_files_only=True))
+            return None, saved_task(config.student.path)
     where = config.where("teacher")
     with user_input(where):
-        own = own_task(AutoConfig.from_pretrained(config.teacher, local_files_only=True))
+        own = saved_task(config.teacher)
         task = own if config.task is None else tasks.get(config.task)
         # One class can serve several tasks: its weights would load and mean something else.
         if task.auto_class == own.auto_class and task.head is not None and task.labels != own.labels:
@@ -63,12 +63,6 @@ def load_teacher(config: DistillConfig) -> tuple[Any, tasks.Task]:
     return teacher, task
 
 
-def own_task(config: Any) -> tasks.Task:
-    """The task of the head that a model was saved with."""
-    saved_class = (config.architectures or [""])[0]
-    return tasks.task_of(saved_class, config.num_labels, config.problem_type)
-
-
 def check_vocabulary(config: DistillConfig, models: Mapping[str, Any], tokenizer: Any) -> None:
     highest = max(tokenizer.get_vocab().values(), default=0)
     for role, model in models.items():
@@ -79,7 +73,8 @@ def check_vocabulary(config: DistillConfig, models: Mapping[str, Any], tokenizer
             )
 
 
-def start_student(config: DistillConfig, teacher: Any, task: tasks.Task) -> Any:
+def start_student(config: DistillConfig, teacher: Any, task: tasks.Task, tokenizer: Any) -> Any:
+    """The student as it is before the first step: opened, built, or cut out of the teacher."""
     set_seed(config.seed)  # new weights depend on the seed alone
     wanted = config.student
     if wanted.path is not None:
@@ -89,25 +84,28 @@ def start_student(config: DistillConfig, teacher: Any, task: tasks.Task) -> Any:
             student = load_model(wanted.path, task.auto_class)[0]
             follow_labels(student, EncoderSpec.of(student), EncoderSpec.of(teacher))
         return student
-    assert wanted.num_hidden_layers is not None
     with user_input(config.where("student")):
+        if wanted.kind is not None:
+            return students.build(
+                wanted.kind, teacher, tokenizer=tokenizer, init=wanted.init, **wanted.options
+            )
         return students.smaller(
             teacher,
+            size=wanted.size,
             num_hidden_layers=wanted.num_hidden_layers,
             hidden_size=wanted.hidden_size,
             num_attention_heads=wanted.num_attention_heads,
             intermediate_size=wanted.intermediate_size,
-            init=wanted.init,
+            init=wanted.init,  # type: ignore[arg-type]  # checked there
             layers=wanted.layers,
         )
 
 
 def _head_settings(config: DistillConfig, task: tasks.Task) -> dict[str, Any]:
     """What a student without a teacher has to say of its head, where it has another one: its classes."""
-    path, label, train = config.student.path, config.data.label, config.data.train
-    assert path is not None and train is not None
-    own = AutoConfig.from_pretrained(path, local_files_only=True)
-    if label is None or not task.label_column or own_task(own) == task:
+    label, train = config.data.label, config.data.train
+    assert train is not None and config.student.path is not None
+    if label is None or not task.label_column or saved_task(config.student.path) == task:
         return {}
     settings = {} if task.problem_type is None else {"problem_type": task.problem_type}
     if task.labels == "float":

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from ...errors import did_you_mean
 from ..objectives import Objective
 from ..registry import Registry
 
@@ -87,12 +86,7 @@ def get(name: str, /, **chosen: Any) -> Recipe:
     Raises:
         ValueError: an unknown recipe or option (the message names the nearest known one), or a bad value.
     """
-    known = options(name)
-    for option in chosen:
-        if option not in known:
-            raise ValueError(
-                f"recipe {name}: got option {option!r}, want a known one{did_you_mean(option, known)}"
-            )
+    _registry.check_options(name, chosen, options(name))
     recipe = _registry.get(name)(**chosen)
     for stage in recipe.stages:  # a bad value is an error now, not when its stage starts
         stage.build_objectives()

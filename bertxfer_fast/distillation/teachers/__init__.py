@@ -21,6 +21,7 @@ from .fingerprints import (
     teacher_fingerprint,
     tokenizer_fingerprint,
 )
+from .other_tokens import OtherTokens
 from .store import Store
 from .stored import StoredTeacher
 
@@ -29,6 +30,7 @@ __all__ = [
     "AveragedTeachers",
     "BlackBox",
     "Column",
+    "OtherTokens",
     "Store",
     "StoredTeacher",
     "code_fingerprint",

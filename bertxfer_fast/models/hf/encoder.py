@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from ...ops import pool_features
 from ..activations import PackedOutput, Tap
+from ..packed import check_ids, packed_tokens
 from ..spec import EncoderSpec
 from .attention import PackedAttention, PackedCall, Stop
 from .structure import find_layers, find_output_layer, find_stack, spec_of
@@ -191,25 +192,7 @@ class PackedModel:
 
     def _inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The keyword arguments of one packed call, checked."""
-        for name in ("input_ids", "cu_seq_lens_q"):
-            if not isinstance(batch.get(name), Tensor):
-                raise ValueError(f"batch: got {sorted(batch)}, want a tensor {name!r}")
-        ids, cu_seqlens = batch["input_ids"], batch["cu_seq_lens_q"]
-        if ids.ndim != 2 or ids.shape[0] != 1:
-            raise ValueError(f"input_ids: got {tuple(ids.shape)}, want packed tokens [1, T]")
-        if cu_seqlens.ndim != 1 or cu_seqlens.dtype != torch.int32 or len(cu_seqlens) < 2:
-            raise ValueError(
-                f"cu_seq_lens_q: got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}, want int32 [N + 1] with N >= 1"
-            )
-        max_seqlen = batch.get("max_length_q")
-        max_seqlen = int(cu_seqlens.diff().max() if max_seqlen is None else max_seqlen)
-        if cu_seqlens.device.type == "cpu":  # elsewhere looking costs a host sync
-            _check_lengths(cu_seqlens, ids.shape[1], max_seqlen)
-        limit = self.spec.max_positions
-        if limit is not None and max_seqlen > limit:
-            raise ValueError(
-                f"max_length_q: got {max_seqlen} tokens, want at most the {limit} positions of {self.spec.name}"
-            )
+        ids, cu_seqlens, max_seqlen = packed_tokens(batch, self.spec)
         lengths = cu_seqlens.diff().long()
         starts = cu_seqlens[:-1].long().repeat_interleave(lengths, output_size=ids.shape[1]).unsqueeze(0)
         positions = torch.arange(ids.shape[1], device=ids.device) - starts
@@ -225,10 +208,9 @@ class PackedModel:
                     f"{name}: got {shown}, want one value per token, {tuple(ids.shape)} as input_ids"
                 )
         _check_positions(per_token.get("position_ids"), positions)
-        _check_ids("input_ids", ids, self.spec.vocab_size, f"the vocabulary of {self.spec.name}")
         if "token_type_ids" in per_token:
             types = f"the token types of {self.spec.name}"
-            _check_ids("token_type_ids", per_token["token_type_ids"], self.spec.type_vocab_size, types)
+            check_ids("token_type_ids", per_token["token_type_ids"], self.spec.type_vocab_size, types)
         inputs: dict[str, Any] = {
             **per_token,
             "position_ids": self._numbered(ids, positions, starts),
@@ -328,26 +310,8 @@ def _token_logits(output: Any) -> Tensor:
     return output.logits.squeeze(0)
 
 
-def _check_lengths(cu_seqlens: Tensor, tokens: int, max_seqlen: int) -> None:
-    lengths = cu_seqlens.diff()
-    if cu_seqlens[0] != 0 or cu_seqlens[-1] != tokens or (lengths <= 0).any():
-        raise ValueError(
-            f"cu_seq_lens_q: got {cu_seqlens.tolist()}, want it to rise from 0 to T = {tokens} (no sequence is empty)"
-        )
-    if lengths.max() > max_seqlen:
-        raise ValueError(f"max_length_q: got {max_seqlen}, want at least the longest, {int(lengths.max())}")
-
-
 def _check_positions(given: Tensor | None, counted: Tensor) -> None:
     if given is None or given.device.type != "cpu":  # elsewhere looking costs a host sync
         return
     if not torch.equal(given.long(), counted):
         raise ValueError("position_ids: got others than 0, 1, 2, ... in each sequence, want those, or none")
-
-
-def _check_ids(name: str, ids: Tensor, count: int | None, table: str) -> None:
-    if count is None or ids.device.type != "cpu":  # elsewhere looking costs a host sync
-        return
-    lowest, highest = (int(x) for x in ids.aminmax())
-    if lowest < 0 or highest >= count:
-        raise ValueError(f"{name}: got {lowest if lowest < 0 else highest}, want ids 0..{count - 1}, {table}")

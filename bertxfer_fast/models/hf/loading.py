@@ -8,7 +8,9 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
+
+from ... import tasks
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -64,6 +66,45 @@ def load_model(
         )
     # A bare encoder's pooler is not part of what is distilled without a head.
     return model, [] if auto_class == "AutoModel" else sorted(notes["missing_keys"])
+
+
+def load_saved(folder: str | Path, *, bare: bool = False, dtype: torch.dtype | str = torch.float32) -> Any:
+    """The model that was saved in a folder, with the head it was saved with, in eval mode.
+
+    Args:
+        folder: of any transformers encoder, or of a student of any kind that is registered.
+        bare: without the head, where it can be left out.
+        dtype: of the weights; ``"auto"``: as they were saved.
+
+    Raises:
+        ValueError: no such folder, a kind that is not registered, or weights that cannot be read or are missing.
+    """
+    path = model_folder(folder, "folder")
+    task = tasks.NONE if bare else saved_task(path)
+    model, missing = load_model(path, task.auto_class, dtype)
+    missing = missing if bare else [name for name in missing if "position_ids" not in name]
+    if missing:
+        raise ValueError(f"{folder}: got no weights for {missing[0]}, want all of them")
+    return model.eval()
+
+
+def saved_task(folder: str | Path) -> tasks.Task:
+    """The task of the head that a model was saved with."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    saved_class = (config.architectures or [""])[0]
+    # The class of a student of another kind does not tell its head; its configuration does.
+    return tasks.task_of(saved_class, config.num_labels, config.problem_type, getattr(config, "head", None))
+
+
+def make_known(model: type[Any]) -> None:
+    """Let transformers' Auto classes open folders of a model class with a ``config_class`` of its own.
+
+    A folder's config.json says its model_type, and a task which Auto class it is asked with.
+    """
+    config = model.config_class
+    AutoConfig.register(config.model_type, config, exist_ok=True)
+    for auto_class in {tasks.get(name).auto_class for name in tasks.names()}:
+        getattr(transformers, auto_class).register(config, model, exist_ok=True)
 
 
 def has_tokenizer(folder: str | Path) -> bool:
