@@ -10,18 +10,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..models.hf.structure import find_layers
 from ..models.spec import EncoderSpec
 from .axes import Axes, axes_of
 from .smaller import _PER_LAYER, SIZES, layer_stack
 from .widths import Widths
 
-__all__ = ["Kept", "heads_are_hidden", "prune"]
+__all__ = ["Kept", "facts_and_layers", "heads_are_hidden", "prune"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class Kept:
     layers: Sequence[int] | None = None
     hidden: Sequence[int] | None = None
     pooled: Sequence[int] | None = None
+
+
+def facts_and_layers(model: PreTrainedModel) -> tuple[EncoderSpec, list[nn.Module]]:
+    """The facts of a transformers encoder, and its layers."""
+    return EncoderSpec.of(model), find_layers(cast(PreTrainedModel, model.base_model))
 
 
 def heads_are_hidden(model: PreTrainedModel) -> bool:

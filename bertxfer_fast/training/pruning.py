@@ -18,11 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 
-from ..models.hf.structure import find_layers
-from ..models.spec import EncoderSpec
 from ..students.axes import Axes, axes_of
 from ..students.parts import parts_of
-from ..students.pruning import Kept, heads_are_hidden, prune
+from ..students.pruning import Kept, facts_and_layers, heads_are_hidden, prune
 from ..students.smaller import layer_stack
 
 __all__ = ["STATE_FILE", "Pruning"]
@@ -158,9 +156,8 @@ class _Masks:
         parts_of(student)  # says what is no transformers model
         self.student, self.shares = student, shares
         self.axes: Axes = axes_of(student)
-        self.facts = EncoderSpec.of(student)
+        self.facts, self.layers = facts_and_layers(student)
         self.stack = layer_stack(student)
-        self.layers = find_layers(cast(PreTrainedModel, student.base_model))
         self.coupled = shares["heads"] > 0 and heads_are_hidden(student)
         self._handles: list[Any] = []
         depth, heads = self.facts.num_layers, cast(int, self.facts.num_heads)
