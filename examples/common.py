@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import fetch
-from datasets import disable_progress_bars
+from datasets import Dataset, concatenate_datasets, disable_progress_bars
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PrinterCallback, set_seed
 from transformers.utils import logging
 
@@ -18,8 +18,14 @@ from bertxfer_fast.evaluation.evaluate import evaluate
 LABEL2ID = {"negative": 0, "positive": 1}
 
 
-def arguments(text: str | None, argv: Sequence[str] | None, *, epochs: float = 2.0) -> argparse.Namespace:
-    """The arguments that every example takes; ``text`` is its docstring."""
+def arguments(
+    text: str | None,
+    argv: Sequence[str] | None,
+    *,
+    epochs: float = 2.0,
+    needs: Sequence[str] = ("encoder", "reviews"),
+) -> argparse.Namespace:
+    """The arguments that every example takes; ``text`` is its docstring, ``needs`` what is fetched for it."""
     parser = argparse.ArgumentParser(description=(text or "").partition("\n")[0])
     parser.add_argument(
         "--data", type=Path, help="folder with text and encoder (default: fetched, see fetch.py)"
@@ -32,7 +38,8 @@ def arguments(text: str | None, argv: Sequence[str] | None, *, epochs: float = 2
     disable_progress_bars()
     if args.data is None:
         args.data = Path("demo/data")
-        fetch.fetch(args.data, "encoder", "reviews")
+        fetch.fetch(args.data, *needs)
+    args.output.mkdir(parents=True, exist_ok=True)
     return args
 
 
@@ -52,8 +59,11 @@ def reviews(args: argparse.Namespace) -> dict[str, Any]:
 
 def train(
     distiller: Distiller, rows: Any, args: argparse.Namespace, *, learning_rate: float, **chosen: Any
-) -> None:
-    """Train what a Distiller holds: the arguments are those of transformers' Trainer, batches are packed."""
+) -> Any:
+    """Train what a Distiller holds and return the student; batches are packed.
+
+    The arguments are those of transformers' Trainer, and some of ours, see `DistillationArguments`.
+    """
     set_seed(1)
     native = build_info().get("instruction_set") in ("avx512_bf16", "amx")
     settings = {"num_train_epochs": args.epochs, "tokens_per_batch": 1024, "warmup_steps": 0.1, **chosen}
@@ -73,6 +83,7 @@ def train(
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     distiller.release()
+    return trainer.student
 
 
 def fine_tuned(args: argparse.Namespace) -> Any:
@@ -90,3 +101,9 @@ def fine_tuned(args: argparse.Namespace) -> Any:
 
 def accuracy(model: Any, rows: Any) -> str:
     return f"{evaluate(model, rows)['accuracy']:.3f}"
+
+
+def joined(*parts: Dataset) -> Dataset:
+    """Features one after the other; labels go where not all have them."""
+    columns = set.intersection(*(set(part.column_names) for part in parts))
+    return concatenate_datasets([part.select_columns(sorted(columns)) for part in parts])

@@ -100,9 +100,64 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_texts(tmp_path_factory.mktemp("texts"))
 
 
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all examples: they share a teacher."""
+    return tmp_path_factory.mktemp("output")
+
+
 #: Every example, with what it prints on tiny models: a pattern for each line.
 NUMBER = r"[01]\.\d{3}"
 EXAMPLES = {
+    "blended_weights": [
+        *3 * [rf"beta [01]\.\d: \d+ tensors blended, dev {NUMBER}"],
+        rf"best: beta [01]\.\d: train {NUMBER}, dev {NUMBER}, test {NUMBER}",
+    ],
+    "distilbert": [
+        r"before: logits [\d.]+, labels [\d.]+, hidden_cosine [\d.]+",
+        r"after: logits [\d.]+, labels [\d.]+, hidden_cosine [\d.]+",
+        f"teacher {NUMBER}",
+        f"student {NUMBER}",
+    ],
+    "features_into_mlp": [
+        *4 * [rf"layer -\d (cls|mean) dev {NUMBER}"],
+        rf"best: layer -\d \w+ test {NUMBER}",
+    ],
+    "into_a_cnn": [rf"teacher: {NUMBER}, [\d,]+ sentences/s", rf"CNN: {NUMBER}, [\d,]+ sentences/s"],
+    "into_a_table": [rf"teacher: {NUMBER}, [\d,]+ sentences/s", rf"table: {NUMBER}, [\d,]+ sentences/s"],
+    "into_an_lstm": [
+        rf"{name}: {NUMBER}, [\d,]+ parameters" for name in ("teacher", "LSTM", "LSTM without teacher")
+    ],
+    "more_texts": [
+        r"tinybert: candidates are the nearest embeddings.+",
+        r"48 rows -> \d+ rows in .+",
+        r"a text: .+",
+        r"a copy: .+",
+        rf"learnt from 48 texts: {NUMBER}",
+        rf"learnt from \d+ texts and copies: {NUMBER}",
+    ],
+    "names_in_tweets": [f"teacher: span F1 {NUMBER}", f"student: span F1 {NUMBER}"],
+    "own_student": [f"teacher: {NUMBER}", f"student: {NUMBER}"],
+    "own_trainer": [rf"pass 1: loss [\d.]+, {NUMBER}"],
+    "patient": [
+        f"teacher {NUMBER}",
+        f"student, states constant {NUMBER}",
+        f"student, states falling {NUMBER}",
+    ],
+    "relations": [
+        f"teacher {NUMBER}",
+        f"student after relations {NUMBER}",
+        f"student after prediction {NUMBER}",
+    ],
+    "sentence_vectors": [rf"24 of 24 numbers: -?{NUMBER}", rf"8 of 24 numbers: -?{NUMBER}"],
+    "several_teachers": [
+        f"{name}: {NUMBER}" for name in ("first teacher", "second teacher", "student of both")
+    ],
+    "stored_teacher": [
+        r"asked about 48 texts in \d+\.\d s",
+        rf"live: {NUMBER} in \d+\.\d s",
+        rf"stored: {NUMBER} in \d+\.\d s",
+    ],
     "tinybert": [
         f"teacher {NUMBER}",
         rf"student after intermediate \(attention_scores and hidden_states\) {NUMBER}",
@@ -121,13 +176,12 @@ def test_every_example_is_here() -> None:
 def test_examples_run_and_print_what_they_say(
     name: str,
     texts: Path,
-    tmp_path: Path,
+    output: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.syspath_prepend(FOLDER.parent)
-    monkeypatch.chdir(tmp_path)
-    importlib.import_module(name).main(["--data", str(texts), "--output", "out", "--epochs", "1"])
+    importlib.import_module(name).main(["--data", str(texts), "--output", str(output), "--epochs", "1"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(EXAMPLES[name]), lines
     for line, pattern in zip(lines, EXAMPLES[name], strict=True):

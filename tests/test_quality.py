@@ -143,7 +143,7 @@ def test_rows_run_on_tiny_models(wanted: Row, tmp_path: Path) -> None:
     one_seed = dataclasses.replace(wanted, seeds=(1,))
     (result,) = runner.run_rows([one_seed], place, None, say=str)
     for claim in wanted.claims:
-        assert all(math.isfinite(number) for number in claim.numbers(result.measured)), claim
+        assert len(claim.numbers(result.measured)) == 1, claim
     if wanted.figure is not None:
         wanted.figure(result.measured, tmp_path / "figure.svg")
         assert "<svg" in (tmp_path / "figure.svg").read_text()

@@ -16,7 +16,7 @@ ENTITIES = ("person", "movie")
 
 def make_texts(folder: Path) -> Path:
     """An encoder (6 layers, 24 wide, 12 heads) with its tokenizer, reviews, tweets with names, plain sentences."""
-    tiny_bert(6, 24, 12).save_pretrained(folder / "teacher")
+    tiny_bert(6, 24, 12, intermediate=96).save_pretrained(folder / "teacher")
     tiny_tokenizer(folder / "teacher")
     for seed, (split, count) in enumerate({"train": 48, "dev": 12, "test": 16}.items()):
         rows = _reviews(count, seed)

@@ -13,6 +13,7 @@ from . import report
 from .place import Place, fetch
 from .rows import ROWS
 from .runner import run_rows
+from .training import quiet
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for row in ROWS:
             print(f"{row.name:12} about {row.minutes:3.0f} min  {row.title}")
         return 0
+    quiet()
     if not args.write:
         rows = [known[name] for name in dict.fromkeys(args.names)] or list(ROWS)
         try:

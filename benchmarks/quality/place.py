@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import transformers
 from datasets import Dataset, concatenate_datasets
 from transformers import AutoTokenizer, PreTrainedModel, set_seed
 
-from bertxfer_fast import data, objectives, tasks
+from bertxfer_fast import cli, data, objectives, tasks, teachers
 from bertxfer_fast.evaluation.evaluate import evaluate
 from bertxfer_fast.evaluation.speed import parameter_count
 
@@ -20,8 +21,6 @@ from .training import train
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 import fetch
-
-TEACHER_SEED = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +34,7 @@ class Problem:
         text, label: columns.
         encoder: directory of the pre-trained encoder.
         folder: where its teacher is kept.
+        seed: of its teacher.
         epochs, learning_rate: that the teacher is fine-tuned with.
         max_length: in tokens.
     """
@@ -46,6 +46,7 @@ class Problem:
     label: str
     encoder: Path
     folder: Path
+    seed: int
     epochs: int
     learning_rate: float
     max_length: int = 64
@@ -97,7 +98,7 @@ class Problem:
         """Make the teacher, unless it is there."""
         if (self.folder / "config.json").is_file():
             return
-        model = self.untrained(TEACHER_SEED)
+        model = self.untrained(self.seed)
         train(
             self.folder / "training",
             model,
@@ -105,7 +106,7 @@ class Problem:
             self.rows("train"),
             epochs=self.epochs,
             learning_rate=self.learning_rate,
-            seed=TEACHER_SEED,
+            seed=self.seed,
         )
         self.tokenizer.save_pretrained(self.folder)
         model.save_pretrained(self.folder)  # its config.json comes last and says that it is done
@@ -131,8 +132,8 @@ class Place:
         self.data = self.folder / "data" if data is None else data.resolve()
         self.fetches = data is None
 
-    def prepare(self, need: str) -> None:
-        """Fetch what a row needs and fine-tune its teacher.
+    def prepare(self, need: str, seeds: Sequence[int]) -> None:
+        """Fetch what a row needs and fine-tune its teachers, one a seed.
 
         Raises:
             fetch.FetchError: it could not be fetched.
@@ -141,46 +142,63 @@ class Place:
         if self.fetches:
             fetch.fetch(self.data, *parts)
         if need in ("sentiment", "entities"):
-            getattr(self, need).fine_tune()
+            for seed in seeds:
+                self.problem(need, seed).fine_tune()
 
     @property
     def encoder(self) -> Path:
         """The pre-trained encoder with its tokenizer."""
         return self.data / "teacher"
 
-    @functools.cached_property
-    def sentiment(self) -> Problem:
-        return Problem(
-            "sentiment",
-            tasks.get("sequence-classification"),
-            {split: self.data / f"{split}.tsv" for split in ("train", "dev", "test")},
-            "text",
-            "label",
-            self.encoder,
-            self.folder / "teachers" / "sentiment",
-            epochs=2,
-            learning_rate=1e-4,
-        )
-
-    @functools.cached_property
-    def entities(self) -> Problem:
-        files = {split: self.data / "entities" / f"{split}.jsonl" for split in ("train", "dev", "test")}
-        return Problem(
-            "entities",
-            tasks.get("token-classification"),
-            files,
-            "words",
-            "labels",
-            self.encoder,
-            self.folder / "teachers" / "entities",
-            epochs=8,
-            learning_rate=2e-4,
-        )
+    @functools.cache  # noqa: B019 (one place a process)
+    def problem(self, name: str, seed: int) -> Problem:
+        """``"sentiment"`` or ``"entities"``, with the teacher of that seed."""
+        folder = self.folder / "teachers" / f"{name}-{seed}"
+        splits = ("train", "dev", "test")
+        if name == "sentiment":
+            files = {split: self.data / f"{split}.tsv" for split in splits}
+            task, columns, training = "sequence-classification", ("text", "label"), (2, 1e-4)
+        else:
+            files = {split: self.data / "entities" / f"{split}.jsonl" for split in splits}
+            task, columns, training = "token-classification", ("words", "labels"), (8, 2e-4)
+        return Problem(name, tasks.get(task), files, *columns, self.encoder, folder, seed, *training)
 
     @functools.cached_property
     def sentences(self) -> list[str]:
         """News, tweets and product reviews, without labels."""
         return list(data.load(self.data / "unlabelled.tsv")["text"])
+
+    #: More texts that the sentiment teacher can be asked about -> arguments of `bertxfer augment`.
+    CHANGES: ClassVar[dict[str, tuple[str, ...]]] = {
+        "changed": ("--method", "masking", "--method", "ngrams", "--option", "ngrams.p=0.5"),
+        "replaced": ("--method", "tinybert", "--option", "p=0.4"),
+    }
+
+    def more(self, name: str) -> list[str]:
+        """``"sentences"``, or four copies of each training review, changed in one of the ways of `CHANGES`."""
+        if name == "sentences":
+            return self.sentences
+        file = self.folder / "texts" / f"{name}.tsv"
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            command = [
+                "augment",
+                str(self.data / "train.tsv"),
+                "--model",
+                str(self.encoder),
+                *self.CHANGES[name],
+            ]
+            settings = ["--copies", "4", "--no-originals", "--seed", "1", "--output", str(file)]
+            if cli.main([*command, *settings]):
+                raise RuntimeError(f"bertxfer {' '.join([*command, *settings])} failed")
+        return list(data.load(file)["text"])
+
+    def stored(self, name: str, teacher: PreTrainedModel, tokenizer: Any) -> teachers.StoredTeacher:
+        """What a teacher said before; texts that are new to it are asked about and kept."""
+        about = teachers.About.of(teacher, tokenizer)
+        # A store refuses what other code says: after a change of the package there is a new one.
+        store = teachers.Store.at(self.folder / "stores" / f"{name}-{about.code[:8]}", about)
+        return teachers.StoredTeacher(store, teacher)
 
     def glosses(self, count: int) -> list[str]:
         """The first definitions of the dictionary, which are a sample of all."""

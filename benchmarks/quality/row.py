@@ -14,7 +14,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .place import Place
+from bertxfer_fast.distillation.teachers import StoredTeacher
+
+from .place import Place, Problem
 
 SEEDS = (1, 2, 3)
 
@@ -38,6 +40,20 @@ class Run:
     folder: Path
     say: Callable[[str], None] = print
     measured: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def sentiment(self) -> Problem:
+        """Movie reviews, with the teacher of this seed."""
+        return self.place.problem("sentiment", self.seed)
+
+    @property
+    def entities(self) -> Problem:
+        """Names in tweets, with the teacher of this seed."""
+        return self.place.problem("entities", self.seed)
+
+    def stored(self, problem: Problem) -> StoredTeacher:
+        """The teacher of a problem, asked once about each text, by whichever row comes first."""
+        return self.place.stored(f"{problem.name}-{problem.seed}", problem.teacher(), problem.tokenizer)
 
     def measure(self, variant: str, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """The numbers of a variant: those of an earlier call where it was finished, else what ``work`` returns."""
@@ -96,7 +112,9 @@ class Claim:
             return values
         others = [float(measured[self.over][self.metric]) for measured in seeds]
         pairs = zip(values, others, strict=True)
-        return [a / b for a, b in pairs] if self.by == "share" else [a - b for a, b in pairs]
+        return (
+            [a / b if b else math.nan for a, b in pairs] if self.by == "share" else [a - b for a, b in pairs]
+        )
 
     @property
     def wanted(self) -> str:

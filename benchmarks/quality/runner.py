@@ -66,7 +66,7 @@ def run_rows(rows: Sequence[Row], place: Place, committed: Path | None, *, say: 
         else:
             for need in row.needs:
                 say(f"{head}: {need}")
-                place.prepare(need)
+                place.prepare(need, row.seeds)
             say(
                 f"{head}: about {pace.minutes(row):.0f} min; {pace.left(rows[number - 1 :]):.0f} min left in all"
             )

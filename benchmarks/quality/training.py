@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -61,28 +64,30 @@ def train(
         **arguments: further `DistillationArguments`.
 
     Returns:
-        ``steps``, ``seconds`` (without measuring) and, if it was measured, ``curve_steps`` and ``curve``.
+        ``steps``, ``seconds`` (without measuring), ``epoch_seconds``, ``step_seconds``, ``losses`` (as logged) and, if
+        it was measured, ``curve_steps`` and ``curve``.
     """
     quiet()
     length = {"max_steps": steps} if steps is not None else {"num_train_epochs": epochs}
-    settings = DistillationArguments(
-        output_dir=str(folder),
-        seed=seed,
-        learning_rate=learning_rate,
-        tokens_per_batch=tokens,
-        warmup_steps=warmup,
-        bf16=bf16(),
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
+    settings: dict[str, Any] = {
+        "output_dir": str(folder),
+        "seed": seed,
+        "learning_rate": learning_rate,
+        "tokens_per_batch": tokens,
+        "warmup_steps": warmup,
+        "bf16": bf16(),
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
         **length,
         **arguments,
-    )
+    }
     set_seed(seed)
     distiller = Distiller(teacher, student, list(objectives))
-    trainer = DistillationTrainer(distiller, settings, train_dataset=rows)
+    trainer = DistillationTrainer(distiller, DistillationArguments(**settings), train_dataset=rows)
     trainer.remove_callback(PrinterCallback)
-    curve = _Curve(measure_every, measure)
+    curve, clock = _Curve(measure_every, measure), _Clock()
+    trainer.add_callback(clock)
     if measure is not None:
         trainer.add_callback(curve)
     started = time.perf_counter()
@@ -90,8 +95,46 @@ def train(
     seconds = time.perf_counter() - started - curve.seconds
     distiller.release()
     student.eval()
-    result = {"steps": done, "seconds": seconds}
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    result = {
+        "steps": done,
+        "seconds": seconds,
+        "epoch_seconds": clock.seconds,
+        "losses": losses,
+        "step_seconds": clock.steps,
+    }
     return result if measure is None else {**result, "curve_steps": curve.steps, "curve": curve.values}
+
+
+def steps_in(
+    seconds: float, student: Any, objectives: Sequence[Any], rows: Any, *, teacher: Any, tokens: int = 1024
+) -> int:
+    """How many steps of a training fit into a budget: a few are timed on a copy of the student."""
+    some = rows.select(range(min(len(rows), 8 * tokens // 16)))
+    settings = {"teacher": teacher, "seed": 1, "learning_rate": 0.0, "tokens": tokens}
+    with tempfile.TemporaryDirectory() as folder:
+        timed = train(Path(folder), copy.deepcopy(student), objectives, some, steps=8, **settings)
+    return max(1, round(seconds / statistics.median(timed["step_seconds"])))
+
+
+class _Clock(TrainerCallback):
+    """Seconds of epochs and steps."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.steps: list[float] = []
+
+    def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._started = time.perf_counter()
+
+    def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
+        self.seconds.append(time.perf_counter() - self._started)
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._step = time.perf_counter()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.steps.append(time.perf_counter() - self._step)
 
 
 class _Curve(TrainerCallback):

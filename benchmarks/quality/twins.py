@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from bertxfer_fast import objectives
 
-from .place import Problem
+from .place import Problem, joined
 from .row import Run
 from .training import train
 
@@ -54,3 +54,38 @@ def against_twin(
         return {**problem.score(model), "steps": steps}
 
     run.measure("twin", twin)
+
+
+def from_predictions(
+    run: Run,
+    problem: Problem,
+    student: Any,
+    *,
+    learning_rate: float,
+    epochs: float | None = None,
+    steps: int | None = None,
+    kind: str = "mse",
+    more: Sequence[str] = ("sentences", "changed"),
+    tokens: int = 2048,
+) -> int:
+    """Let a student learn the teacher's stored logits of the training texts and more; returns the steps.
+
+    Args:
+        kind: of `objectives.Logits`.
+        more: which other texts, see `Place.more`.
+        learning_rate, epochs, steps, tokens: see `train`.
+    """
+    others = [problem.unlabelled(run.place.more(name)) for name in more]
+    done = train(
+        run.folder,
+        student,
+        [objectives.Logits(kind=kind)],
+        joined(problem.rows("train"), *others),
+        teacher=run.stored(problem),
+        seed=run.seed,
+        epochs=epochs,
+        steps=steps,
+        learning_rate=learning_rate,
+        tokens=tokens,
+    )
+    return int(done["steps"])

@@ -9,6 +9,19 @@ from ..row import Row
 #: A new row is one more name and its file.
 NAMES = (
     "half_depth",
+    "small",
+    "bilstm",
+    "textcnn",
+    "static",
     "terms",
+    "recipes",
+    "augmentation",
+    "features",
+    "embedding",
+    "ner",
+    "blending",
+    "store",
+    "black_box",
+    "resume",
 )
 ROWS: tuple[Row, ...] = tuple(importlib.import_module(f"{__name__}.{name}").ROW for name in NAMES)

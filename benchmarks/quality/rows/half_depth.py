@@ -1,8 +1,8 @@
 """Sentiment: half the depth.
 
-Movie-review snippets, two classes. The student starts as every second layer of the encoder as it was before
-fine-tuning, and learns in TinyBERT's two stages from the training texts and 13 016 sentences of news, tweets and
-product reviews without labels. Its twin has the same start and as many steps on the labels.
+Movie-review snippets, two classes. The student starts as every second layer of the encoder as it was before fine-
+tuning, and learns in TinyBERT's two stages from the training texts and 13 016 sentences of news, tweets and product
+reviews without labels. Its twin has the same start and as many steps on the labels.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from bertxfer_fast import objectives, students
 from ..place import joined
 from ..row import Claim, Row, Run
 from ..training import train
-from ..twins import against_twin
+from ..twins import against_twin, from_predictions
 
 
 def measure(run: Run) -> None:
-    problem = run.place.sentiment
-    everything = joined(problem.rows("train"), problem.unlabelled(run.place.sentences))
+    problem = run.sentiment
 
     def start() -> Any:
         encoder = problem.untrained(run.seed)
@@ -27,13 +26,21 @@ def measure(run: Run) -> None:
 
     def distil(student: Any, teacher: Any) -> int:
         layers = [objectives.AttentionScores(), objectives.HiddenStates()]
-        predictions = [objectives.Logits(kind="soft_ce")]
-        settings = {"teacher": teacher, "seed": run.seed}
-        stages = [
-            train(run.folder, student, layers, everything, epochs=1, learning_rate=2e-4, **settings),
-            train(run.folder, student, predictions, everything, epochs=2, learning_rate=1e-4, **settings),
-        ]
-        return sum(stage["steps"] for stage in stages)
+        texts = joined(problem.rows("train"), problem.unlabelled(run.place.sentences))
+        first = train(
+            run.folder, student, layers, texts, teacher=teacher, seed=run.seed, epochs=1, learning_rate=2e-4
+        )
+        second = from_predictions(
+            run,
+            problem,
+            student,
+            kind="soft_ce",
+            more=("sentences",),
+            epochs=2,
+            learning_rate=1e-4,
+            tokens=1024,
+        )
+        return first["steps"] + second
 
     against_twin(run, problem, start, distil, learning_rate=1e-4)
 

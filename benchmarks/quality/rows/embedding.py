@@ -1,0 +1,88 @@
+"""Sentence vectors.
+
+Three of the encoder's six layers learn its sentence vectors (mean of the last hidden states, of unit length) of the
+training reviews, sentences of news, tweets and products, and 12 000 definitions of a dictionary. What is compared is
+the cosine of every pair of 2 000 held-out sentences, 1 008 reviews and 992 definitions. The 128 dimensions are the
+student's vectors on their own principal axes, found on training reviews. Speed is that of packed inference on the
+held-out sentences.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from transformers import AutoModel, set_seed
+
+from bertxfer_fast import FeatureExtractor, objectives, students
+from bertxfer_fast.evaluation.speed import parameter_count, throughput
+
+from ..row import Claim, Row, Run
+from ..training import train
+
+GLOSSES, HELD_OUT, SMALL = 12_000, 992, 128
+
+
+def measure(run: Run) -> None:
+    place, problem = run.place, run.sentiment
+    teacher = AutoModel.from_pretrained(place.encoder).eval()
+    glosses = place.glosses(GLOSSES + HELD_OUT)
+    held_out = [*problem.texts("test"), *glosses[-HELD_OUT:]]
+    reviews = problem.texts("train")
+
+    def vectors(model: Any, texts: list[str]) -> torch.Tensor:
+        rows = FeatureExtractor(model, problem.tokenizer, max_length=problem.max_length).extract(texts)
+        return torch.nn.functional.normalize(rows.double())
+
+    wanted = _cosines(vectors(teacher, held_out))
+
+    def numbers(model: Any) -> dict[str, float]:
+        rows = vectors(model, held_out)
+        _, _, axes = torch.linalg.svd(vectors(model, reviews), full_matrices=False)
+        return {
+            "Spearman": float(spearmanr(wanted, _cosines(rows)).statistic),
+            f"Spearman of {SMALL}": float(spearmanr(wanted, _cosines(rows @ axes[:SMALL].T)).statistic),
+            "parameters": parameter_count(model),
+        }
+
+    def distilled() -> dict[str, float]:
+        set_seed(run.seed)
+        student = students.smaller(teacher, num_hidden_layers=teacher.config.num_hidden_layers // 2)
+        done = train(
+            run.folder,
+            student,
+            [objectives.Embeddings()],
+            problem.unlabelled([*reviews, *place.sentences, *glosses[:-HELD_OUT]]),
+            teacher=place.stored("encoder", teacher, problem.tokenizer),
+            seed=run.seed,
+            epochs=2,
+            learning_rate=5e-4,
+        )
+        rows = problem.unlabelled(held_out)
+        speeds = [throughput(model, rows, repeats=3) for model in (student, teacher)]
+        return {**numbers(student), "speed ratio": speeds[0] / speeds[1], "steps": done["steps"]}
+
+    run.measure("teacher", lambda: numbers(teacher))
+    run.measure("student", distilled)
+
+
+def _cosines(vectors: torch.Tensor) -> np.ndarray:
+    """Of all pairs of different texts."""
+    unit = torch.nn.functional.normalize(vectors)
+    rows, columns = torch.triu_indices(len(unit), len(unit), 1)
+    return (unit @ unit.T)[rows, columns].numpy()
+
+
+ROW = Row(
+    "embedding",
+    measure,
+    (
+        Claim("Spearman with the teacher's cosines", "student", "Spearman", least=0.98),
+        Claim("the same with 128 of 384 dimensions", "student", f"Spearman of {SMALL}", least=0.95),
+        Claim("speed over the teacher's", "student", "speed ratio", least=1.8, digits=2),
+    ),
+    minutes=15,
+    needs=("encoder", "reviews", "glosses"),
+)
