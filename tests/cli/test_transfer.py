@@ -11,13 +11,15 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bertxfer_fast import cli
+from bertxfer_fast.cli.config.schema import load as load_recipe
+from bertxfer_fast.cli.run.plan import make_plan
 from bertxfer_fast.data import encode
 from bertxfer_fast.evaluation.evaluate import evaluate
 from bertxfer_fast.evaluation.sweeps import sweep_curve
 from bertxfer_fast.students import transfer_weights
 from bertxfer_fast.training.sweep import sweep_weights
 
-from ..folders import contents, make_place
+from ..folders import change, contents, distill, make_place
 from ..tiny import tiny_bert
 
 NAMES = {"id2label": {0: "neg", 1: "neutral", 2: "pos"}, "label2id": {"neg": 0, "neutral": 1, "pos": 2}}
@@ -181,3 +183,65 @@ def test_a_sweep_of_nothing_cannot_be_drawn(tmp_path):
         sweep_curve([], tmp_path / "x.png")
     drawn = sweep_curve([{"beta": 1, "f1": 0.5}, {"beta": 0, "f1": 0.1}], tmp_path / "x.png", best=1)
     assert drawn.read_bytes().startswith(b"\x89PNG")
+
+
+# ---- a recipe's student -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("student", "options"),
+    [
+        (
+            {"path": "small", "init": "blend", "beta": 0.25, "layers": [2, 3]},
+            {"beta": 0.25, "layer_map": [2, 3]},
+        ),
+        ({"path": "narrow", "init": "blend", "width_rule": "svd"}, {"beta": 0.5, "width_rule": "svd"}),
+    ],
+)
+def test_a_recipe_starts_from_a_blend(place, student, options, capsys):
+    change(place, student=student)
+    config = load_recipe(place / "recipe.yaml")
+    plan = make_plan(config)
+    wanted = load(place / student["path"])
+    record = transfer_weights(load(place / "teacher"), wanted, **options)
+    assert all(
+        torch.equal(value, wanted.state_dict()[name]) for name, value in plan.student.state_dict().items()
+    )
+    assert f"student: {record}" in capsys.readouterr().out
+
+
+def test_a_new_student_may_be_blended_with_its_random_start(place):
+    sizes = {"num_hidden_layers": 2, "hidden_size": 12, "width_rule": "truncate"}
+    change(place, student={**sizes, "init": "blend", "beta": 1.0})
+    whole = make_plan(load_recipe(place / "recipe.yaml")).student.state_dict()
+    change(place, student={**sizes, "init": "blend", "beta": 0.0})
+    nothing = make_plan(load_recipe(place / "recipe.yaml")).student.state_dict()
+    change(place, student={**sizes, "init": "blend"})
+    half = make_plan(load_recipe(place / "recipe.yaml")).student.state_dict()
+    for name, value in half.items():
+        torch.testing.assert_close(value, (whole[name] + nothing[name]) / 2)
+    table = "bert.embeddings.word_embeddings.weight"
+    assert torch.equal(whole[table], load(place / "teacher").state_dict()[table][:, :12])
+
+
+@pytest.mark.parametrize(
+    ("student", "message"),
+    [
+        ({"num_hidden_layers": 2, "beta": 0.5}, "beta: got it without init: blend, want both"),
+        ({"num_hidden_layers": 2, "init": "blend", "beta": 2}, "beta: got 2.0, want 0 to 1"),
+        (
+            {"num_hidden_layers": 2, "hidden_size": 12, "init": "blend"},
+            "width_rule: got 'error' for hidden_size=12",
+        ),
+        (
+            {"path": "small", "init": "blend", "hidden_size": 12},
+            "student is a directory; hidden_size cannot be set",
+        ),
+        ({"path": "small", "init": "teacher"}, "student is a directory; init cannot be set"),
+    ],
+)
+def test_a_blend_that_cannot_be_is_one_line(place, student, message, capsys):
+    change(place, student=student)
+    assert distill(place) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1

@@ -337,7 +337,9 @@ def _check_values(config: DistillConfig, file_name: str) -> None:
             f"{file_name}: 'student' is missing: give a directory, or a section with a size, num_hidden_layers or a "
             "kind"
         )
-    sizes = [key for key in config.sources if key.startswith("student.") and key != "student.path"]
+    free = ("path", *(("init", "beta", "width_rule", "layers") if student.init == "blend" else ()))
+    beside = {key.removeprefix("student."): key for key in config.sources if key.startswith("student.")}
+    sizes = [key for name, key in beside.items() if name not in free]
     if student.path is not None and sizes:
         raise InputError(
             f"{config.where(sizes[0])}: student is a directory; {sizes[0].partition('.')[2]} cannot be set beside it"

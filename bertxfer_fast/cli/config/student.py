@@ -42,12 +42,18 @@ class StudentConfig:
     intermediate_size: int | None = field(
         default=None, metadata={"help": "feed-forward width (default: the teacher's)"}
     )
-    init: Literal["teacher", "random", "distilled"] | None = field(
+    init: Literal["teacher", "random", "distilled", "blend"] | None = field(
         default=None,
         metadata={"help": "starting weights, of a kind its embeddings (default: teacher where widths allow)"},
     )
     layers: list[int] | None = field(
-        default=None, metadata={"help": "teacher layers to copy, from 0 (default: uniform)"}
+        default=None, metadata={"help": "teacher layers to copy or blend, from 0 (default: uniform)"}
+    )
+    beta: float | None = field(
+        default=None, metadata={"help": "init: blend: the teacher's share of the weights (default: 0.5)"}
+    )
+    width_rule: Literal["error", "truncate", "svd"] | None = field(
+        default=None, metadata={"help": "init: blend: how other widths are reached (default: error)"}
     )
     options: dict[str, Any] = field(default_factory=dict, metadata={"collected": True})
 

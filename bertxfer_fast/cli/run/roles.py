@@ -14,6 +14,7 @@ from ...models.hf.loading import has_tokenizer, load_model, load_tokenizer, save
 from ...models.spec import EncoderSpec
 from ...students.heads import follow_labels
 from ..config.schema import DistillConfig
+from ..console import say
 
 __all__ = ["check_vocabulary", "load_teacher", "read_tokenizer", "saved_task", "start_student"]
 
@@ -74,9 +75,30 @@ def check_vocabulary(config: DistillConfig, models: Mapping[str, Any], tokenizer
 
 
 def start_student(config: DistillConfig, teacher: Any, task: tasks.Task, tokenizer: Any) -> Any:
-    """The student as it is before the first step: opened, built, or cut out of the teacher."""
+    """The student as it is before the first step: opened, built, cut out of the teacher, or blended with it."""
     set_seed(config.seed)  # new weights depend on the seed alone
     wanted = config.student
+    for key in ("beta", "width_rule"):
+        if getattr(wanted, key) is not None and wanted.init != "blend":
+            raise InputError(
+                f"{config.where(f'student.{key}')}: {key}: got it without init: blend, want both"
+            )
+    student = _new_student(config, teacher, task, tokenizer)
+    if wanted.init == "blend":
+        with user_input(config.where("student")):
+            record = students.transfer_weights(
+                teacher,
+                student,
+                0.5 if wanted.beta is None else wanted.beta,
+                layer_map=wanted.layers or "uniform",
+                width_rule=wanted.width_rule or "error",
+            )
+        say(f"student: {record}")
+    return student
+
+
+def _new_student(config: DistillConfig, teacher: Any, task: tasks.Task, tokenizer: Any) -> Any:
+    wanted, blend = config.student, config.student.init == "blend"
     if wanted.path is not None:
         with user_input(config.where("student.path")):
             if teacher is None:
@@ -96,8 +118,8 @@ def start_student(config: DistillConfig, teacher: Any, task: tasks.Task, tokeniz
             hidden_size=wanted.hidden_size,
             num_attention_heads=wanted.num_attention_heads,
             intermediate_size=wanted.intermediate_size,
-            init=wanted.init,  # type: ignore[arg-type]  # checked there
-            layers=wanted.layers,
+            init="random" if blend else wanted.init,  # type: ignore[arg-type]  # checked there
+            layers=None if blend else wanted.layers,
         )
 
 
