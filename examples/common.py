@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,32 @@ def reviews(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def names(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, int]]:
+    """Tweets as token features with a label for each first piece of a word, and the labels' ids."""
+    folder = args.data / "entities"
+    label2id = data.label_map(folder / "train.jsonl", "labels")
+    splits = {
+        split: data.encode(
+            folder / f"{split}.jsonl",
+            tokenizer(args),
+            text="words",
+            label="labels",
+            task="token-classification",
+            label2id=label2id,
+            max_length=64,
+        )
+        for split in ("train", "test")
+    }
+    return splits, label2id
+
+
+def with_labels(config: Any, label2id: dict[str, int]) -> Any:
+    """A copy of a configuration with other labels."""
+    config = copy.deepcopy(config)
+    config.label2id, config.id2label = label2id, {i: name for name, i in label2id.items()}
+    return config
+
+
 def train(
     distiller: Distiller, rows: Any, args: argparse.Namespace, *, learning_rate: float, **chosen: Any
 ) -> Any:
@@ -80,10 +107,14 @@ def train(
         ),
         train_dataset=rows,
     )
-    trainer.remove_callback(PrinterCallback)
+    be_quiet(trainer)
     trainer.train()
     distiller.release()
     return trainer.student
+
+
+def be_quiet(trainer: Any) -> None:
+    trainer.remove_callback(PrinterCallback)
 
 
 def fine_tuned(args: argparse.Namespace) -> Any:

@@ -14,26 +14,13 @@ from __future__ import annotations
 import common
 from transformers import AutoModelForTokenClassification, set_seed
 
-from bertxfer_fast import Distiller, data, objectives, recipes, students
+from bertxfer_fast import Distiller, objectives, recipes, students
 from bertxfer_fast.evaluation.evaluate import evaluate
 
 
 def main(argv: list[str] | None = None) -> None:
     args = common.arguments(__doc__, argv, epochs=6, needs=("encoder", "reviews", "entities"))
-    folder, tokenizer = args.data / "entities", common.tokenizer(args)
-    label2id = data.label_map(folder / "train.jsonl", "labels")
-    splits = {
-        split: data.encode(
-            folder / f"{split}.jsonl",
-            tokenizer,
-            text="words",
-            label="labels",
-            task="token-classification",
-            label2id=label2id,
-            max_length=64,
-        )
-        for split in ("train", "test")
-    }
+    splits, label2id = common.names(args)
 
     set_seed(1)
     names = {"label2id": label2id, "id2label": {i: name for name, i in label2id.items()}}

@@ -144,12 +144,18 @@ EXAMPLES = {
         f"student, states constant {NUMBER}",
         f"student, states falling {NUMBER}",
     ],
+    "pruned": [rf"{name}: {NUMBER}, [\d,]+ parameters" for name in ("teacher", "student")],
     "relations": [
         f"teacher {NUMBER}",
         f"student after relations {NUMBER}",
         f"student after prediction {NUMBER}",
     ],
     "sentence_vectors": [rf"24 of 24 numbers: -?{NUMBER}", rf"8 of 24 numbers: -?{NUMBER}"],
+    "several_tasks": [
+        f"reviews: {NUMBER}",
+        f"names: span F1 {NUMBER}",
+        r"[\d,]+ parameters together, [\d,]+ apart",
+    ],
     "several_teachers": [
         f"{name}: {NUMBER}" for name in ("first teacher", "second teacher", "student of both")
     ],

@@ -86,7 +86,7 @@ def _section(row: Row, result: Result | None) -> str:
         f"{seeds}, {minutes:.1f} min with {threads} of {machine['processor']} ({machine['instruction_set']}), "
         f"torch {machine['torch']}."
     )
-    if minutes > MOST_MINUTES:
+    if result.minutes_on_two > MOST_MINUTES:
         made += f" That is more than the {MOST_MINUTES} min a row should take on two cores."
     parts = ["\n".join(lines) + "\n", made + "\n"]
     if row.figure is not None:
