@@ -14,12 +14,12 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import InputError, NonFiniteLossError, one_line
-from . import augment, bench, compare, distill, evaluate, extract, finetune, info, transfer
+from . import augment, bench, compare, distill, evaluate, extract, finetune, info, store, transfer
 
 __all__ = ["main"]
 
 #: In the order of `bertxfer --help`. A command adds its parser to the others and sets `run` as its default.
-COMMANDS = (distill, finetune, transfer, augment, extract, evaluate, compare, bench, info)
+COMMANDS = (distill, finetune, transfer, store, augment, extract, evaluate, compare, bench, info)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

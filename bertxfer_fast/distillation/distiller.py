@@ -20,7 +20,7 @@ from ..students.heads import follow_labels
 from .batches import packed_batch
 from .fit import check_models, teacher_or_start
 from .objectives import Match, Objective
-from .reach import Hold, release_held, tap_of, unreached
+from .reach import Hold, looks_of, release_held, tap_of, unreached
 from .signature import names_inputs
 from .tokenizers import check_tokenizers
 
@@ -121,7 +121,7 @@ class Distiller(nn.Module):
             m.student == m.teacher == ("logits", 0) for o in active for m in o.matches
         ):
             follow_labels(module, encoder.spec, teacher.spec)
-        self._roles = _Roles(encoder, _source(teacher, active))
+        self._roles = _Roles(encoder, None if teacher is None else source_of(teacher, looks_of(active)))
         self.student: Any = module
         self.objectives = nn.ModuleList(objectives)
         example = next((p for p in module.parameters() if p.is_floating_point()), None)
@@ -138,6 +138,11 @@ class Distiller(nn.Module):
     def teacher(self) -> Any:
         module = self._teacher_module()
         return self._roles.teacher if module is None else module
+
+    @property
+    def source(self) -> ActivationSource | None:
+        """What streams the teacher's activations, of just the spots that are matched."""
+        return self._roles.teacher
 
     @property
     def config(self) -> Any:
@@ -358,16 +363,6 @@ class Distiller(nn.Module):
         if teacher is not None:
             teacher._apply(fn)
         return self
-
-
-def _source(
-    teacher: Encoder | ActivationSource | None, objectives: Iterable[Objective]
-) -> ActivationSource | None:
-    """The teacher as a source of what the objectives match."""
-    if teacher is None:
-        return None
-    looks = ((match.teacher, getattr(o, "pooling", None)) for o in objectives for match in o.matches)
-    return source_of(teacher, {(spot, pooling) for spot, pooling in looks if spot is not None})
 
 
 def _check_objectives(objectives: list[Objective]) -> None:

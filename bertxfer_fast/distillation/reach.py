@@ -19,7 +19,7 @@ from ..models.activations import LayerActivations, PackedOutput, Spot, Tap
 from ..models.encoder import Encoder, module_of
 from .objectives import Objective
 
-__all__ = ["Hold", "unreached"]
+__all__ = ["Hold", "looks_of", "tap_of", "unreached"]
 
 logger = logging.getLogger(__name__)
 
@@ -150,6 +150,12 @@ def tap_of(spots: Iterable[Spot], sink: Callable[[LayerActivations], None], *, s
         frozenset(index for place, index in wanted if place == kind) for kind in ("attention", "hidden")
     )
     return Tap(sink, attention, hidden, ("logits", 0) in wanted, stop, ("output_layer", 0) in wanted)
+
+
+def looks_of(objectives: Iterable[Objective]) -> set[tuple[Spot, str | None]]:
+    """The teacher's spots that objectives match, each with the pooling through which alone one looks at it."""
+    looks = ((match.teacher, getattr(o, "pooling", None)) for o in objectives for match in o.matches)
+    return {(spot, pooling) for spot, pooling in looks if spot is not None}
 
 
 def _tensors(activations: LayerActivations, names: tuple[str, ...] | None) -> list[Tensor]:

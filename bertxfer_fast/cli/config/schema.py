@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from ... import tasks
 from ...errors import InputError, did_you_mean, user_input
+from .sections import DataConfig, EnsembleConfig, ReportConfig, StoreConfig
 from .settings import Setting, read_file, read_flags
 from .student import BESIDE_KIND, StudentConfig, option_of_kind, options_of_kind
 
@@ -31,58 +32,15 @@ _REQUIRED = ("recipe", "output_dir")
 
 
 @dataclass
-class DataConfig:
-    """Files (csv, tsv, jsonl, parquet, txt) and the columns to read from them."""
-
-    train: str | None = field(default=None, metadata={"path": True, "help": "training file"})
-    eval: str | None = field(
-        default=None, metadata={"path": True, "help": "dev file, measured while training"}
-    )
-    test: str | None = field(
-        default=None, metadata={"path": True, "help": "test file, measured once at the end"}
-    )
-    text: str = field(default="text", metadata={"help": "column with the text, or with lists of words"})
-    text_pair: str | None = field(default=None, metadata={"help": "column with the second text of a pair"})
-    label: str | None = field(
-        default=None,
-        metadata={"help": "column with the label, or with lists of labels (may be left out)"},
-    )
-    max_length: int | None = field(
-        default=None, metadata={"help": "cut texts to so many tokens (default: what the models can take)"}
-    )
-    stride: int | None = field(
-        default=None,
-        metadata={
-            "help": "question answering: tokens that windows of a long context share (default: cut it)"
-        },
-    )
-    empty_rows: Literal["error", "skip", "keep"] = field(
-        default="error",
-        metadata={"help": "rows without text: refuse the file, leave them out, or encode the empty text"},
-    )
-
-
-@dataclass
-class ReportConfig:
-    """What is told when the last stage is done."""
-
-    twin: bool = field(
-        default=False,
-        metadata={"help": "also train the student on labels alone, for as many steps, and compare"},
-    )
-    sentences: int = field(default=3, metadata={"help": "texts whose attention report.html shows"})
-    resamples: int = field(default=1000, metadata={"help": "of the bootstrap for confidence intervals"})
-
-
-@dataclass
 class DistillConfig:
     """One `bertxfer distill` run. `sources` remembers where every key was written, for error messages."""
 
     recipe: str = field(metadata={"help": "name of the recipe, for example tinybert"})
-    teacher: str | None = field(
+    teacher: str | list[str] | None = field(
         metadata={
-            "path": True,
-            "help": "directory of the teacher; self: the student's, as it starts (a recipe of labels alone needs none)",
+            "path": "several",
+            "help": "directory of the teacher or its store, several of them, or rows (.npy, .safetensors); self: the "
+            "student's, as it starts (a recipe of labels alone needs none)",
         }
     )
     student: StudentConfig = field(metadata={"help": "directory of a student, or the sizes of a new one"})
@@ -106,7 +64,19 @@ class DistillConfig:
     report: ReportConfig = field(
         default_factory=ReportConfig, metadata={"help": "what is told when the last stage is done"}
     )
+    store: StoreConfig = field(
+        default_factory=StoreConfig,
+        metadata={"help": "directory that keeps what the teacher says, or keys of it"},
+    )
+    ensemble: EnsembleConfig = field(
+        default_factory=EnsembleConfig, metadata={"help": "how several teachers are averaged"}
+    )
     sources: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def teachers(self) -> list[str]:
+        """The paths under `teacher`: none, one, or several."""
+        return [self.teacher] if isinstance(self.teacher, str) else list(self.teacher or ())
 
     def where(self, key: str) -> str:
         """Where `key` (dotted) was written: a file and line, a flag, or just the key if it was left out."""
@@ -251,6 +221,8 @@ def _build(settings: Mapping[str, Setting], training_fields: Mapping[str, Any]) 
         "training": {},
         "options": {},
         "report": {},
+        "store": {},
+        "ensemble": {},
     }
     stages: dict[str, dict[str, Any]] = {}
     of_kind = options_of_kind(settings)
@@ -270,13 +242,15 @@ def _build(settings: Mapping[str, Setting], training_fields: Mapping[str, Any]) 
                 chosen[name] = option_of_kind(name, setting, of_kind)
             case ["student"] if not setting.is_section:
                 sections["student"]["path"] = setting.path(key)
-            case ["student" | "data" | "training" | "stages" | "options" | "report"] | ["stages", _]:
+            case ["store"] if not setting.is_section:
+                sections["store"]["path"] = setting.path(key)
+            case [section] | ["stages", section] if section in sections or "stages" in key.split("."):
                 if not setting.is_section:
                     raise InputError(f"{setting.where}: {key}: got {setting.value!r}, want a section of keys")
             case [*section, name] if key in schema:
                 kind, item = schema[key]
                 into = sections[section[0]] if section else top
-                into[name] = setting.path(key) if item.metadata.get("path") else setting.typed(kind, key)
+                into[name] = _value(key, setting, kind, item)
             case [*_, name]:
                 # In a file `where` names the section already; a flag is shown in full.
                 shown = key if setting.flag else name
@@ -298,9 +272,20 @@ def _build(settings: Mapping[str, Setting], training_fields: Mapping[str, Any]) 
         report=ReportConfig(**sections["report"]),
         training=sections["training"],
         options=sections["options"],
+        store=StoreConfig(**sections["store"]),
+        ensemble=EnsembleConfig(**sections["ensemble"]),
         stages=stages,
         sources={key: setting.where for key, setting in settings.items()},
     )
+
+
+def _value(key: str, setting: Setting, kind: Any, item: dataclasses.Field[Any]) -> Any:
+    match item.metadata.get("path"):
+        case None:
+            return setting.typed(kind, key)
+        case "several":
+            return setting.paths(key)
+    return setting.path(key)
 
 
 def _training_value(name: str, setting: Setting, known: Mapping[str, Any]) -> Any:

@@ -87,6 +87,20 @@ class Setting:
             raise InputError(f"{self.where}: {name}: got an empty text, want a path")
         return os.path.normpath(self.base / Path(value).expanduser())
 
+    def paths(self, name: str) -> str | list[str] | None:
+        """The value as a path, or a list of two or more of them as a list.
+
+        Raises:
+            InputError: it is something else, or empty.
+        """
+        value = self.parsed() if self.flag and str(self.value).startswith("[") else self.value
+        if not isinstance(value, list):
+            return self.path(name)
+        found = [Setting(each, self.where, self.base, self.flag).path(name) for each in value]
+        if not found or None in found or len(set(found)) < len(found):
+            raise InputError(f"{self.where}: {name}: got {value!r}, want one path or several different ones")
+        return [path for path in found if path] if len(found) > 1 else found[0]
+
 
 # ---- reading ------------------------------------------------------------------------------------------------
 

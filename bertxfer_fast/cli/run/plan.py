@@ -15,6 +15,7 @@ from ...data.collators import Features, collator_for
 from ...data.masking import MaskingCollator
 from ...distillation import recipes
 from ...distillation.distiller import Distiller
+from ...distillation.teachers import StoredTeacher
 from ...errors import InputError, user_input
 from ...evaluation.card import ModelCard
 from ...evaluation.evaluate import has_labels
@@ -24,7 +25,15 @@ from ...training.arguments import DistillationArguments
 from ...training.policies import check_policies
 from ..config.schema import DistillConfig, check_stages
 from .resume import check_output
-from .roles import check_vocabulary, load_teacher, read_tokenizer, start_student
+from .roles import check_vocabulary, read_tokenizer, start_student
+from .teachers import (
+    bind_rows,
+    check_answers,
+    check_teachers,
+    load_teacher,
+    models_of,
+    without_store,
+)
 from .texts import check_lengths, encode_splits, named_splits
 from .trial import try_stage
 
@@ -39,7 +48,8 @@ class Plan:
         arguments: training arguments by stage.
         tokenizer: of teacher and student.
         task: what the teacher's head does, which the student learns.
-        teacher, student: the models; no teacher where the recipe needs none and none is given.
+        teacher: what teaches, see `load_teacher`; None where the recipe needs none and none is given.
+        student: the model.
         data: token features by split.
     """
 
@@ -57,10 +67,23 @@ class Plan:
         return Path(self.config.output_dir)
 
     @property
-    def models(self) -> dict[str, Any]:
-        """Teacher and student, or the student alone, by role."""
+    def roles(self) -> dict[str, Any]:
+        """What teaches, and the student, or the student alone: whatever has an `EncoderSpec`."""
         teacher = {} if self.teacher is None else {"teacher": self.teacher}
         return {**teacher, "student": self.student}
+
+    @property
+    def models(self) -> dict[str, Any]:
+        """The models that can be run, by role: without a teacher of which there are only answers; several by number."""
+        found = models_of(self.teacher)
+        names = ["teacher"] if len(found) == 1 else [f"teacher {i + 1}" for i in range(len(found))]
+        return {**dict(zip(names, found, strict=True)), "student": self.student}
+
+    @property
+    def taught(self) -> dict[str, Any]:
+        """The splits that meet the teacher: where its answers are kept not the test split."""
+        kept = isinstance(self.teacher, StoredTeacher)
+        return {split: rows for split, rows in self.data.items() if not (kept and split == "test")}
 
     @property
     def positions(self) -> dict[str, int]:
@@ -73,7 +96,7 @@ class Plan:
         return self._facts("window")
 
     def _facts(self, name: str) -> dict[str, int]:
-        facts = {role: getattr(EncoderSpec.of(model), name) for role, model in self.models.items()}
+        facts = {role: getattr(EncoderSpec.of(model), name) for role, model in self.roles.items()}
         return {role: fact for role, fact in facts.items() if fact is not None}
 
     @property
@@ -81,7 +104,7 @@ class Plan:
         """The student's card as far as it is known before any work."""
         return ModelCard(
             recipe=self.recipe.name,
-            teacher=self.config.teacher or "",
+            teacher=", ".join(self.config.teachers),
             data={split: len(rows) for split, rows in self.data.items()},
             files={split: Path(path).name for split, path in named_splits(self.config).items()},
             task="" if self.task.labels is None else self.task.name,
@@ -89,7 +112,9 @@ class Plan:
 
     def distiller(self, stage: recipes.Stage, student: Any = None) -> Distiller:
         """That of a stage; of another ``student`` where an earlier stage will leave a smaller one."""
-        return Distiller(self.teacher, self.student if student is None else student, stage.build_objectives())
+        # No two passes hide the same tokens: there is nothing to remember.
+        teacher = without_store(self.teacher) if self.masks(stage) else self.teacher
+        return Distiller(teacher, self.student if student is None else student, stage.build_objectives())
 
     def masks(self, stage: recipes.Stage) -> bool:
         """Whether tokens are hidden in a stage: of a task whose labels they are, if the recipe says so."""
@@ -115,21 +140,25 @@ def make_plan(config: DistillConfig) -> Plan:
     _check_files(config)
     check_output(config, list(arguments))
     tokenizer = read_tokenizer(config)
-    teacher, task = load_teacher(config)
+    teacher, task = load_teacher(config, tokenizer)
     student = start_student(config, teacher, task, tokenizer)
     plan = Plan(config, recipe, arguments, tokenizer, task, teacher, student)
-    check_vocabulary(config, plan.models, tokenizer)
+    check_vocabulary(config, plan.roles, tokenizer)
     for stage in recipe.stages:  # what the models alone tell is said before a large file is read
         with user_input(f"stage {stage.name}"):
             student = check_policies(plan.distiller(stage, student), arguments[stage.name])
     plan.data = encode_splits(plan)
     check_lengths(plan)
+    bind_rows(plan)
     for stage in recipe.stages:
         _check_best_metric(plan, stage)
         distiller = plan.distiller(stage)
         with user_input(f"stage {stage.name}"):
             collate = plan.collator(stage, distiller)
-        try_stage(stage.name, distiller, collate, plan.data)
+        check_answers(plan, distiller)
+        try_stage(stage.name, distiller, collate, plan.taught)
+    if isinstance(teacher, StoredTeacher):
+        teacher.shelf.discard()  # a batch of another size can differ in its last bits from the training's
     return plan
 
 
@@ -177,10 +206,10 @@ def stage_arguments(config: DistillConfig, stage: recipes.Stage) -> Distillation
 
 def _check_files(config: DistillConfig) -> None:
     """Everything named on disk is there, before anything large is read."""
-    for key, path in (("teacher", config.teacher), ("student.path", config.student.path)):
-        if path is not None:
-            with user_input(config.where(key)):
-                model_folder(path, key.partition(".")[0])
+    check_teachers(config)
+    if config.student.path is not None:
+        with user_input(config.where("student.path")):
+            model_folder(config.student.path, "student")
     for split, path in named_splits(config).items():
         if not Path(path).is_file():
             raise InputError(f"{config.where(f'data.{split}')}: no such file: {path}")

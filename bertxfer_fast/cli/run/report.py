@@ -15,7 +15,7 @@ from ...evaluation.speed import student_facts
 from ...evaluation.tables import table
 from ..console import say
 from .plan import Plan
-from .results import measure_models, run_results, runs
+from .results import measure_models, run_results
 from .resume import write_whole
 
 __all__ = ["report"]
@@ -36,8 +36,8 @@ def report(
     """
     split = next((name for name in ("test", "eval") if name in plan.data), None)
     stages = [record["summary"] for record in records.values()]
-    roles = {"teacher": plan.teacher, "student": plan.student, "twin": twin}
-    assessed = measure_models(plan, {name: model for name, model in roles.items() if runs(model)}, split)
+    roles = {**plan.models, **({} if twin is None else {"twin": twin})}
+    assessed = measure_models(plan, roles, split)
     models = [found.row() for found in assessed]
     plan.student.eval().save_pretrained(plan.folder)
     plan.tokenizer.save_pretrained(plan.folder)
@@ -74,10 +74,11 @@ def report(
 def _attention(plan: Plan, split: str | None) -> tuple[list[MapPair], str]:
     """Maps to draw, or why there are none."""
     count = plan.config.report.sentences
-    if not runs(plan.teacher):
+    teacher = plan.models.get("teacher")
+    if teacher is None:
         return [], "No teacher ran here." if count else ""
     rows = plan.data["train" if split is None else split]
-    maps = compare_attention(plan.teacher, plan.student, rows, plan.tokenizer, count)
+    maps = compare_attention(teacher, plan.student, rows, plan.tokenizer, count)
     if maps or not count:
         return maps, ""
     return [], "One of the models has no attention, or no text is short enough to be drawn."

@@ -8,14 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-
 from ... import __version__
 from ...evaluation.assessment import Assessment, Resampling, assess
 from ...evaluation.card import short_name
 from ...evaluation.environment import environment
 from ...evaluation.results import measured
-from ...models.encoder import Encoder, module_of
 from ...models.spec import EncoderSpec
 from ...training.arguments import DistillationArguments
 from ..config.schema import DistillConfig, defaults
@@ -23,7 +20,7 @@ from .plan import Plan
 from .resume import flat
 from .texts import named_splits
 
-__all__ = ["changed_settings", "measure_models", "run_results", "runs"]
+__all__ = ["changed_settings", "measure_models", "run_results"]
 
 _PATHLESS = {"output_dir"}
 
@@ -36,11 +33,6 @@ def measure_models(plan: Plan, models: Mapping[str, Any], split: str | None) -> 
         assess(name, model, rows, task=plan.task, names=names, resampling=resampling_of(plan.config))
         for name, model in models.items()
     ]
-
-
-def runs(model: Any) -> bool:
-    """Whether this is a network that can be measured: no teacher that is read from a disk, or none at all."""
-    return isinstance(model, Encoder | PreTrainedModel) and module_of(model) is not None
 
 
 def resampling_of(config: DistillConfig) -> Resampling:
@@ -65,7 +57,7 @@ def run_results(
         on=None if split is None else files.get(split, split),
         command=command,
         recipe=plan.recipe.name,
-        teacher=short_name(config.teacher) if config.teacher else None,
+        teacher=", ".join(map(short_name, config.teachers)) or None,
         task=plan.task.name,
         seed=config.seed,
         data={

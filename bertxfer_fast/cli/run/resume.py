@@ -17,7 +17,7 @@ from ..config.schema import DistillConfig
 RUN_FILE, STAGE_FILE = "run.json", "stage.json"
 
 # Keys that may change between the start of a run and its continuation: they do not change what is learned.
-_FREE_KEYS = {"output_dir", "data.test"}
+_FREE_KEYS = {"output_dir", "data.test", "store.path"}
 _FREE_TRAINING = {
     "disable_tqdm",
     "log_level",
@@ -102,13 +102,13 @@ def write_whole(path: Path, text: str) -> None:
 def identity(config: DistillConfig) -> dict[str, Any]:
     """What makes two runs the same: the settings, and what is in the files that training reads."""
     sources = {
-        "teacher": config.teacher,
         "student": config.student.path,
         "tokenizer": config.tokenizer,
         "train": config.data.train,
         "eval": config.data.eval,
     }
-    found = {name: _sha256(Path(path)) for name, path in sources.items() if path is not None}
+    found: dict[str, Any] = {name: _sha256(Path(path)) for name, path in sources.items() if path is not None}
+    found["teacher"] = [_sha256(Path(path)) for path in config.teachers]
     # Through JSON, so that it equals what is read back.
     return json.loads(json.dumps({**config.to_dict(), "content of": found}, default=str))
 
@@ -130,7 +130,7 @@ def flat(values: Mapping[str, Any], section: str = "") -> dict[str, Any]:
         key = f"{section}{name}"
         if isinstance(value, Mapping):
             found |= flat(value, f"{key}.")
-        elif value is not None:
+        elif value is not None and value != []:
             found[key] = value
     return found
 

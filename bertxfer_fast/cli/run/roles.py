@@ -10,67 +10,49 @@ from transformers import set_seed
 from ... import data, students, tasks
 from ...distillation.distiller import check_tokenizers
 from ...errors import InputError, user_input
-from ...models.hf.loading import has_tokenizer, load_model, load_tokenizer, saved_task
+from ...models.hf.loading import has_tokenizer, is_model, load_model, load_tokenizer, saved_task
 from ...models.spec import EncoderSpec
 from ...students.heads import follow_labels
 from ..config.schema import DistillConfig
 from ..console import say
+from .teachers import models_of, with_model
 
-__all__ = ["check_vocabulary", "load_teacher", "read_tokenizer", "saved_task", "start_student"]
+__all__ = ["check_vocabulary", "read_tokenizer", "start_student"]
 
 
 def read_tokenizer(config: DistillConfig) -> Any:
     """The tokenizer, after checking that teacher and student mean the same tokens by the same ids."""
-    sources = {"tokenizer": config.tokenizer, "teacher": config.teacher, "student.path": config.student.path}
-    key, source = next((key, path) for key, path in sources.items() if path is not None)
+    # Rows have no tokenizer, and a store not always.
+    taught_by = [path for path in config.teachers if has_tokenizer(path) or is_model(path)]
+    sources = {"tokenizer": config.tokenizer, "teacher": next(iter(taught_by), None)}
+    sources["student.path"] = config.student.path
+    named = [(key, path) for key, path in sources.items() if path is not None]
+    if not named:
+        raise InputError(
+            f"{config.where('tokenizer')}: tokenizer: got none, want one: the teacher brings none"
+        )
+    key, source = named[0]
     with user_input(config.where(key)):
         tokenizer = load_tokenizer(source)
-    if config.tokenizer is not None and config.teacher is not None and has_tokenizer(config.teacher):
-        with user_input(config.where("teacher")):
-            check_tokenizers(load_tokenizer(config.teacher), tokenizer)
+    for path in taught_by:
+        if path != source and has_tokenizer(path):
+            with user_input(config.where("teacher")):
+                check_tokenizers(load_tokenizer(path), tokenizer)
     if key != "student.path" and config.student.path is not None and has_tokenizer(config.student.path):
         with user_input(config.where("student.path")):
             check_tokenizers(tokenizer, load_tokenizer(config.student.path))
     return tokenizer
 
 
-def load_teacher(config: DistillConfig) -> tuple[Any, tasks.Task]:
-    """The teacher with the head the task needs, and the task (the teacher's own where none was given).
-
-    Where there is no teacher, the task is the student's own, unless one was given.
-    """
-    if config.teacher is None:
-        if config.task is not None:
-            return None, tasks.get(config.task)
-        assert config.student.path is not None
-        with user_input(config.where("student.path")):
-            return None, saved_task(config.student.path)
-    where = config.where("teacher")
-    with user_input(where):
-        own = saved_task(config.teacher)
-        task = own if config.task is None else tasks.get(config.task)
-        # One class can serve several tasks: its weights would load and mean something else.
-        if task.auto_class == own.auto_class and task.head is not None and task.labels != own.labels:
-            raise InputError(
-                f"{config.where('task')}: task: got {task.name!r}, want {own.name!r}: the teacher's head does that"
-            )
-        teacher, untrained = load_model(config.teacher, task.auto_class)
-    head = [name for name in untrained if "position_ids" not in name]
-    if head:
-        raise InputError(
-            f"{where}: the teacher has no trained weights for task {task.name!r} ({', '.join(head[:3])} missing); "
-            "fine-tune it first, or set task: none"
-        )
-    return teacher, task
-
-
 def check_vocabulary(config: DistillConfig, models: Mapping[str, Any], tokenizer: Any) -> None:
     highest = max(tokenizer.get_vocab().values(), default=0)
     for role, model in models.items():
-        if highest >= model.config.vocab_size:
+        config_of = getattr(model, "config", None)  # an answer that is only kept has none
+        size = EncoderSpec.of(model).vocab_size if config_of is None else config_of.vocab_size
+        if size is not None and highest >= size:
             raise InputError(
                 f"{config.where('tokenizer')}: the tokenizer gives ids up to {highest}, the {role}'s vocabulary has "
-                f"{model.config.vocab_size}; is it another model's tokenizer?"
+                f"{size}; is it another model's tokenizer?"
             )
 
 
@@ -87,7 +69,7 @@ def start_student(config: DistillConfig, teacher: Any, task: tasks.Task, tokeniz
     if wanted.init == "blend":
         with user_input(config.where("student")):
             record = students.transfer_weights(
-                teacher,
+                _weights_of(teacher),
                 student,
                 0.5 if wanted.beta is None else wanted.beta,
                 layer_map=wanted.layers or "uniform",
@@ -103,16 +85,16 @@ def _new_student(config: DistillConfig, teacher: Any, task: tasks.Task, tokenize
         with user_input(config.where("student.path")):
             if teacher is None:
                 return load_model(wanted.path, task.auto_class, **_head_settings(config, task))[0]
-            student = load_model(wanted.path, task.auto_class)[0]
+            head = {} if with_model(teacher) else _head_of_rows(wanted.path, task, EncoderSpec.of(teacher))
+            student = load_model(wanted.path, task.auto_class, **head)[0]
             follow_labels(student, EncoderSpec.of(student), EncoderSpec.of(teacher))
         return student
     with user_input(config.where("student")):
+        model = _weights_of(teacher)
         if wanted.kind is not None:
-            return students.build(
-                wanted.kind, teacher, tokenizer=tokenizer, init=wanted.init, **wanted.options
-            )
+            return students.build(wanted.kind, model, tokenizer=tokenizer, init=wanted.init, **wanted.options)
         return students.smaller(
-            teacher,
+            model,
             size=wanted.size,
             num_hidden_layers=wanted.num_hidden_layers,
             hidden_size=wanted.hidden_size,
@@ -121,6 +103,14 @@ def _new_student(config: DistillConfig, teacher: Any, task: tasks.Task, tokenize
             init="random" if blend else wanted.init,  # type: ignore[arg-type]  # checked there
             layers=None if blend else wanted.layers,
         )
+
+
+def _weights_of(teacher: Any) -> Any:
+    """The model that a student is made of: the teacher, of several the first."""
+    model = next(iter(models_of(teacher)), None)
+    if model is None:
+        raise ValueError("student: got a teacher without weights, want a student's directory, and no blend")
+    return model
 
 
 def _head_settings(config: DistillConfig, task: tasks.Task) -> dict[str, Any]:
@@ -137,3 +127,11 @@ def _head_settings(config: DistillConfig, task: tasks.Task) -> dict[str, Any]:
     with user_input(config.where("data.label")):
         label2id = data.label_map(train, label)
     return {**settings, "label2id": label2id, "id2label": {i: name for name, i in label2id.items()}}
+
+
+def _head_of_rows(path: str, task: tasks.Task, rows: EncoderSpec) -> dict[str, Any]:
+    """What a student has to say of its head where it has another one, and only answers tell what it should have."""
+    if task.head is None or saved_task(path) == task:
+        return {}
+    settings = {} if task.problem_type is None else {"problem_type": task.problem_type}
+    return {**settings, "num_labels": rows.num_labels}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ... import data
 from ...errors import InputError, user_input
 from ...models.spec import EncoderSpec
-from ...students.heads import follow_labels
+from ...students.heads import follow_labels, has_names
 from ..config.schema import DistillConfig
 
 if TYPE_CHECKING:
@@ -61,22 +61,21 @@ def _label_map(plan: Plan, label: str) -> Mapping[str, int]:
     The student keeps it in its configuration, so that whoever loads it knows the names too.
     """
     assert plan.config.data.train is not None
-    named = plan.student if plan.teacher is None else plan.teacher
-    teacher, student = named.config, plan.student.config
-    if student.num_labels != teacher.num_labels:
-        raise InputError(f"the teacher has {teacher.num_labels} classes, the student {student.num_labels}")
-    label2id = {str(name): int(i) for name, i in (teacher.label2id or {}).items()}
-    if all(name.startswith("LABEL_") for name in label2id):
-        label2id = data.label_map(plan.config.data.train, label)
-        if len(label2id) != teacher.num_labels:
+    student = EncoderSpec.of(plan.student)
+    facts = student if plan.teacher is None else EncoderSpec.of(plan.teacher)
+    if student.num_labels != facts.num_labels:
+        raise InputError(f"the teacher has {facts.num_labels} classes, the student {student.num_labels}")
+    label2id = {str(name): i for i, name in enumerate(facts.labels)}
+    if not has_names(facts.labels):
+        label2id = dict(data.label_map(plan.config.data.train, label))
+        if len(label2id) != facts.num_labels:
             shown = ", ".join(list(label2id)[:5])
             raise InputError(
                 f"column {label!r} has {len(label2id)} classes ({shown}), the "
-                f"{'student' if plan.teacher is None else 'teacher'} {teacher.num_labels}"
+                f"{'student' if plan.teacher is None else 'teacher'} {facts.num_labels}"
             )
     names = tuple(sorted(label2id, key=lambda name: label2id[name]))
-    facts = EncoderSpec.of(named)
-    follow_labels(plan.student, EncoderSpec.of(plan.student), replace(facts, labels=names))
+    follow_labels(plan.student, student, replace(facts, labels=names))
     return label2id
 
 

@@ -8,10 +8,10 @@ All are an `ActivationSource`, which is what a `Distiller` takes as its teacher.
 
 from __future__ import annotations
 
-from .about import About, is_store
-from .blackbox import BlackBox, read_rows
-from .columns import Column
-from .ensemble import AveragedTeachers
+from .about import About, is_store, known_about
+from .blackbox import BLACK_BOX_SUFFIXES, BlackBox, read_rows
+from .columns import DTYPES, Column
+from .ensemble import MEANS, AveragedTeachers
 from .filling import fill
 from .fingerprints import (
     code_fingerprint,
@@ -26,6 +26,9 @@ from .store import Store
 from .stored import StoredTeacher
 
 __all__ = [
+    "BLACK_BOX_SUFFIXES",
+    "DTYPES",
+    "MEANS",
     "About",
     "AveragedTeachers",
     "BlackBox",
@@ -38,6 +41,7 @@ __all__ = [
     "fill",
     "folder_fingerprint",
     "is_store",
+    "known_about",
     "read_rows",
     "row_keys",
     "teacher_fingerprint",

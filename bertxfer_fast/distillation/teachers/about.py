@@ -12,7 +12,7 @@ from ...models.spec import EncoderSpec
 from ...models.stream import as_encoder
 from .fingerprints import code_fingerprint, folder_fingerprint, teacher_fingerprint, tokenizer_fingerprint
 
-__all__ = ["STORE_FILE", "About", "is_store", "read_about", "write_about"]
+__all__ = ["STORE_FILE", "About", "is_store", "known_about", "read_about", "write_about"]
 
 STORE_FILE = "store.json"
 
@@ -43,14 +43,29 @@ class About:
     inputs: tuple[str, ...] = ()
 
     @staticmethod
-    def of(teacher: Any, tokenizer: Any = None, *, folder: str | Path | None = None, name: str = "") -> About:
-        """What is to be known of a teacher: a transformers model, an `Encoder` or an `ActivationSource`."""
+    def of(
+        teacher: Any,
+        tokenizer: Any = None,
+        *,
+        folder: str | Path | None = None,
+        loaded_as: str = "",
+        name: str = "",
+    ) -> About:
+        """What is to be known of a teacher.
+
+        Args:
+            teacher: a transformers model, an `Encoder` or an `ActivationSource`.
+            tokenizer: of its text.
+            folder: that it was loaded from, if that is to be known again without loading it.
+            loaded_as: the class that loaded it, which decides its head.
+            name: the teacher in words.
+        """
         return About(
             teacher=teacher_fingerprint(teacher),
             code=code_fingerprint(),
             spec=EncoderSpec.of(teacher),
             tokenizer=None if tokenizer is None else tokenizer_fingerprint(tokenizer),
-            files=None if folder is None else folder_fingerprint(folder),
+            files=None if folder is None else folder_fingerprint(folder, loaded_as),
             name=name or ("" if folder is None else str(folder)) or EncoderSpec.of(teacher).name,
             inputs=_inputs_of(teacher),
         )
@@ -87,8 +102,28 @@ def is_store(path: str | Path) -> bool:
     return (Path(path) / STORE_FILE).is_file()
 
 
+def known_about(
+    store: str | Path, folder: str | Path, tokenizer: Any = None, *, loaded_as: str = ""
+) -> About | None:
+    """The record of a store, if its teacher is the model that is in a folder, as far as the files there tell.
+
+    None where they do not: there is no store yet, or it has to be compared with the model itself.
+    """
+    if not is_store(store):
+        return None
+    there = read_about(Path(store))
+    now = dataclasses.replace(
+        there,
+        code=code_fingerprint(),
+        tokenizer=None if tokenizer is None else tokenizer_fingerprint(tokenizer),
+        files=folder_fingerprint(folder, loaded_as),
+    )
+    return None if now.files != there.files or now.difference(there) else there
+
+
 def write_about(folder: Path, about: About) -> None:
-    """Say whose a folder is, wholly or not at all."""
+    """Make a folder and say whose it is, wholly or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".{STORE_FILE}.part"
     part.write_text(about.to_json(), encoding="utf-8")
     part.replace(folder / STORE_FILE)

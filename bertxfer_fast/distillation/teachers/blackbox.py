@@ -40,7 +40,7 @@ class BlackBox(Shelf):
 
     Args:
         rows: by split, the numbers: ``[rows of the split, width]``, a tensor, or a file that `read_rows` reads.
-        data: by split, the token features that the rows are for, in the same order.
+        data: by split, the token features that the rows are for, in the same order; None: `bind` gets them later.
         kind: ``"logits"`` of a sequence head, or ``"vectors"``: one vector a text, for objectives that compare those.
         labels: names of the classes in the order of the logits, where they are known.
         problem_type: of logits, see `EncoderSpec`.
@@ -53,7 +53,7 @@ class BlackBox(Shelf):
     def __init__(
         self,
         rows: Mapping[str, str | Path | Tensor],
-        data: Mapping[str, Features],
+        data: Mapping[str, Features] | None = None,
         *,
         kind: str = "logits",
         labels: Sequence[str] = (),
@@ -62,8 +62,10 @@ class BlackBox(Shelf):
         check_choice("kind", kind, ("logits", "vectors"))
         if not rows:
             raise ValueError("rows: got none, want those of a split")
-        found = {split: _checked(split, value, data) for split, value in rows.items()}
-        widths = {split: value.shape[1] for split, value in found.items()}
+        self._numbers = {
+            _called(split, value): (split, _checked(split, value)) for split, value in rows.items()
+        }
+        widths = {split: value.shape[1] for split, value in self._numbers.values()}
         width = next(iter(widths.values()))
         if len(set(widths.values())) > 1:
             raise ValueError(f"rows: got widths {widths}, want the same in all splits")
@@ -81,15 +83,30 @@ class BlackBox(Shelf):
         spec = EncoderSpec(name=names[0] if names else "BlackBox", num_layers=0, hidden_size=width, **head)
         place, pooling = ("logits", None) if kind == "logits" else ("hidden", "any")
         column = Column(place, pooling=pooling, width=width)
-        shards = [
-            Shard(column, dataset_keys(data[split]), sequence_lengths(data[split]), {"values": value})
-            for split, value in found.items()
-        ]
-        super().__init__(
-            About("black box", code_fingerprint(), spec),
-            {column.name: Rows(column, [*_means(column, shards), *shards])},
-            ", ".join(names) or "the rows given",
-        )
+        about = About("black box", code_fingerprint(), spec)
+        super().__init__(about, {column.name: Rows(column)}, ", ".join(names) or "the rows given")
+        if data is not None:
+            self.bind(data)
+
+    def bind(self, data: Mapping[str, Features]) -> None:
+        """Say whose the rows are: token features by split, a row each, in the same order.
+
+        Raises:
+            ValueError: another number of rows than a split has, or rows for a split that there is not.
+        """
+        [rows] = self.columns.values()
+        shards = []
+        for where, (split, numbers) in self._numbers.items():
+            if split not in data:
+                raise ValueError(f"{where}: got rows for {split!r}, want those of {', '.join(data)}")
+            features = data[split]
+            if len(numbers) != len(features):
+                raise ValueError(
+                    f"{where}: got {len(numbers)} rows, want {len(features)}, one for every row of {split}"
+                )
+            keys, lengths = dataset_keys(features), sequence_lengths(features)
+            shards.append(Shard(rows.column, keys, lengths, {"values": numbers}))
+        rows.replace([*_means(rows.column, shards), *shards])
 
     def column_for(self, want: Want) -> str | None:
         """As of any `Shelf`; vectors serve every pooling, and nobody who looks at tokens."""
@@ -119,17 +136,17 @@ def read_rows(path: str | Path) -> Tensor:
         raise ValueError(f"rows: {path} cannot be read: {error}") from error
 
 
-def _checked(split: str, value: str | Path | Tensor, data: Mapping[str, Features]) -> Tensor:
-    where = f"rows of {split}" if isinstance(value, Tensor) else str(value)
-    if split not in data:
-        raise ValueError(f"{where}: got rows for {split!r}, want those of {', '.join(data)}")
+def _called(split: str, value: str | Path | Tensor) -> str:
+    return f"rows of {split}" if isinstance(value, Tensor) else str(value)
+
+
+def _checked(split: str, value: str | Path | Tensor) -> Tensor:
+    where = _called(split, value)
     rows = value if isinstance(value, Tensor) else read_rows(value)
     if not rows.is_floating_point():
         raise TypeError(f"{where}: got dtype {rows.dtype}, want floating point numbers")
-    if rows.ndim != 2 or len(rows) != len(data[split]):
-        raise ValueError(
-            f"{where}: got shape {tuple(rows.shape)}, want ({len(data[split])}, width): a row for every row of {split}"
-        )
+    if rows.ndim != 2:
+        raise ValueError(f"{where}: got shape {tuple(rows.shape)}, want (rows, width)")
     for start in range(0, len(rows), _CHUNK):
         bad = (~torch.isfinite(rows[start : start + _CHUNK])).any(1).nonzero()
         if len(bad):

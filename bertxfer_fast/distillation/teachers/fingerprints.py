@@ -146,9 +146,14 @@ def _module_fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def folder_fingerprint(folder: str | Path) -> str:
-    """Of the files that a model directory's weights and configuration are in, so that they need not be loaded."""
-    digest = _digest("folder")
+def folder_fingerprint(folder: str | Path, loaded_as: str = "") -> str:
+    """Of the files that a model directory's weights and configuration are in, so that they need not be loaded.
+
+    Args:
+        folder: the directory.
+        loaded_as: the class that would load them.
+    """
+    digest = _digest(f"folder {loaded_as}")
     for file in sorted(Path(folder).iterdir()):
         if file.name == "config.json" or file.suffix in (".safetensors", ".bin", ".pt"):
             digest.update(file.name.encode())

@@ -87,6 +87,9 @@ class Shelf:
     def flush(self) -> None:
         """Put down what has not been put down yet."""
 
+    def discard(self) -> None:
+        """Forget what has not been put down yet."""
+
     def verify(self) -> None:
         """Read all of it and compare it with what was written.
 
@@ -140,7 +143,7 @@ class Store(Shelf):
                 self._same_column(first, shard.column)
             self._same_dtype(first)
             self.columns[name] = Rows(first, shards)
-        self._writer = _Writer(self.path, self._owner, self.columns, shard_bytes)
+        self._writer = _Writer(self.path, about, self._owner, self.columns, shard_bytes)
         weakref.finalize(self, self._writer.flush_last)
 
     @staticmethod
@@ -157,8 +160,14 @@ class Store(Shelf):
         return Store(path, about, **settings)
 
     @staticmethod
-    def at(path: str | Path, about: About, **settings: Any) -> Store:
+    def at(path: str | Path, about: About, *, create: bool = True, **settings: Any) -> Store:
         """The store of this teacher in a folder; a new one where there is none.
+
+        Args:
+            path: the folder.
+            about: whose it is to be.
+            create: False: a new one is not written before its first `flush`.
+            **settings: see `Store`.
 
         Raises:
             ValueError: the folder is another teacher's, or holds something else; the message says what differs.
@@ -171,8 +180,8 @@ class Store(Shelf):
                 raise _refusal(folder, difference)
             return Store(folder, there, **settings)
         check_empty(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_about(folder, about)
+        if create:
+            write_about(folder, about)
         return Store(folder, about, **settings)
 
     def __reduce__(self) -> tuple[Callable[..., Store], tuple[Any, ...]]:
@@ -225,6 +234,10 @@ class Store(Shelf):
         """Write what has not been written yet."""
         self._writer.flush()
 
+    def discard(self) -> None:
+        """Forget what has not been written yet."""
+        self._writer.discard()
+
     def _same_dtype(self, column: Column) -> None:
         if self.dtype is not None and self.dtype != column.dtype:
             raise ValueError(
@@ -256,8 +269,11 @@ class _Writer:
     leave many files; where a kill leaves both, their rows are the same.
     """
 
-    def __init__(self, folder: Path, owner: str, columns: Mapping[str, Rows], shard_bytes: int) -> None:
-        self.folder, self.owner, self.columns, self.small = folder, owner, columns, shard_bytes // 4
+    def __init__(
+        self, folder: Path, about: About, owner: str, columns: dict[str, Rows], shard_bytes: int
+    ) -> None:
+        self.folder, self.about, self.owner = folder, about, owner
+        self.columns, self.small = columns, shard_bytes // 4
         self._written = {name: len(rows.shards) for name, rows in columns.items()}
         self._pending: dict[str, int] = {}
         self._mine: set[Path] = set()
@@ -270,6 +286,8 @@ class _Writer:
 
     def flush(self) -> None:
         self._pending.clear()
+        if not (self.folder / STORE_FILE).is_file():
+            write_about(self.folder, self.about)
         for name, rows in self.columns.items():
             shards, written = rows.shards, self._written.get(name, 0)
             if written == len(shards):
@@ -283,6 +301,13 @@ class _Writer:
             self._mine.add(path)
             if grows and last is not None and last.file is not None:
                 last.file.unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        self._pending.clear()
+        for name, rows in list(self.columns.items()):
+            rows.replace(rows.shards[: self._written.get(name, 0)])
+            if not len(rows):
+                del self.columns[name]
 
     def flush_last(self) -> None:
         """When the store is forgotten: unless the folder is gone, or this is a forked process with a copy of it."""

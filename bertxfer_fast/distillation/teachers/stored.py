@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ...data.collators import Features
 from ...models.activations import LayerActivations, Sink
 from ...models.encoder import module_of
 from ...models.spec import EncoderSpec
@@ -67,6 +68,24 @@ class StoredTeacher:
         """The teacher's module, if it is loaded."""
         return self._asked.module
 
+    @property
+    def wants(self) -> tuple[Want, ...]:
+        """What is looked at, see `select`; everything that the store has where nobody has chosen."""
+        if self._wants is not None:
+            return self._wants
+        columns = [rows.column for rows in self.shelf.columns.values()]
+        return tuple((column.spot, column.pooling) for column in columns)
+
+    @property
+    def can_ask(self) -> bool:
+        """Whether there is a teacher to ask, loaded or not."""
+        return bool(self._asked)
+
+    @property
+    def live(self) -> Any:
+        """Whoever is asked, loaded now if need be; None: nobody."""
+        return self._asked.teacher() if self._asked else None
+
     def select(self, wants: Iterable[Want]) -> Any:
         """The source of just these spots: a `StoredTeacher`, or the teacher itself where they are not kept.
 
@@ -97,10 +116,7 @@ class StoredTeacher:
         Raises:
             ValueError: rows that are not in the store, and nobody to ask.
         """
-        wants = self._wants
-        if wants is None:
-            columns = [rows.column for rows in self.shelf.columns.values()]
-            wants = tuple((column.spot, column.pooling) for column in columns)
+        wants = self.wants
         keys = row_keys(batch, self.shelf.about.inputs)
         missing = np.flatnonzero(np.logical_or.reduce([self._lacks(want, keys) for want in wants]))
         if len(missing):
@@ -118,6 +134,24 @@ class StoredTeacher:
                 sink(LayerActivations(place, index, cu_seqlens, longest, hidden=values))
             else:
                 sink(LayerActivations(place, index, cu_seqlens, longest, pooled=values))
+
+    def check(self, data: Mapping[str, Features]) -> None:
+        """Whether there is an answer for every row of some data sets, of the store or of somebody to ask.
+
+        Raises:
+            ValueError: there is none; the message says for which row.
+        """
+        if self._asked or self._wants is None:
+            return
+        names = [name for want in self._wants if (name := self.shelf.column_for(want)) is not None]
+        for split, features in data.items():
+            missing = self.shelf.missing(features, names)
+            if len(missing):
+                count = f"{len(missing)} of {len(features)} rows of {split}"
+                raise ValueError(
+                    f"teacher: got {count} that are not in {self.shelf.where} (row {missing[0] + 1} first), want all: "
+                    "has the text, the tokenizer or max_length changed?"
+                )
 
     def flush(self) -> None:
         """Write what the teacher said and is not on the disk yet."""

@@ -36,6 +36,11 @@ def model_folder(path: str | Path, name: str) -> Path:
     return folder
 
 
+def is_model(path: str | Path) -> bool:
+    """Whether a path is a model directory, as far as its files' names tell."""
+    return (Path(path).expanduser() / "config.json").is_file()
+
+
 def load_model(
     folder: str | Path, auto_class: str, dtype: torch.dtype | str = torch.float32, **settings: Any
 ) -> tuple[Any, list[str]]:

@@ -106,9 +106,9 @@ ROWS = features(6)
         (
             {"train": torch.zeros(5, 3)},
             {},
-            r"of train: got shape \(5, 3\), want \(6, width\): a row for every",
+            "rows of train: got 5 rows, want 6, one for every row of train",
         ),
-        ({"train": torch.zeros(6)}, {}, r"got shape \(6,\), want \(6, width\)"),
+        ({"train": torch.zeros(6)}, {}, r"got shape \(6,\), want \(rows, width\)"),
         ({"train": torch.tensor([[0.0]] * 4 + [[torch.inf]] + [[0.0]])}, {}, "not finite in row 5"),
         ({"train": torch.zeros(6, 3, dtype=torch.int64)}, {}, "got dtype torch.int64, want floating point"),
         ({"dev": torch.zeros(6, 3)}, {}, "got rows for 'dev', want those of train, eval"),

@@ -306,6 +306,39 @@ def test_what_it_has_not_is_said_before_training(tmp_path: Path) -> None:
             Distiller(stored, student, [matched])
 
 
+def test_rows_that_nobody_knows_are_named_before_training(tmp_path: Path) -> None:
+    model, rows = teacher(), features()
+    store = filled(tmp_path, model)
+    data = {"train": rows, "eval": [*rows[:2], {"input_ids": [9, 9, 9, 9]}]}
+    teachers.StoredTeacher(store, never).select([LOGITS]).check(data)
+    with pytest.raises(
+        ValueError, match=r"got 1 of 3 rows of eval that are not in .* \(row 3 first\), want all"
+    ):
+        teachers.StoredTeacher(store).select([LOGITS]).check(data)
+
+
+def test_a_store_that_is_not_made_yet_leaves_no_trace(tmp_path: Path) -> None:
+    store = teachers.Store.at(tmp_path / "s", teachers.About.of(teacher()), create=False)
+    source = teachers.StoredTeacher(store, teacher()).select([LOGITS])
+    streamed(source, pack(features()[:3]))
+    assert not (tmp_path / "s").exists()
+    source.flush()
+    assert len(teachers.Store.open(tmp_path / "s").columns["logits"]) == 3
+
+
+def test_the_files_of_a_model_tell_whose_a_store_is(tmp_path: Path) -> None:
+    """Without loading it; where they cannot tell, the model has to."""
+    model, folder, words = teacher(), tmp_path / "model", tokenizer()
+    model.save_pretrained(folder)
+    assert teachers.known_about(tmp_path / "s", folder) is None
+    about = teachers.About.of(model, words, folder=folder)
+    teachers.Store.at(tmp_path / "s", about)
+    assert teachers.known_about(tmp_path / "s", folder, words) == about
+    assert teachers.known_about(tmp_path / "s", folder, tokenizer([*WORDS[1:], WORDS[0]])) is None
+    teacher(seed=2).save_pretrained(folder)
+    assert teachers.known_about(tmp_path / "s", folder, words) is None
+
+
 def test_another_dtype_than_the_stores_is_refused(tmp_path: Path) -> None:
     filled(tmp_path, teacher(), dtype="float16")
     with pytest.raises(ValueError, match=r"^dtype: got int8, want float16 as"):
@@ -432,6 +465,20 @@ def test_killed_while_writing_it_goes_on_with_what_is_missing(
         "logits", 0
     ]
     torch.testing.assert_close(seen, streamed(counting, pack(rows))["logits", 0], rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_discarded_is_asked_again(tmp_path: Path) -> None:
+    counting, rows = Counting(teacher()), features()
+    store = teachers.Store.at(tmp_path, teachers.About.of(counting))
+    source = teachers.StoredTeacher(store, counting).select([LOGITS])
+    streamed(source, pack(rows[:3]))
+    store.discard()
+    assert not store.columns
+    streamed(source, pack(rows[:4]))
+    source.flush()
+    streamed(source, pack(rows[4:6]))
+    store.discard()
+    assert len(store.columns["logits"]) == 4 and counting.sequences == 9
 
 
 def test_many_flushes_leave_few_files(tmp_path: Path) -> None:
