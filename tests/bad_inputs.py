@@ -213,7 +213,7 @@ RECIPES: dict[str, Command] = {
     "no training file": (sets(data__train=None), r"recipe\.yaml: required key 'data\.train' is missing"),
     "no student": (
         sets(student=None),
-        r"recipe\.yaml: 'student' is missing: give a directory, or a section with num_hidden_layers",
+        r"recipe\.yaml: 'student' is missing: give a directory, or a section with a size, num_hidden_layers or a kind",
     ),
     "a section that is a value": (sets(data="train.tsv"), r"data: got 'train\.tsv', want a section of keys"),
     "an empty path": (sets(teacher=""), "teacher: got an empty text, want a path"),
