@@ -47,15 +47,16 @@ def main(words: Sequence[str] | None = None) -> int:
         for mutant in chosen:
             print(f"{mutant.name:<40} {mutant.file}")
         return 0
-    return report(run(chosen, args.jobs), len(chosen))
+    return report(*run(chosen, args.jobs), len(chosen))
 
 
-def run(mutants: Sequence[Mutant], jobs: int) -> list[str]:
-    """One line for every fault that was not noticed."""
+def run(mutants: Sequence[Mutant], jobs: int) -> tuple[list[str], int]:
+    """One line for every fault that was not noticed, and how many were."""
     waiting: queue.SimpleQueue[Mutant] = queue.SimpleQueue()
     for mutant in mutants:
         waiting.put(mutant)
     missed: list[str] = []
+    noticed: list[str] = []
 
     def work() -> None:
         with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
@@ -72,13 +73,15 @@ def run(mutants: Sequence[Mutant], jobs: int) -> list[str]:
                 )
                 if verdict:
                     missed.append(f"{mutant.name}: {verdict} by {' '.join(mutant.tests)}")
+                else:
+                    noticed.append(mutant.name)
 
     threads = [threading.Thread(target=work) for _ in range(max(1, jobs))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return missed
+    return missed, len(noticed)
 
 
 def copy_of_checkout(folder: Path) -> Path:
@@ -98,7 +101,11 @@ def verdict_on(mutant: Mutant, copy: Path) -> str:
     sound = file.read_text(encoding="utf-8")
     compiled = file.suffix in (".cpp", ".h")
     try:
-        file.write_text(mutant.planted(sound), encoding="utf-8")
+        faulty = mutant.planted(sound)
+    except ValueError as error:
+        return f"NOT PLANTED ({error})"
+    try:
+        file.write_text(faulty, encoding="utf-8")
         if compiled and (trouble := build(copy)):
             return trouble
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.tests]
@@ -125,13 +132,13 @@ def build(copy: Path) -> str:
     return "it does not compile" if done.returncode else ""
 
 
-def report(missed: Sequence[str], planted: int) -> int:
-    print(f"\n{planted - len(missed)} of {planted} faults noticed")
+def report(missed: Sequence[str], noticed: int, planted: int) -> int:
+    print(f"\n{noticed} of {planted} faults noticed")
     for line in missed:
         print(line)
     if EQUIVALENT:
         print(f"{len(EQUIVALENT)} more change nothing that a user could see, with reasons in catalogue.py")
-    return int(bool(missed))
+    return int(noticed != planted)  # also where a worker ended before its time
 
 
 if __name__ == "__main__":
