@@ -210,6 +210,14 @@ RECIPES: dict[str, Command] = {
         sets(recipe="minilmv2", stages=None),
         "relations: heads: got 48, want a divisor of the student's width 12",
     ),
+    "a kind of student that there is not": (
+        sets(student={"kind": "bilstmm"}),
+        r"recipe\.yaml, line \d+ \(section student\): student: got 'bilstmm', want a known one; did you mean 'bilstm'",
+    ),
+    "an option that a kind of student has not": (
+        sets(student={"kind": "bilstm", "num_attention_heads": 4}),
+        r"unknown key 'num_attention_heads' beside this kind",
+    ),
     "no training file": (sets(data__train=None), r"recipe\.yaml: required key 'data\.train' is missing"),
     "no student": (
         sets(student=None),
