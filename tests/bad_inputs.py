@@ -276,6 +276,14 @@ RECIPES: dict[str, Command] = {
         sets(training__per_device_train_batch_size=0),
         "per_device_train_batch_size: got 0, want 1 or more",
     ),
+    "a learning rate below 0": (
+        sets(training__learning_rate=-1),
+        r"stage intermediate: learning_rate: got -1\.0, want a number from 0",
+    ),
+    "a decay that is no number": (
+        sets(training__adam_beta2=float("nan")),
+        "stage intermediate: adam_beta2: got nan, want 0 or more and less than 1",
+    ),
     "an epoch count below 0": (sets(training__num_train_epochs=-1), r"num_train_epochs: got -1\.0, want"),
     "a negative seed": (sets(seed=-1), "seed: got -1, want 0 to"),
     "an output_dir inside a file": (

@@ -73,7 +73,9 @@ def build(
     )
     if config.embedding_size is None:
         own = facts.hidden_size if init == "distilled" else source.get_input_embeddings().weight.shape[1]
-        config.embedding_size = network.embedding_size(config, own)
+        size = network.embedding_size(config, own)
+        # A table that starts from the teacher is no wider than its own; a linear map leads on to the layers' width.
+        config.embedding_size = size if init == "random" else min(size, own)
     student = network(config)
     if init != "random":
         table = _table(init, teacher, tokenizer, chosen.get("embedding_size"), config.embedding_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import typing
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -102,6 +103,12 @@ class DistillationArguments(TrainingArguments):
             raise ValueError(
                 f"num_train_epochs: got {self.num_train_epochs}, want more than 0 (or max_steps)"
             )
+        for name in ("learning_rate", "weight_decay", "adam_epsilon"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: got {getattr(self, name)}, want a number from 0")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, want 0 or more and less than 1")
         for name, instead in _UNSUPPORTED.items():
             if getattr(self, name, None):
                 raise ValueError(
@@ -114,11 +121,6 @@ class DistillationArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             self.use_cpu = True  # which bf16 and unpinned memory depend on
         super().__post_init__()
-        if self.early_stopping_patience is not None and self.eval_strategy == "no":
-            raise ValueError(
-                f"early_stopping_patience: got {self.early_stopping_patience} without evaluation, want eval_strategy "
-                "'epoch' or 'steps'"
-            )
         config: Any = self.accelerator_config
         for name, why in _UNSUPPORTED_BY_PACKS.items():
             if getattr(config, name, None):
@@ -148,14 +150,20 @@ class DistillationArguments(TrainingArguments):
         share, patience = self.gradual_unfreezing, self.early_stopping_patience
         if share is not None and not 0 < share < 1:
             raise ValueError(f"gradual_unfreezing: got {share}, want more than 0 and less than 1, or none")
+        if patience is not None and patience < 1:
+            raise ValueError(f"early_stopping_patience: got {patience}, want 1 or more")
+        if patience is not None:
+            if self.eval_strategy == "no":
+                raise ValueError(
+                    f"early_stopping_patience: got {patience} without evaluation, want eval_strategy 'epoch' or 'steps'"
+                )
+            self.load_best_model_at_end = True
+            self.metric_for_best_model = self.metric_for_best_model or "loss"
+        if self.metric_for_best_model is not None and self.greater_is_better is None:
+            # Trainer's own guess takes all but what ends in "loss" for a score.
+            self.greater_is_better = greater_is_better(self.metric_for_best_model)
         if patience is None:
             return
-        if patience < 1:
-            raise ValueError(f"early_stopping_patience: got {patience}, want 1 or more")
-        self.load_best_model_at_end = True
-        self.metric_for_best_model = self.metric_for_best_model or "loss"
-        if self.greater_is_better is None:
-            self.greater_is_better = greater_is_better(self.metric_for_best_model)
         # How often in a row it was no better is part of a checkpoint.
         self.restore_callback_states_from_checkpoint = True
 

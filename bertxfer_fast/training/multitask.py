@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,11 @@ class MultiTaskTrainer(DistillationTrainer):
 
     Args:
         model: the MultiTask.
-        args: `DistillationArguments`.
+        args: `DistillationArguments`. The loss by which the best checkpoint is chosen, ``eval_loss``, is the sum of the
+            measured tasks' losses times their weights.
         train_dataset: token features by task, as many tasks as the model has.
         eval_dataset: the same; a task may be left out. Measured is ``eval_<task>_<metric>``.
+        collators: by task, what makes its batches; by default as the task wants them, which masks no tokens.
         tasks: what each student learns; by default what its head is for.
         temperature: how batches are shared out among the tasks, see `data.mixing.batches_of_tasks`.
         model_cards: by task, see `DistillationTrainer`.
@@ -57,6 +59,7 @@ class MultiTaskTrainer(DistillationTrainer):
         train_dataset: Mapping[str, Any] | None = None,
         eval_dataset: Mapping[str, Any] | None = None,
         *,
+        collators: Mapping[str, Callable[..., Any]] | None = None,
         tasks: Mapping[str, str | tasks.Task] | None = None,
         temperature: float = 1.0,
         model_cards: Mapping[str, ModelCard] | None = None,
@@ -67,7 +70,13 @@ class MultiTaskTrainer(DistillationTrainer):
                 f"args: got {args.world_size} processes, want one: their batches are of other tasks"
             )
         _check_names("train_dataset", train_dataset, model.tasks, all_of_them=True)
-        for name, given in (("eval_dataset", eval_dataset), ("tasks", tasks), ("model_cards", model_cards)):
+        by_task = {
+            "eval_dataset": eval_dataset,
+            "collators": collators,
+            "tasks": tasks,
+            "model_cards": model_cards,
+        }
+        for name, given in by_task.items():
             _check_names(name, given, model.tasks, all_of_them=False)
         self._temperature = temperature
         self._tasks = {
@@ -78,7 +87,7 @@ class MultiTaskTrainer(DistillationTrainer):
         self._collators = {
             name: collator_for(task, inputs=model.of(name).inputs, limits=model.of(name).limits)
             for name, task in self._tasks.items()
-        }
+        } | dict(collators or {})
         for name, dataset in (train_dataset or {}).items():
             check_dataset(f"train_dataset[{name!r}]", dataset)
         for name, dataset in (eval_dataset or {}).items():
@@ -131,7 +140,7 @@ class MultiTaskTrainer(DistillationTrainer):
             self.distiller.of(name).preview(batches)
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Every task's metrics, or those of the task of that name."""
+        """Every task's metrics and the sum of their weighted losses, or the metrics of the task of that name."""
         if eval_dataset is None:
             eval_dataset = self.eval_dataset
         if isinstance(eval_dataset, Mapping):
@@ -144,6 +153,8 @@ class MultiTaskTrainer(DistillationTrainer):
                 found |= self._evaluate_task(
                     name, rows, *args, metric_key_prefix=f"{prefix}_{name}", **kwargs
                 )
+            losses = {name: found[f"{prefix}_{name}_loss"] for name in eval_dataset}
+            found[f"{prefix}_loss"] = sum(self.distiller.weights[name] * losses[name] for name in losses)
             return found
         if isinstance(eval_dataset, str):
             known: Any = self.eval_dataset or {}

@@ -291,6 +291,15 @@ def test_several_tasks_from_one_file(several: Path, capsys: pytest.CaptureFixtur
         (("--tasks.reviews.data.trian", "x"), "unknown key"),
         (("--tasks.other.teacher", "reviews/teacher"), "tasks.other: required key 'data.train' is missing"),
         (("--tasks.reviews.student", "x"), "student: got it for task 'reviews'"),
+        (("--report.twin", "true"), "twin: got true for several tasks, want it left out"),
+        (
+            ("--training.prune_heads", "0.5"),
+            "stage intermediate: prune_heads, prune_columns, prune_layers: got",
+        ),
+        (
+            ("--stages.prediction.metric_for_best_model", "loss/logits"),
+            "stage prediction: metric_for_best_model: got 'loss/logits' for several tasks, want 'loss'",
+        ),
     ],
 )
 def test_several_tasks_that_do_not_go_together(
@@ -299,3 +308,57 @@ def test_several_tasks_that_do_not_go_together(
     assert distill(several, *flags) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1 and not (several / "out").exists()
+
+
+def test_several_tasks_stop_early_by_the_sum_of_their_losses(several: Path) -> None:
+    flags = ("--training.early_stopping_patience", "2", "--training.max_steps", "9")
+    assert distill(several, *flags, "--training.save_total_limit", "9") == 0
+    state = json.loads(
+        next((several / "out" / "prediction").glob("checkpoint-*/trainer_state.json")).read_text()
+    )
+    assert state["best_metric"] > 0
+    last = json.loads((several / "out" / "prediction" / "stage.json").read_text())["measured"]
+    losses = last["eval_reviews_loss"], last["eval_entities_loss"]
+    assert last["eval_loss"] == pytest.approx(losses[0] + 0.5 * losses[1])
+
+
+def test_several_tasks_whose_names_begin_alike(several: Path) -> None:
+    """`eval_x_y_loss` is the task `x_y`'s and not the task `x`'s `y_loss`."""
+    recipe = yaml.safe_load((several / "recipe.yaml").read_text())
+    recipe["tasks"] = {"x": recipe["tasks"]["reviews"], "x_y": recipe["tasks"]["entities"]}
+    (several / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert distill(several) == 0
+    for name, metric in (("x", "accuracy"), ("x_y", "token_accuracy")):
+        [*_, stage] = json.loads((several / "out" / name / "results.json").read_text())["stages"]
+        found = {key for key in stage if key.startswith("dev ")}
+        assert found == {
+            "dev loss",
+            *(
+                f"dev {key}"
+                for key in (
+                    [metric]
+                    if name == "x"
+                    else ["token_accuracy", "span_precision", "span_recall", "span_f1"]
+                )
+            ),
+        }
+
+
+def test_several_tasks_with_masked_text_among_them(several: Path) -> None:
+    """A batch of the masked LM has masked tokens and their labels, as when it is trained alone."""
+    folder = several / "plain"
+    folder.mkdir()
+    tiny_bert(4, 16, 4, head="ForMaskedLM", seed=3).save_pretrained(folder / "teacher")
+    tiny_tokenizer(folder / "teacher")
+    lines = (" ".join(text(random.Random(i), 9)) for i in range(12))
+    (folder / "corpus.txt").write_text("\n".join(lines) + "\n")
+    data = {"train": "plain/corpus.txt", "eval": "plain/corpus.txt", "max_length": 16}
+    recipe = yaml.safe_load((several / "recipe.yaml").read_text())
+    recipe["tasks"] = {
+        "reviews": {**recipe["tasks"]["reviews"], "recipe": "logits"},
+        "plain": {"teacher": "plain/teacher", "data": data, "recipe": "distilbert"},
+    }
+    (several / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert distill(several) == 0
+    [stage] = json.loads((several / "out" / "plain" / "results.json").read_text())["stages"]
+    assert 0 <= stage["dev token_accuracy"] <= 1

@@ -293,6 +293,17 @@ def test_every_kind_can_start_from_distilled_vectors(tmp_path: Path) -> None:
     assert torch.equal(table, students.distilled_table(teacher, tokenizer, 12))
 
 
+@pytest.mark.parametrize("kind", ["bilstm", "gru", "textcnn"])
+def test_a_table_from_the_teacher_is_no_wider_than_the_teachers(kind: str) -> None:
+    """Their own widths are 300: papers' numbers, which a tiny teacher does not reach."""
+    teacher = tiny_bert(2, 16, 4)
+    student = students.build(kind, teacher)
+    assert student.get_input_embeddings().weight.shape == teacher.get_input_embeddings().weight.shape
+    assert torch.equal(student.get_input_embeddings().weight, teacher.get_input_embeddings().weight)
+    assert student.hidden_width == 300
+    assert students.build(kind, teacher, init="random").config.embedding_size == 300
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
@@ -301,7 +312,7 @@ def test_every_kind_can_start_from_distilled_vectors(tmp_path: Path) -> None:
         ("bilstm", {"hidden_size": 7}, "hidden_size: got 7, want an even number"),
         (
             "bilstm",
-            {"hidden_size": 20},
+            {"hidden_size": 20, "embedding_size": 20},
             "embedding_size: got 20, want 1 to the teacher's 16, or init='random'",
         ),
         ("gru", {"hidden_size": 8, "pooling": "min"}, "pooling: got 'min', want one of max, mean, last"),

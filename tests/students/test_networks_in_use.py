@@ -262,7 +262,10 @@ def test_recipe_files_say_where_a_student_is_wrong(
     [
         ({"size": "tiny"}, "size: got 'tiny', want one of"),
         ({"kind": "bilstm", "hidden_size": 5}, "hidden_size: got 5, want an even number"),
-        ({"kind": "bilstm"}, "embedding_size: got 300, want 1 to the teacher's 16, or init='random'"),
+        (
+            {"kind": "bilstm", "embedding_size": 300},
+            "embedding_size: got 300, want 1 to the teacher's 16, or init='random'",
+        ),
     ],
 )
 def test_what_a_teacher_does_not_allow_ends_before_anything_is_written(

@@ -299,7 +299,15 @@ def test_bad_arguments_are_named(tmp_path: Path, settings: dict[str, Any], named
 
 
 def test_of_squared_errors_less_is_better(tmp_path: Path) -> None:
-    common = {"early_stopping_patience": 1, "eval_strategy": "epoch", "save_strategy": "epoch"}
+    check_better(tmp_path, early_stopping_patience=1)
+
+
+def test_of_squared_errors_less_is_better_when_the_best_is_kept(tmp_path: Path) -> None:
+    check_better(tmp_path, load_best_model_at_end=True)
+
+
+def check_better(tmp_path: Path, **how: Any) -> None:
+    common = {"eval_strategy": "epoch", "save_strategy": "epoch", **how}
     better = {
         metric: arguments(tmp_path, metric_for_best_model=metric, **common).greater_is_better
         for metric in ("mse", "accuracy", "eval_loss", "loss/logits", "pearson")

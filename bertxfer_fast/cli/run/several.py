@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,8 @@ def run_several(config: SeveralConfig, *, command: str = "") -> None:
     records = {stage: _run_stage(config, plans, number, stage) for number, stage in enumerate(stages)}
     for name, plan in plans.items():
         say(f"\n{name}")
-        report(plan, {stage: _of_task(record, name) for stage, record in records.items()}, command=command)
+        own = {stage: _of_task(record, name, list(plans)) for stage, record in records.items()}
+        report(plan, own, command=command)
 
 
 def _check_stages(config: SeveralConfig, plans: Mapping[str, Plan], stages: list[str]) -> None:
@@ -63,6 +64,28 @@ def _check_stages(config: SeveralConfig, plans: Mapping[str, Plan], stages: list
             )
         if name in stages:
             raise InputError(f"{config.where}: tasks: got the name {name!r}, want one that no stage has")
+        _check_arguments(plan)
+
+
+def _check_arguments(plan: Plan) -> None:
+    """What a run of one task can and several tasks at once cannot."""
+    config = plan.config
+    if config.report.twin:
+        raise InputError(
+            f"{config.where('report.twin')}: twin: got true for several tasks, want it left out: train a recipe "
+            "'finetune' of them to compare with"
+        )
+    for stage, arguments in plan.arguments.items():
+        if arguments.prunes:
+            raise InputError(
+                f"stage {stage}: prune_heads, prune_columns, prune_layers: got pruning of several tasks, want it left "
+                "out: prune the student of one task"
+            )
+        best = arguments.metric_for_best_model
+        if best is not None and best.removeprefix("eval_") != "loss":
+            raise InputError(
+                f"stage {stage}: metric_for_best_model: got {best!r} for several tasks, want 'loss', which sums theirs"
+            )
 
 
 def _run_stage(config: SeveralConfig, plans: Mapping[str, Plan], number: int, stage: str) -> dict[str, Any]:
@@ -86,15 +109,15 @@ def _run_stage(config: SeveralConfig, plans: Mapping[str, Plan], number: int, st
     arguments = leading.arguments[leading.recipe.stages[number].name]
     arguments.output_dir = str(folder)
     set_seed(leading.config.seed)  # the projections' first weights depend on the seed alone
+    own = {name: plan.recipe.stages[number] for name, plan in plans.items()}
+    distillers = {name: plan.distiller(own[name]) for name, plan in plans.items()}
     trainer = MultiTaskTrainer(
-        MultiTask(
-            {name: plan.distiller(plan.recipe.stages[number]) for name, plan in plans.items()},
-            weights=config.weights,
-        ),
+        MultiTask(distillers, weights=config.weights),
         arguments,
         train_dataset={name: plan.data["train"] for name, plan in plans.items()},
         eval_dataset={name: plan.data["eval"] for name, plan in measured.items()} or None,
         processing_class=leading.tokenizer,
+        collators={name: plan.collator(own[name], distillers[name]) for name, plan in plans.items()},
         tasks={name: plan.task for name, plan in plans.items()},
         temperature=config.mixing,
         model_cards={name: plan.card for name, plan in plans.items()},
@@ -109,18 +132,15 @@ def _run_stage(config: SeveralConfig, plans: Mapping[str, Plan], number: int, st
     return record
 
 
-def _of_task(record: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """What a stage's record says of one task, under the names that a run of this task alone would have."""
+def _of_task(record: Mapping[str, Any], name: str, names: Sequence[str]) -> dict[str, Any]:
+    """What a stage's record says of one of the tasks, under the names that a run of this task alone would have."""
     row = dict(record["summary"])
-    prefix = f"eval_{name}_"
     skipped = ("runtime", "_per_second", "loss/")
-    row |= {
-        f"dev {key.removeprefix(prefix)}": value
-        for key, value in record["measured"].items()
-        if key.startswith(prefix) and not any(part in key for part in skipped)
-    }
+    for key, value in record["measured"].items():
+        if _owner(key, names) == name and not any(part in key for part in skipped):
+            row["dev " + key.removeprefix(f"eval_{name}_")] = value
     history = [
-        {_renamed(key, name): value for key, value in entry.items() if _is_of(key, name)}
+        {_renamed(key, name): value for key, value in entry.items() if _owner(key, names) in (name, None)}
         for entry in record["log_history"]
     ]
     return {**record, "summary": row, "log_history": history}
@@ -130,11 +150,12 @@ def _renamed(key: str, name: str) -> str:
     return key.replace(f"loss/{name}/", "loss/").replace(f"eval_{name}_", "eval_")
 
 
-def _is_of(key: str, name: str) -> bool:
-    """Whether a logged value is one of this task, or of all."""
-    if key.startswith("eval_"):
-        return key.startswith(f"eval_{name}_")
-    return not key.startswith("loss/") or key.startswith(f"loss/{name}/")
+def _owner(key: str, names: Sequence[str]) -> str | None:
+    """The task that a logged value is of; None where it is of all. One task's name may begin with another's."""
+    if key == "eval_loss":
+        return ""  # the sum over tasks: no single one's
+    owners = [name for name in names if key.startswith((f"eval_{name}_", f"loss/{name}/"))]
+    return max(owners, key=len, default=None)
 
 
 def _without_place(found: dict[str, Any]) -> dict[str, Any]:
