@@ -276,6 +276,10 @@ RECIPES: dict[str, Command] = {
         sets(training__per_device_train_batch_size=0),
         "per_device_train_batch_size: got 0, want 1 or more",
     ),
+    "labels that no column has": (
+        lambda p: change(p, recipe="finetune", stages={}, data__label=None),
+        "stage finetuning: required key 'data.label' is missing: recipe 'finetune' learns from labels",
+    ),
     "a learning rate below 0": (
         sets(training__learning_rate=-1),
         r"stage intermediate: learning_rate: got -1\.0, want a number from 0",

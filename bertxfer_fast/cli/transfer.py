@@ -201,8 +201,9 @@ def _load(args: argparse.Namespace) -> _Models:
     set_seed(args.seed)  # a head that is new
     found = {}
     for role, path in (("TEACHER", args.teacher), ("STUDENT", args.student)):
-        with user_input(role):
+        with user_input():
             folder = model_folder(path, role)
+        with user_input(role):
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
             saved = (config.architectures or [""])[0]
             own = tasks.task_of(saved, config.num_labels, config.problem_type)

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ..folders import change, contents, distill, make_place, one_logit, tiny_tokenizer
+from bertxfer_fast.cli.config.schema import load
+from bertxfer_fast.cli.run.plan import make_plan
+
+from ..folders import change, contents, distill, make_place, one_logit, tiny_tokenizer, write_tsv
 from ..tiny import tiny_bert
 
 NAMES = ["neg", "neutral", "pos"]
@@ -148,3 +151,14 @@ def test_every_stage_runs_on_a_regression_teacher(place: Path) -> None:
     ]
     assert [stage["summary"]["steps"] for stage in stages] == [1, 1]
     assert stages[1]["summary"]["dev mse"] >= 0
+
+
+def test_placeholders_in_the_label_column_are_the_teachers_own(place: Path) -> None:
+    """As text LABEL_10 stands before LABEL_2; to the teacher it is class 10."""
+    tiny_bert(4, 16, 4, head="ForSequenceClassification", num_labels=12).save_pretrained(place / "teacher")
+    rows = [("good film", f"LABEL_{i}") for i in range(12)]
+    for split in ("train", "dev", "test"):
+        write_tsv(place / f"{split}.tsv", rows)
+    plan = make_plan(load(place / "recipe.yaml"))
+    assert [row["labels"] for row in plan.data["train"]] == list(range(12))
+    assert plan.student.config.label2id == {f"LABEL_{i}": i for i in range(12)}

@@ -158,7 +158,7 @@ def test_in_python_nothing_given_is_changed_and_less_may_be_better(place):
         ("small", ["--layers", "1,4"], "layer_map: got teacher layer 4"),
         ("small", ["--task", "sentiment"], "--task: task: got 'sentiment', want one of"),
         ("narrow", [], "width_rule: got 'error' for hidden_size=12 and 16 of the teacher"),
-        ("nowhere", [], "STUDENT: STUDENT: no such directory"),
+        ("nowhere", [], "error: STUDENT: no such directory"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(place, student, words, message, capsys, monkeypatch):

@@ -156,6 +156,7 @@ def make_plan(config: DistillConfig) -> Plan:
         with user_input(f"stage {stage.name}"):
             collate = plan.collator(stage, distiller)
         check_answers(plan, distiller)
+        _check_labels(plan, stage, distiller)
         try_stage(stage.name, distiller, collate, plan.taught)
     if isinstance(teacher, StoredTeacher):
         teacher.shelf.discard()  # a batch of another size can differ in its last bits from the training's
@@ -213,6 +214,16 @@ def _check_files(config: DistillConfig) -> None:
     for split, path in named_splits(config).items():
         if not Path(path).is_file():
             raise InputError(f"{config.where(f'data.{split}')}: no such file: {path}")
+
+
+def _check_labels(plan: Plan, stage: recipes.Stage, distiller: Distiller) -> None:
+    """An objective of labels needs a column of them."""
+    objectives: Any = distiller.objectives
+    learns = any(match.labels for o in objectives if o.weight > 0 for match in o.matches)
+    if learns and plan.config.data.label is None and plan.task.label_column:
+        raise InputError(
+            f"stage {stage.name}: required key 'data.label' is missing: recipe {plan.recipe.name!r} learns from labels"
+        )
 
 
 def _check_best_metric(plan: Plan, stage: recipes.Stage) -> None:

@@ -67,7 +67,9 @@ def _label_map(plan: Plan, label: str) -> Mapping[str, int]:
         raise InputError(f"the teacher has {facts.num_labels} classes, the student {student.num_labels}")
     label2id = {str(name): i for i, name in enumerate(facts.labels)}
     if not has_names(facts.labels):
-        label2id = dict(data.label_map(plan.config.data.train, label))
+        found = dict(data.label_map(plan.config.data.train, label))
+        # The column may say LABEL_10 itself, which stands before LABEL_2 as text.
+        label2id = label2id if found.keys() <= label2id.keys() else found
         if len(label2id) != facts.num_labels:
             shown = ", ".join(list(label2id)[:5])
             raise InputError(
