@@ -15,6 +15,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from bertxfer_fast import cli
 from bertxfer_fast.cli.config.schema import load
 from bertxfer_fast.cli.run.plan import make_plan
+from bertxfer_fast.cli.run.results import resampling_of
+from bertxfer_fast.evaluation.assessment import Resampling
 
 from ..evaluation.test_report import Page, numbers
 from ..folders import change, contents, distill, make_place, sentences
@@ -42,6 +44,8 @@ def test_a_run_leaves_results(run: Path) -> None:
     assert results["data"]["train"] == {"file": "train.tsv", "sequences": 24}
     assert results["command"] == "bertxfer distill recipe.yaml --seed 7 --output_dir=out"
     assert results["resamples"] == 30 and len(results["differences"]) == 2
+    config = load(run / "recipe.yaml", ["--seed", "7"])
+    assert resampling_of(config) == Resampling(resamples=30, seed=7)
     changed = {row["key"]: (row["value"], row["default"]) for row in results["settings"]}
     assert changed["seed"] == (7, 42) and changed["report.twin"] == ("True", "False")
     assert changed["training.learning_rate"] == (1e-3, 5e-5) and "data.text_pair" not in changed

@@ -141,13 +141,13 @@ def test_without_a_masked_lm_it_says_so(tokenizer: Any) -> None:
 def test_contractions_and_kept_words_stay(tokenizer: Any, tmp_path: Path) -> None:
     bare = WordModel(tiny_bert(2, 16, 4), tokenizer)
     (tmp_path / "keep.txt").write_text("Film\nbad\n")
-    text = "The film isn't good, it's bad; red’s 'slow'"
+    text = "The Film isn't good, it's bad; red’s 'slow'"
     for keep in (tmp_path / "keep.txt", ["film", "BAD"]):
         method = augmentation.get("tinybert", p=1.0, keep=keep)
         [copies] = copies_of([{"text": text, "id": 0}], tokenizer, method, proposals=bare)
         for copy in copies:
             first, second, third, *rest = copy.replace(",", "").split()
-            assert (second, third) == ("film", "isn't") and first not in ("The", "the")
+            assert (second, third) == ("Film", "isn't") and first not in ("The", "the")
             good, its, bad, red, slow = rest
             assert (its, bad, red) == ("it's", "bad;", "red’s") and good != "good"
             assert slow[0] == slow[-1] == "'" and slow != "'slow'"
@@ -190,6 +190,8 @@ def test_methods_follow_one_another(tokenizer: Any) -> None:
     [copies] = copies_of(rows, tokenizer, *methods, copies=200)
     pairs = {f"{a} {b}" for a in ("w", "[MASK]") for b in ("w", "[MASK]")}
     assert set(copies) == {"w", "[MASK]"} | pairs  # a masked word is not looked up
+    lists = [augmentation.get("words", words={a: [b]}, p=1.0) for a, b in ("ab", "bc")]
+    assert copies_of([{"text": "a", "id": 0}], tokenizer, *lists) == [["b"]]  # nor what a list has put there
 
 
 def test_labels_of_words_stay_with_them(tokenizer: Any, lm: WordModel) -> None:
@@ -206,6 +208,8 @@ def test_labels_of_words_stay_with_them(tokenizer: Any, lm: WordModel) -> None:
         assert len(row["text"]) == len(row["tags"])
         start = words.index(row["tags"][0])
         assert row["tags"] == words[start : start + len(row["tags"])]
+        # A number is never replaced, so its label shows where it stands.
+        assert [word == "3" for word in row["text"]] == [tag == "3" for tag in row["tags"]]
     assert {len(row["tags"]) for row in made} >= {1, 2, 3, 4, 5, 6}
 
 

@@ -61,6 +61,10 @@ def test_masks_depend_on_seed_and_pack_alone(tokenizer: Any) -> None:
     # In another pack the same texts are masked otherwise.
     half = first(rows[:15])["labels"]
     assert not torch.equal(half, batch["labels"][:, : half.shape[1]])
+    # Another order is another pack, too: the places that are masked are others.
+    whole = [{**row, "input_ids": row["input_ids"][:4]} for row in rows]
+    places, others = (first(pack)["labels"] != -100 for pack in (whole, whole[::-1]))
+    assert places.shape == others.shape and not torch.equal(places, others)
 
 
 def test_bad_arguments(tokenizer: Any) -> None:

@@ -37,6 +37,8 @@ def words(tokenizer: Any, row: Any) -> str:
         ("two states", "two states"),
         ("slowly", "slowly"),  # two pieces
         ("great.", "great."),
+        ("great", "great"),  # neighbours that touch it are not in it
+        (".", "."),
         ({"text": ["was"], "answer_start": [CONTEXT.index("was", 40)]}, "was"),
         ({"text": "in", "answer_start": 10}, "in"),
         ({"text": ["two", "in"], "answer_start": [13, 10]}, "two"),  # the first answer counts

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bertxfer_fast.distillation.objectives import (
+    AttentionMaps,
     Embeddings,
     HiddenCosine,
     Labels,
@@ -137,6 +138,10 @@ def test_patient_states(width: int) -> None:
 
 
 def test_skip_needs_something_between() -> None:
+    # Every second of twelve, and not the last, which the logits stand for.
+    assert bound(PatientStates(), facts(6), facts(12)).pairs == tuple((i, 2 * i) for i in range(1, 6))
+    maps = bound(AttentionMaps("skip"), facts(6), facts(12))
+    assert maps.pairs == tuple((i, 2 * i + 1) for i in range(5))
     with pytest.raises(ValueError, match="got 'skip' of 1 layer, want a student of 2 or more"):
         bound(PatientStates(), facts(1), facts(4))
 
@@ -406,6 +411,11 @@ def test_a_temperature_that_falls_over_the_training() -> None:
     linear.progress = 0.5
     models = language_model(NARROW, grad=True), language_model(WIDE, grad=False)
     torch.testing.assert_close(linear(*models), fixed(*models))
+    scores = bound(Scores(temperature={"kind": "linear", "value": 1.0, "end": 0.2}), facts(), facts(4, WIDE))
+    scores.progress = 0.5
+    vectors = activations("hidden", 2, hidden=(16, NARROW)), activations("hidden", 4, hidden=(16, WIDE))
+    fixed = bound(Scores(temperature=0.6), facts(), facts(4, WIDE))
+    torch.testing.assert_close(scores(*vectors), fixed(*vectors))
 
 
 def test_sigmoid_sees_a_shift_of_all_logits_of_a_class() -> None:

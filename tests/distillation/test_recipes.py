@@ -75,6 +75,73 @@ def test_the_others_are_what_their_papers_say():
     assert relations.pairs == ((11, 20),) and (relations.of, relations.heads) == ("qkv", 64)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "wanted"),
+    [
+        # By objective what counts: MiniLM is KL on maps and on values, MiniLMv2 has 48 heads for base teachers.
+        ("minilm", {}, [{"kind": "kl", "layers": "last"}, {"of": "v", "heads": None, "layers": "last"}]),
+        ("minilm", {"layers": "uniform"}, [{"layers": "uniform"}, {"layers": "uniform"}]),
+        ("minilm", {"prediction": True, "temperature": 3.0}, [{}, {}, {"temperature": Temperature(3.0)}]),
+        ("minilmv2", {}, [{"of": "qkv", "heads": 48}]),
+        ("distilbert", {"tokens": "labelled"}, [{"tokens": "labelled"}, {}, {"layers": "last"}]),
+        ("distilbert", {"temperature": 3.0}, [{"temperature": Temperature(3.0)}, {}, {}]),
+        (
+            "distilbert",
+            {"logits": "whole", "temperature": 3.0},
+            [{"temperature": Temperature(3.0), "kind": "kl"}, {}, {}],
+        ),
+        ("pkd", {}, [{}, {"temperature": Temperature(5.0), "kind": "kl"}, {"layers": "skip"}]),
+        (
+            "pkd",
+            {"layers": "uniform", "projection": "none"},
+            [{}, {}, {"layers": "uniform", "projection": "none"}],
+        ),
+        (
+            "embedding",
+            {
+                "pooling": "cls",
+                "temperature": 0.1,
+                "scores": "margin_mse",
+                "distance": "l2",
+                "normalize": False,
+            },
+            [
+                {"pooling": "cls", "distance": "l2", "normalize": False},
+                {
+                    "pooling": "cls",
+                    "temperature": Temperature(0.1),
+                    "kind": "margin_mse",
+                    "normalize": False,
+                },
+            ],
+        ),
+        ("embedding", {"projection": "pca", "sizes": [4]}, [{"projection": "pca", "sizes": (4,)}, {}]),
+        (
+            "tinybert_general",
+            {"layers": "last", "padding": "reference", "projection": "none"},
+            [
+                {"layers": "last", "padding": "reference"},
+                {"layers": "last", "padding": "reference", "projection": "none"},
+            ],
+        ),
+        (
+            "logits",
+            {"kind": "mse", "temperature": 3.0},
+            [{"kind": "mse", "temperature": Temperature(3.0)}, {}],
+        ),
+    ],
+)
+def test_options_are_those_of_the_objectives(name, options, wanted):
+    found = [o for stage in recipes.get(name, **options).stages for o in stage.build_objectives()]
+    told = [{key: getattr(o, key) for key in facts} for o, facts in zip(found, wanted, strict=True)]
+    assert told == wanted
+
+
+def test_what_counts_nothing_needs_no_teacher():
+    assert not recipes.get("logits", weight=0.0, labels_weight=1.0).needs_teacher
+    assert recipes.get("logits", labels_weight=1.0).needs_teacher
+
+
 def test_the_training_defaults_are_fields_of_the_arguments():
     transformers = pytest.importorskip("transformers")
     known = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}

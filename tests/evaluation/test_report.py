@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 from html.parser import HTMLParser
@@ -235,6 +236,11 @@ def test_runs_as_lines_of_a_table(results: dict[str, Any]) -> None:
     assert line["accuracy"] == student and line["training s"] == 3.5 and line["run"] == "a"
     assert line["accuracy, of the teacher's"] == pytest.approx(student / teacher)
     assert line["accuracy, over the twin"] == pytest.approx(student - twin)
+    other_values = copy.deepcopy(results)
+    for model, value in zip(other_values["models"], (0.8, 0.6, 0.5), strict=True):
+        model["metrics"]["accuracy"]["value"] = value
+    [row] = compared([("c", other_values)])
+    assert row["accuracy, of the teacher's"] == pytest.approx(0.75)
     assert other["accuracy"] == teacher and other.get("accuracy, over the twin") is None
     assert line["sentences/s"] == results["models"][1]["sentences/s"]
 

@@ -174,6 +174,12 @@ def test_a_cache_knows_texts_pairs_models_and_arguments_apart(tmp_path: Path) ->
         {"layers": (0, 2), "pooling": "max"},
     ):
         check(**settings)
+    # The same characters, cut in two at another place.
+    cuts = ["good film", "good"], [" bad", " film bad"]
+    plain = {"model": model, "tokenizer": tokenizer}
+    torch.testing.assert_close(
+        FeatureExtractor(**plain, cache=cache).extract(*cuts), FeatureExtractor(**plain).extract(*cuts)
+    )
     hits = cache.hits
     check()
     assert cache.hits == hits + 3

@@ -2,39 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from .methods import METHODS
+from .mutant import Mutant
 
 __all__ = ["EQUIVALENT", "MUTANTS", "Mutant"]
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """A fault to plant.
-
-    Attributes:
-        name: unique, what is wrong with the fault in.
-        file: path from the checkout's root.
-        old: text that stands exactly once in it.
-        new: what replaces it.
-        tests: what pytest is given: files, or single tests.
-    """
-
-    name: str
-    file: str
-    old: str
-    new: str
-    tests: tuple[str, ...]
-
-    def planted(self, source: str) -> str:
-        """``source`` with the fault in.
-
-        Raises:
-            ValueError: the text is not there, or stands more than once.
-        """
-        found = source.count(self.old)
-        if found != 1:
-            raise ValueError(f"{self.name}: got {found} places in {self.file} with its text, want 1")
-        return source.replace(self.old, self.new)
 
 
 _TRAINER = "bertxfer_fast/training/trainer.py"
@@ -77,8 +48,8 @@ _TRAINING = (
     ),
     Mutant(
         "projections_not_restored",
-        _TRAINER,
-        "        load_projections(self.distiller.objectives, Path(folder))\n",
+        "bertxfer_fast/training/policies.py",
+        "    load_projections(trainer.distiller.objectives, folder)\n",
         "",
         ("tests/training/test_trainer.py::test_best_model_comes_back_into_the_student",),
     ),
@@ -301,7 +272,7 @@ _COMMAND = (
     Mutant(
         "finished_stage_leaves_no_student",
         _STAGES,
-        "plan.student.load_state_dict(load_model(folder, plan.task.auto_class)[0].state_dict())",
+        "_restore(plan, load_model(folder, plan.task.auto_class)[0])",
         "pass",
         ("tests/cli/test_cli.py::test_distill_leaves_student_card_curves_and_table",),
     ),
@@ -496,7 +467,13 @@ _OPS = (
     ),
 )
 
-MUTANTS: tuple[Mutant, ...] = _TRAINING + _EVALUATION + _COMMAND + _DATA + _MODELS + _OPS
+MUTANTS: tuple[Mutant, ...] = _TRAINING + _EVALUATION + _COMMAND + _DATA + _MODELS + _OPS + METHODS
 
 #: Faults that no test can notice, and why: (name, file, reason).
-EQUIVALENT: tuple[tuple[str, str, str], ...] = ()
+EQUIVALENT: tuple[tuple[str, str, str], ...] = (
+    (
+        "bias_of_what_is_masked_stays",
+        "bertxfer_fast/training/pruning.py",
+        "all that reads a masked head, column or dimension is zeroed itself, or a norm that counts without it",
+    ),
+)

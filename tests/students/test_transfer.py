@@ -282,6 +282,21 @@ def test_the_projection_is_exact_where_the_teacher_has_no_more_directions(heads,
     assert not torch.allclose(logits(student), wanted, atol=0.05)
 
 
+def test_columns_are_kept_by_the_product_of_their_norms():
+    """One that reads much and gives little does less than its sum of norms says."""
+    teacher, student = model(1, intermediate=3), model(1, intermediate=2, seed=1)
+    read, give = (
+        teacher.encoder.layer[0].intermediate.dense.weight,
+        teacher.encoder.layer[0].output.dense.weight,
+    )
+    with torch.no_grad():
+        read.copy_(torch.nn.functional.normalize(read, dim=1) * torch.tensor([[10.0], [2.0], [3.0]]))
+        give.copy_(torch.nn.functional.normalize(give, dim=0) * torch.tensor([0.1, 2.0, 1.0]))
+    transfer_weights(teacher, student, width_rule="svd")
+    assert torch.equal(student.encoder.layer[0].intermediate.dense.weight, read[1:])
+    assert torch.equal(student.encoder.layer[0].output.dense.weight, give[:, 1:])
+
+
 def test_the_shared_basis_is_orthonormal_keeps_equal_entries_and_the_largest_directions():
     torch.manual_seed(0)
     states = torch.randn(200, 8, dtype=torch.float64) * torch.tensor([9, 8, 7, 1, 1, 1, 1, 1.0])

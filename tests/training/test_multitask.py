@@ -151,6 +151,11 @@ def test_an_epoch_in_proportion_sees_every_row_once() -> None:
     later = sampler(1.0)
     later.set_epoch(1)
     assert list(later) != found and len(list(later)) == len(found)
+    for part in (
+        lambda batches: [batch[0] < 20 for batch in batches],
+        sorted,
+    ):  # both the turns and the packs
+        assert part(list(later)) != part(found)
     even = collections.Counter(batch[0] < 20 for batch in sampler(1e9))
     assert abs(even[True] - even[False]) <= 1
     # The smaller task comes more than once, each pass whole.

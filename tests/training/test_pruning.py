@@ -16,6 +16,7 @@ from transformers import (
     NomicBertConfig,
     NomicBertForSequenceClassification,
     TrainerCallback,
+    TrainerState,
 )
 
 from bertxfer_fast.distillation import recipes
@@ -187,6 +188,17 @@ def test_the_schedule_is_cubic_and_the_least_important_go() -> None:
     masks.choose(0.0)
     assert int(masks.alive["columns", 0].sum()) == 12
     assert not (masks.alive["columns", 0] & (order < 10)).any()
+
+
+def test_the_last_step_of_the_schedule_is_that_of_the_run() -> None:
+    pruning = Pruning(columns=0.5, start=0.0, end=1.0)
+    pruning.on_train_begin(None, None, None, model=model("Bert"))
+    left = []
+    for step in range(4):
+        pruning.on_optimizer_step(None, TrainerState(global_step=step, max_steps=4), None)
+        left.append(int(pruning._masks.alive["columns", 0].sum()))
+    pruning.release()
+    assert left == [12 + round(12 * (1 - t) ** 3) for t in (0.25, 0.5, 0.75, 1.0)]
 
 
 # ---- training -----------------------------------------------------------------------------------------------

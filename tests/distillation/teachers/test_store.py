@@ -106,7 +106,8 @@ def test_a_student_of_vectors_learns_of_pooled_states(tmp_path: Path) -> None:
 def test_the_error_of_each_dtype_is_its_rounding(tmp_path: Path, dtype: str, bound: float) -> None:
     """Of a value for float16, of the row's largest for int8."""
     rows = np.array([b"a", b"b", b"c"], "S16")
-    values = torch.cat([torch.randn(2, 16) * 3, torch.zeros(1, 16)])
+    one = torch.randn(1, 16) * 3  # the largest is once above and once below 0
+    values = torch.cat([one, -one, torch.zeros(1, 16)])
     store = teachers.Store.at(tmp_path, teachers.About.of(teacher()), dtype=dtype)
     store.append((("hidden", 2), "mean"), rows, np.ones(3, np.int64), values)
     wanted = values[[2, 0, 1]]
@@ -261,9 +262,11 @@ def test_another_teacher_is_refused(tmp_path: Path) -> None:
 def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
     first, swapped = tokenizer(), tokenizer([*WORDS[1:], WORDS[0]])
     cased = BertTokenizerFast(vocab=first.get_vocab(), do_lower_case=False)
+    swapped_marks = {"mask_token": "[PAD]", "pad_token": "[MASK]"}
+    masked = BertTokenizerFast(vocab=first.get_vocab(), **swapped_marks)
     model = teacher()
     teachers.Store.at(tmp_path, teachers.About.of(model, first))
-    for other in (swapped, cased):
+    for other in (swapped, cased, masked):
         with pytest.raises(ValueError, match=r"made with tokenizer .{8}, want tokenizer .{8}: delete it"):
             teachers.Store.at(tmp_path, teachers.About.of(model, other))
     first(
