@@ -230,7 +230,7 @@ _COMMAND = (
     Mutant(
         "teacher_changed_in_place",
         _RESUME,
-        '        "teacher": config.teacher,\n',
+        '    found["teacher"] = [_sha256(Path(path)) for path in config.teachers]\n',
         "",
         ("tests/cli/test_resume.py::test_a_teacher_that_changed_in_place_is_refused",),
     ),
@@ -279,8 +279,8 @@ _COMMAND = (
     Mutant(
         "another_seed_goes_on",
         _RESUME,
-        '_FREE_KEYS = {"output_dir", "data.test"}',
-        '_FREE_KEYS = {"output_dir", "data.test", "seed"}',
+        '_FREE_KEYS = {"output_dir", "data.test", "store.path"}',
+        '_FREE_KEYS = {"output_dir", "data.test", "store.path", "seed"}',
         ("tests/cli/test_cli.py::test_other_settings_do_not_mix_with_a_run",),
     ),
     Mutant(
