@@ -72,7 +72,9 @@ def record_run(config: DistillConfig) -> None:
 
 
 def record_identity(folder: Path, where: str, found: Mapping[str, Any]) -> None:
-    """Write down in a folder what the run there is."""
+    """Write down in a folder what the run there is; of one that goes on, what it was when it began."""
+    if (folder / RUN_FILE).is_file():
+        return
     with user_input(where):
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / RUN_FILE, json.dumps(found, indent=1))
