@@ -292,6 +292,7 @@ def test_several_tasks_from_one_file(several: Path, capsys: pytest.CaptureFixtur
         (("--tasks.other.teacher", "reviews/teacher"), "tasks.other: required key 'data.train' is missing"),
         (("--tasks.reviews.student", "x"), "student: got it for task 'reviews'"),
         (("--report.twin", "true"), "twin: got true for several tasks, want it left out"),
+        (("--store", "common"), "want a store for each of them"),
         (
             ("--training.prune_heads", "0.5"),
             "stage intermediate: prune_heads, prune_columns, prune_layers: got",

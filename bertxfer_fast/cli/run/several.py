@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ def run_several(config: SeveralConfig, *, command: str = "") -> None:
     first = next(iter(plans.values()))
     stages = [stage.name for stage in first.recipe.stages]
     _check_stages(config, plans, stages)
+    _check_stores(plans.values())
     with user_input(config.where):
         share_encoder({name: plan.student for name, plan in plans.items()})
     own = {name: _without_place(identity(plan.config)) for name, plan in plans.items()}
@@ -65,6 +66,20 @@ def _check_stages(config: SeveralConfig, plans: Mapping[str, Plan], stages: list
         if name in stages:
             raise InputError(f"{config.where}: tasks: got the name {name!r}, want one that no stage has")
         _check_arguments(plan)
+
+
+def _check_stores(plans: Iterable[Plan]) -> None:
+    """A store is of one teacher, so tasks share one only where they share the teacher."""
+    owners: dict[Path, list[str]] = {}
+    for config in (plan.config for plan in plans):
+        if config.store.path is None:
+            continue
+        teachers = owners.setdefault(Path(config.store.path).resolve(), config.teachers)
+        if teachers != config.teachers:
+            raise InputError(
+                f"{config.where('store')}: store: got {config.store.path} for teachers {', '.join(teachers)} and "
+                f"{', '.join(config.teachers)}, want a store for each of them"
+            )
 
 
 def _check_arguments(plan: Plan) -> None:

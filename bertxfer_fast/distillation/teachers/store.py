@@ -10,6 +10,7 @@ and a text that changes is another row. A store is of one teacher: nobody else's
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,8 @@ from .rows import Rows
 from .shards import SHARD_SUFFIX, Shard, join, open_shard, write_shard
 
 __all__ = ["Shelf", "Store", "check_empty"]
+
+logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 64 << 20
 
@@ -286,8 +289,7 @@ class _Writer:
 
     def flush(self) -> None:
         self._pending.clear()
-        if not (self.folder / STORE_FILE).is_file():
-            write_about(self.folder, self.about)
+        self._claim()
         for name, rows in self.columns.items():
             shards, written = rows.shards, self._written.get(name, 0)
             if written == len(shards):
@@ -302,6 +304,15 @@ class _Writer:
             if grows and last is not None and last.file is not None:
                 last.file.unlink(missing_ok=True)
 
+    def _claim(self) -> None:
+        """Say whose the folder is, before its first shard; somebody else may have done so since it was looked at."""
+        if self._mine:
+            return
+        if not (self.folder / STORE_FILE).is_file():
+            write_about(self.folder, self.about)
+        elif difference := self.about.difference(read_about(self.folder)):
+            raise _refusal(self.folder, difference)
+
     def discard(self) -> None:
         self._pending.clear()
         for name, rows in list(self.columns.items()):
@@ -311,8 +322,12 @@ class _Writer:
 
     def flush_last(self) -> None:
         """When the store is forgotten: unless the folder is gone, or this is a forked process with a copy of it."""
-        if os.getpid() == self._process and self.folder.is_dir():
+        if os.getpid() != self._process or not self.folder.is_dir():
+            return
+        try:
             self.flush()
+        except ValueError as error:  # nobody is left to catch it
+            logger.warning("%s; what was still to be written there is lost", error)
 
 
 def _reopened(path: Path, about: About, dtype: str | None, top_k: int | None, shard_bytes: int) -> Store:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import logging
 import pickle
@@ -257,6 +258,21 @@ def test_another_teacher_is_refused(tmp_path: Path) -> None:
         ):
             teachers.Store.at(tmp_path, teachers.About.of(other))
     teachers.Store.at(tmp_path, teachers.About.of(teacher()))
+
+
+def test_a_folder_that_became_another_teachers_is_left_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    late = teachers.Store.at(tmp_path, teachers.About.of(teacher(2)), create=False)
+    filled(tmp_path, teacher())
+    before = sorted(tmp_path.iterdir())
+    streamed(teachers.StoredTeacher(late, teacher(2)).select([LOGITS]), pack(features()))
+    with pytest.raises(ValueError, match=r"^store: got .* made with weights or configuration"):
+        late.flush()
+    del late
+    gc.collect()
+    assert "what was still to be written there is lost" in caplog.text
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
