@@ -48,7 +48,7 @@ def measure(run: Run) -> None:
         held_out = problem.texts("test")
         cosines = torch.cosine_similarity(vectors(live, held_out), vectors(boxed, held_out))
         return {
-            "largest difference of a weight": max(float((a - b).abs().max()) for a, b in pairs),
+            "largest difference of a weight": max(float((a - b).detach().abs().max()) for a, b in pairs),
             "smallest cosine": float(cosines.min()),
         }
 
