@@ -115,6 +115,10 @@ def test_the_page_says_what_is_not_measured(tmp_path: Path) -> None:
     done = dataclasses.replace(result, measured=[{"student": {"accuracy": 4.0, "steps": 1200}}])
     for results, shown in (({}, "not measured | -"), ({"toy": done}, "4.0000 | yes")):
         assert f"| toy | it has | >= 3.9 | {shown} |" in report.page([TOY], results)
+    other = dataclasses.replace(
+        result, measured=[{"pupil": {"accuracy": 4.0}}]
+    )  # of an earlier text of the row
+    assert "| toy | it has | >= 3.9 | not measured | - |" in report.page([TOY], {"toy": other})
     text = report.page([TOY], {"toy": done})
     assert "| student | 4.0000 | 1,200 |" in text and "one seed, 1.5 min with one thread of a" in text
 

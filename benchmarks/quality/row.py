@@ -105,6 +105,11 @@ class Claim:
     beyond_error: bool = False
     digits: int = 4
 
+    def is_in(self, seeds: Sequence[Measured]) -> bool:
+        """Whether the numbers are there: results of an earlier text of the row may lack them."""
+        variants = [self.of] if self.over is None else [self.of, self.over]
+        return all(self.metric in measured.get(name, ()) for measured in seeds for name in variants)
+
     def numbers(self, seeds: Sequence[Measured]) -> list[float]:
         """One a seed."""
         values = [float(measured[self.of][self.metric]) for measured in seeds]

@@ -1,8 +1,8 @@
 """Sentiment: half the depth.
 
 Movie-review snippets, two classes. The student starts as every second layer of the encoder as it was before
-fine-tuning, and learns in TinyBERT's two stages from the training texts and 13 016 sentences of news, tweets and product
-reviews without labels. Its twin has the same start and as many steps on the labels.
+fine-tuning, and learns in TinyBERT's two stages from the training texts and 13 016 sentences of news, tweets and
+product reviews without labels. Its twin has the same start and as many steps on the labels.
 """
 
 from __future__ import annotations
