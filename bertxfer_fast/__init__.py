@@ -1,7 +1,7 @@
 """A distillation engine for BERT-family encoders.
 
-``bertxfer_fast.ops`` holds the fused losses and needs torch alone. Everything above it (streams, distiller, trainer)
-is imported on first use, so that ``import bertxfer_fast`` stays cheap.
+``bertxfer_fast.ops`` holds the fused losses and needs torch alone. Everything above it (streams, distiller, students,
+teachers, trainers, features) is imported on first use, so that ``import bertxfer_fast`` stays cheap.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python examples/more_texts.py
 
 A student can learn from any text that its teacher has an opinion of. `bertxfer augment` writes changed copies of each
-row: here words give way to their nearest neighbors in the embedding table, as in TinyBERT.
+row: here words give way to their nearest neighbours in the embedding table, as in TinyBERT.
 
 Prints a text and one of its copies, and the accuracy of a CNN that learnt from the texts alone, and with their
 copies.

@@ -23,7 +23,7 @@ from bertxfer_fast.packing import PackingCollator
 
 
 class GatedMean(nn.Module):
-    """Word vectors, each times a gate that its neighbors do not see, averaged over a text."""
+    """Word vectors, each times a gate that its neighbours do not see, averaged over a text."""
 
     def __init__(self, vocab_size: int, width: int, num_labels: int) -> None:
         super().__init__()

@@ -12,7 +12,12 @@ from .console import quiet
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
-    parser = commands.add_parser("extract", help="write pooled features of texts", allow_abbrev=False)
+    parser = commands.add_parser(
+        "extract",
+        help="write pooled features of texts",
+        description="Write a row of features for each text of a file: hidden states of a frozen encoder, pooled.",
+        allow_abbrev=False,
+    )
     parser.add_argument("model", metavar="MODEL", help="directory of an encoder with its tokenizer")
     parser.add_argument("--input", required=True, help="csv, tsv, jsonl, parquet or txt file")
     parser.add_argument("--text", default="text", help="column with the text (default: text)")

@@ -1,7 +1,8 @@
 """Students: what a teacher's knowledge is moved into.
 
-`smaller` makes one of the teacher's own class, `build` one of another kind; `load` opens either again. Importing this
-module makes the kinds known to transformers, whose Auto classes then open their folders too.
+`smaller` makes one of the teacher's own class, `build` one of another kind; `load` opens either again.
+`transfer_weights` blends a teacher's weights into a student, `share_encoder` puts one encoder under several heads.
+Importing this module makes the kinds known to transformers, whose Auto classes then open their folders too.
 """
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ def describe() -> str:
     several = [
         "several tasks at once, one encoder (docs/guide/tasks.md):",
         "  --tasks.NAME.KEY                 of one task: teacher, task, data, recipe, options, weight (of its loss)",
-        "  --mixing                         batches by size to the power of 1 / mixing (default 1)",
+        "  --mixing                         batches by size to the power of 1 / mixing (default: 1)",
     ]
     open_keys = "  --training.FIELD, --stages.STAGE.FIELD, --options.NAME"
     return "\n".join([*keys, open_keys, "tasks:", *known, *several])
