@@ -2,8 +2,8 @@
 
     python examples/into_an_lstm.py
 
-The two networks share nothing but the tokenizer, so what is moved is what the teacher says: its logits, matched by
-mean squared error. Every text will do, labelled or not: the more texts, the better the student.
+The student starts from the teacher's word embeddings; no layer of the two has a counterpart, so what is moved beside
+is what the teacher says: its logits, matched by mean squared error. Every text will do, labelled or not.
 
 Prints accuracy and size of the teacher, of the LSTM after distillation, and of the same LSTM trained on the labels
 alone.

@@ -6,8 +6,8 @@ What a teacher says of a text does not change, so that it can be kept: a store a
 runs only for texts that are new. The same store is all that is needed where the teacher is not: it may have been
 filled elsewhere.
 
-Prints how long the teacher took to fill the store, and the time and accuracy of a student that learnt from the live
-teacher and of one that learnt from the store: the same accuracy, sooner.
+Prints how long the teacher took to fill the store, and the time and accuracy of a student that learned from the live
+teacher and of one that learned from the store: the same accuracy, sooner.
 """
 
 from __future__ import annotations
