@@ -20,7 +20,12 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "size, speed.",
         allow_abbrev=False,
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or a results file")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="folder of a run (of several tasks: a line each), or a results file",
+    )
     parser.add_argument("--sort", metavar="COLUMN", help="column to sort by, largest first")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
@@ -34,10 +39,11 @@ def run(args: argparse.Namespace) -> None:
         InputError: a run without results, or a column that there is not.
     """
     with user_input():
-        from ..evaluation.results import compared, read_results
+        from ..evaluation.results import RESULTS_FILE, compared, read_results
         from ..evaluation.tables import table
 
-        rows = compared([(_name(run), read_results(run)) for run in args.runs])
+        runs = [named for run in args.runs for named in _named(Path(run), RESULTS_FILE)]
+        rows = compared([(name, read_results(run)) for name, run in runs])
         if args.sort is not None:
             known = list(dict.fromkeys(name for row in rows for name in row))
             if args.sort not in known:
@@ -46,6 +52,10 @@ def run(args: argparse.Namespace) -> None:
     say(json.dumps(rows, indent=1, ensure_ascii=False) if args.json else table(rows, style="text"))
 
 
-def _name(run: str) -> str:
-    path = Path(run)
-    return path.name if path.is_dir() or path.name != "results.json" else path.resolve().parent.name
+def _named(run: Path, results: str) -> list[tuple[str, Path]]:
+    """A run under its name; of a run of several tasks, each of them."""
+    if not run.is_dir():
+        return [(run.resolve().parent.name if run.name == results else run.name, run)]
+    name = run.resolve().name
+    tasks = [] if (run / results).is_file() else sorted(file.parent for file in run.glob(f"*/{results}"))
+    return [(f"{name}/{task.name}", task) for task in tasks] or [(name, run)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,16 @@ def test_compare(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["compare", str(run / "out")]) == 0
     told = capsys.readouterr().out
     assert "accuracy, over the twin" in told and len(told.splitlines()) == 3
+
+
+def test_compare_knows_the_tasks_of_a_run(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for task in ("second", "first"):
+        (tmp_path / "both" / task).mkdir(parents=True)
+        shutil.copy(run / "out" / "results.json", tmp_path / "both" / task)
+    assert cli.main(["compare", str(tmp_path / "both"), str(run / "out"), "--json"]) == 0
+    assert [row["run"] for row in json.loads(capsys.readouterr().out)] == ["both/first", "both/second", "out"]
 
 
 @pytest.mark.parametrize(
