@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from .methods import METHODS
 from .mutant import Mutant
+from .objectives import OBJECTIVES
+from .students import STUDENTS
+from .teachers import TEACHERS
+from .telling import TELLING
+from .texts import TEXTS
 
 __all__ = ["EQUIVALENT", "MUTANTS", "Mutant"]
 
@@ -467,7 +471,11 @@ _OPS = (
     ),
 )
 
-MUTANTS: tuple[Mutant, ...] = _TRAINING + _EVALUATION + _COMMAND + _DATA + _MODELS + _OPS + METHODS
+#: Those of the layers around training here, those of the ways to move knowledge in files of their own.
+MUTANTS: tuple[Mutant, ...] = (
+    *(_TRAINING + _EVALUATION + _COMMAND + _DATA + _MODELS + _OPS),
+    *(OBJECTIVES + TEXTS + STUDENTS + TEACHERS + TELLING),
+)
 
 #: Faults that no test can notice, and why: (name, file, reason).
 EQUIVALENT: tuple[tuple[str, str, str], ...] = (
