@@ -63,7 +63,7 @@ def _entry(name: str, value: Any) -> Iterator[str]:
     if inspect.isclass(value):
         for member, function in vars(value).items():
             public = not member.startswith("_") and inspect.isfunction(function)
-            if public and inspect.getdoc(function):
+            if public and function.__doc__:  # its own: what it overrides is told where that stands
                 yield f"### `{member}`"
                 yield f"```text\n{_signature(member, function)}\n```"
                 yield _text(function)
@@ -104,7 +104,7 @@ def _returns(signature: inspect.Signature) -> str:
 
 def _text(value: Any) -> str:
     """A docstring as Markdown: what is indented stays as it was laid out."""
-    text = inspect.getdoc(value) or ""
+    text = inspect.cleandoc(value.__doc__ or "")
     text = re.sub(r"::\n", ":\n", text).replace("``", "`")
     lines: list[str] = []
     for line in text.splitlines():
