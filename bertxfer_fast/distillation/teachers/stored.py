@@ -118,15 +118,17 @@ class StoredTeacher:
         """
         wants = self.wants
         keys = row_keys(batch, self.shelf.about.inputs)
-        missing = np.flatnonzero(np.logical_or.reduce([self._lacks(want, keys) for want in wants]))
+        found = {want: self._find(want, keys) for want in wants}
+        missing = np.flatnonzero(np.logical_or.reduce([where[:, 0] < 0 for where in found.values()]))
         if len(missing):
             self._ask(batch, keys, missing, wants)
+            found = {want: self._find(want, keys) for want in wants}
         cu_seqlens, longest = batch["cu_seq_lens_q"], batch.get("max_length_q")
         longest = int(cu_seqlens.diff().max() if longest is None else longest)
         for want in wants:
             rows = self._rows(want)
             with torch.no_grad():
-                values = rows.gather(rows.find(keys), cu_seqlens.device)
+                values = rows.gather(found[want], cu_seqlens.device)
             (place, index), _ = want
             if place == "logits":
                 sink(LayerActivations(place, index, cu_seqlens, longest, logits=values))
@@ -162,10 +164,11 @@ class StoredTeacher:
         assert name is not None
         return self.shelf.columns[name]
 
-    def _lacks(self, want: Want, keys: NDArray[np.bytes_]) -> NDArray[np.bool_]:
+    def _find(self, want: Want, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
+        """As `Rows.find`; nothing of a column that there is not."""
         if self.shelf.column_for(want) is None:
-            return np.ones(len(keys), bool)
-        return self._rows(want).find(keys)[:, 0] < 0
+            return np.full((len(keys), 2), -1)
+        return self._rows(want).find(keys)
 
     def _ask(
         self,
@@ -198,7 +201,7 @@ class StoredTeacher:
             (place, index), _ = want
             if want not in said:
                 raise ValueError(f"teacher: got no {place} {index} from {self.spec.name}, want it")
-            lacking = self._lacks(want, keys[missing])
+            lacking = self._find(want, keys[missing])[:, 0] < 0
             if lacking.all():
                 self.shelf.append(want, keys[missing], lengths, said[want])
             elif lacking.any():  # another column is what was missing of the rest
