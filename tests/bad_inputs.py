@@ -276,6 +276,10 @@ RECIPES: dict[str, Command] = {
         sets(training__per_device_train_batch_size=0),
         "per_device_train_batch_size: got 0, want 1 or more",
     ),
+    "a share of heads that is none of them": (
+        sets(training__prune_heads=0.01),
+        r"stage intermediate: prune_heads: got 0\.01 of the 4 heads of BertForSequenceClassification, which is none,",
+    ),
     "labels that no column has": (
         lambda p: change(p, recipe="finetune", stages={}, data__label=None),
         "stage finetuning: required key 'data.label' is missing: recipe 'finetune' learns from labels",

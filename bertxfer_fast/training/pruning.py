@@ -37,7 +37,7 @@ class Pruning(TrainerCallback):
 
     Args:
         heads, columns, layers: share of the attention heads, the feed-forward columns of each layer and of the layers
-            that goes, 0 or more and less than 1; at least one of each stays.
+            that goes, 0 or more and less than 1; at least one of each stays, and of what has a share above 0 one goes.
         start, end: shares of the run between which it happens.
         fading: what the importance so far is multiplied by at each step.
 
@@ -180,6 +180,7 @@ class _Masks:
         self.alive = {key: torch.ones(size, dtype=torch.bool, device=device) for key, size in sizes.items()}
         self.importance = {key: torch.zeros(size, device=device) for key, size in sizes.items()}
         self.counts = {key: self._final(key[0], size) for key, size in sizes.items()}
+        self._check_shares(sizes)
         # Numbers of what is masked and what is not; without them every step would wait for the device to count.
         self._dead: dict[Key, Tensor] = {}
         self._kept: dict[Key, Tensor] = {}
@@ -195,6 +196,14 @@ class _Masks:
         if space in ("hidden", "pooled"):
             return self._final("heads", cast(int, self.facts.num_heads)) * cast(int, self.facts.head_dim)
         return max(1, round(size * (1 - share)))
+
+    def _check_shares(self, sizes: dict[Key, int]) -> None:
+        for key, size in sizes.items():  # heads come before the hidden dimensions, whose share is theirs
+            if self.counts[key] == size:
+                raise ValueError(
+                    f"prune_{key[0]}: got {self.shares[key[0]]} of the {size} {key[0]} of {self.facts.name}, which is "
+                    "none, want 0 or a share that takes one and leaves one"
+                )
 
     # ---- what a parameter's entries belong to
 

@@ -149,6 +149,13 @@ STUDENTS: tuple[Mutant, ...] = (
         (f"{_PRUNING}::test_the_result_is_the_masked_student_and_loads_as_an_ordinary_model",),
     ),
     Mutant(
+        "a_share_of_nothing_is_not_told",
+        "bertxfer_fast/training/pruning.py",
+        "        self._check_shares(sizes)\n",
+        "",
+        (f"{_PRUNING}::test_bad_arguments_are_named",),
+    ),
+    Mutant(
         "pruning_is_a_step_late",
         "bertxfer_fast/training/pruning.py",
         "self.kept_at((state.global_step + 1) / max(state.max_steps, 1))",

@@ -330,6 +330,12 @@ def test_a_check_changes_nothing_and_tells_the_sizes() -> None:
     ("settings", "named"),
     [
         ({"prune_heads": 1.0}, r"prune_heads: got 1\.0, want 0 or more and less than 1"),
+        (
+            {"prune_heads": 0.12},
+            r"prune_heads: got 0\.12 of the 4 heads of Bert\w+, which is none, want 0 or a",
+        ),
+        ({"prune_columns": 0.02}, r"prune_columns: got 0\.02 of the 24 columns"),
+        ({"prune_layers": 0.16}, r"prune_layers: got 0\.16 of the 3 layers"),
         ({"prune_columns": 0.5, "prune_start": 0.8}, r"prune_start: got 0\.8 with prune_end=0\.7, want"),
         (
             {"prune_columns": 0.5, "freeze": "embeddings"},
@@ -344,6 +350,12 @@ def test_a_check_changes_nothing_and_tells_the_sizes() -> None:
 def test_bad_arguments_are_named(tmp_path: Path, settings: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         trainer_of(tmp_path, [Logits()], (model("Bert", seed=1), model("Bert")), train=rows(), **settings)
+
+
+def test_a_share_that_takes_one_is_no_fault() -> None:
+    small = Pruning(heads=0.13, columns=0.03, layers=0.17).check(model("Bert"))
+    sizes = small.config
+    assert (sizes.num_attention_heads, sizes.intermediate_size, sizes.num_hidden_layers) == (3, 23, 2)
 
 
 def test_a_recipe_hands_the_smaller_student_on_and_resumes(tmp_path: Path) -> None:
