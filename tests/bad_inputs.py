@@ -771,6 +771,11 @@ COMMANDS: dict[str, tuple[Callable[[Path], Any], Sequence[str], str]] = {
         [*AUGMENT, "--method", "tinybert", "--option", "source=masked-lm"],
         "source: got 'masked-lm', want 'embeddings': the model has no trained masked-LM head",
     ),
+    "augment: an output that is there": (
+        nothing,
+        [*AUGMENT, "--method", "masking", "--output", "{place}/dev.tsv"],
+        r"--output: got 'dev\.tsv', want a new file: there is something",
+    ),
     "augment: no copies": (
         nothing,
         [*AUGMENT, "--method", "ngrams", "--copies", "0"],

@@ -43,7 +43,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="of a method, for example p=0.3 or masking.p=0.3",
     )
-    parser.add_argument("--output", required=True, help="file ending in .csv, .tsv, .jsonl or .parquet")
+    parser.add_argument("--output", required=True, help="new file ending in .csv, .tsv, .jsonl or .parquet")
     parser.add_argument("--copies", type=int, help="of every row (default: what the method's authors made)")
     parser.add_argument("--no-originals", action="store_true", help="write the copies alone")
     parser.add_argument("--text", default="text", help="column with the text (default: text)")
@@ -71,6 +71,8 @@ def run(args: argparse.Namespace) -> None:
         from ..models.hf.loading import load_tokenizer, model_folder
         from ..models.words import WordModel
 
+    if Path(args.output).is_file():  # it may be the input, or somebody's data
+        raise InputError(f"--output: got {args.output!r}, want a new file: there is something")
     with user_input():
         options = _options(args.method, args.option)
         methods = [augmentation.get(name, **options[name]) for name in args.method]

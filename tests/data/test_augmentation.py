@@ -307,6 +307,15 @@ def test_the_command_refuses_before_it_writes(
     assert sorted(place.rglob("*")) == before
 
 
+@pytest.mark.parametrize("output", ["out.tsv", "train.tsv"])
+def test_the_command_writes_over_no_file(place: Path, output: str, capsys: Any) -> None:
+    (place / "out.tsv").write_text("mine")
+    before = {file: file.read_bytes() for file in place.glob("*.tsv")}
+    assert augment(place, method="masking", output=output) == 2
+    assert f"{output}', want a new file: there is something" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in place.glob("*.tsv")} == before
+
+
 def test_rows_that_a_table_cannot_hold(place: Path, tmp_path: Path) -> None:
     lists = data.load([{"a": ["x"]}])
     with pytest.raises(ValueError, match=r"want \.jsonl or .parquet: a table has no place for lists"):

@@ -13,6 +13,13 @@ _SPANS = "tests/data/test_spans.py"
 
 _OF_DATA = (
     Mutant(
+        "augment_writes_over_files",
+        "bertxfer_fast/cli/augment.py",
+        "    if Path(args.output).is_file():",
+        "    if False:",
+        ("tests/data/test_augmentation.py::test_the_command_writes_over_no_file",),
+    ),
+    Mutant(
         "one_mask_for_all_packs_of_a_length",
         "bertxfer_fast/data/masking.py",
         "np.random.default_rng([self.seed, *_digest(ids)])",
