@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -16,9 +16,10 @@ from transformers.utils import ModelOutput
 from ..models.activations import LayerActivations, Spot
 from ..models.encoder import ActivationSource, Encoder, module_of, reads
 from ..models.stream import as_encoder, source_of
+from ..models.token_ids import likeliest_ids
 from ..students.heads import follow_labels
 from .batches import packed_batch
-from .fit import check_models, teacher_or_start
+from .fit import check_models, check_objectives, teacher_or_start
 from .objectives import Match, Objective
 from .reach import Hold, looks_of, release_held, tap_of, unreached
 from .signature import names_inputs
@@ -35,11 +36,13 @@ class DistillerOutput(ModelOutput):
         loss: float32 scalar, the sum of ``weight * value`` over the objectives; it carries the gradient.
         logits: the student's, detached: ``[N, C]``, or for every token ``[B, L, C]`` as ``input_ids [B, L]`` has them
             (0 at padding), while training packed, ``[T, C]``; None where they were not needed.
+        ids: of ``return_ids``, int64 ``[T]``.
         parts: value of each objective before its weight, by name: detached float32 scalars.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
+    ids: Tensor | None = None
     parts: dict[str, Tensor] | None = None
 
 
@@ -98,7 +101,7 @@ class Distiller(nn.Module):
     ) -> None:
         super().__init__()
         objectives = list(objectives)
-        _check_objectives(objectives)
+        check_objectives(objectives)
         encoder = as_encoder(student, "student")
         module = module_of(encoder)
         if module is None:
@@ -181,6 +184,7 @@ class Distiller(nn.Module):
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
         return_loss: bool | None = True,
+        return_ids: bool = False,
         **batch: Any,
     ) -> DistillerOutput:
         """Loss of one batch, packed or ordinary. An ordinary one is packed first.
@@ -191,6 +195,8 @@ class Distiller(nn.Module):
             token_type_ids: as ``input_ids``.
             labels: where an objective wants them, one (or one row) per sequence or per token.
             return_loss: False: the student's logits alone, without teacher and objectives.
+            return_ids: while evaluating, in place of the logits the likeliest id of every labelled token of the pack,
+                see `likeliest_ids`: a masked LM's logits are as wide as a vocabulary.
             **batch: the rest of a packed batch; further inputs that a model's forward takes (``bbox``), with one
                 value or row per token.
 
@@ -209,7 +215,15 @@ class Distiller(nn.Module):
         student: dict[Spot, LayerActivations] = {}
         # While evaluating, the logits are wanted for the metrics too.
         metrics = not self.training and "labels" in packed
-        logits = self._run_student(packed, {match.student for _, match in matches}, student, logits=metrics)
+        spots = {match.student for _, match in matches}
+        from_rows = metrics and return_ids and self._roles.student.spec.output_layer
+        if from_rows and ("logits", 0) not in spots:
+            spots.add(("output_layer", 0))
+        logits = self._run_student(packed, spots, student, logits=metrics and not from_rows)
+        ids = None
+        if metrics and return_ids:
+            seen = student.get(("logits", 0)) or student.get(("output_layer", 0))
+            ids, logits = None if seen is None else likeliest_ids(seen, packed["labels"]), None
         values: dict[str, Tensor] = {}
 
         def compare(objective: Objective, match: Match, *teacher: LayerActivations) -> None:
@@ -226,7 +240,7 @@ class Distiller(nn.Module):
         parts = {o.name: values[o.name].detach() for o in active}
         if not self.training:
             logits = self._as_inputs(logits, input_ids, attention_mask)
-        return DistillerOutput(loss=loss, logits=logits, parts=parts)
+        return DistillerOutput(loss=loss, logits=logits, ids=ids, parts=parts)
 
     def _as_inputs(self, logits: Tensor | None, ids: Tensor | None, mask: Tensor | None) -> Tensor | None:
         """Logits of tokens in the shape of ``ids``, as labels of an evaluation have it."""
@@ -363,19 +377,6 @@ class Distiller(nn.Module):
         if teacher is not None:
             teacher._apply(fn)
         return self
-
-
-def _check_objectives(objectives: list[Objective]) -> None:
-    for objective in objectives:
-        if not isinstance(objective, Objective):
-            raise TypeError(f"objectives: got {type(objective).__name__}, want Objective instances")
-    if not any(objective.weight > 0 for objective in objectives):
-        raise ValueError(
-            f"objectives: got {[objective.name for objective in objectives]}, want at least one with a weight above 0"
-        )
-    repeated = [name for name, count in Counter(o.name for o in objectives).items() if count > 1]
-    if repeated:
-        raise ValueError(f"objectives: got {repeated[0]!r} more than once, want names of their own (name=)")
 
 
 def _of_student(student: Mapping[Spot, LayerActivations], match: Match) -> LayerActivations:

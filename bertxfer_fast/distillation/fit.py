@@ -1,16 +1,18 @@
-"""Whether two models are a teacher and a student: two, and of the same tokens."""
+"""Whether two models are a teacher and a student, two and of the same tokens, and what one learns has names."""
 
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from typing import Any
 
 from torch import nn
 
 from ..models.encoder import ActivationSource, Encoder, module_of
 from ..models.spec import padded_alike
+from .objectives import Objective
 
-__all__ = ["check_models", "teacher_or_start"]
+__all__ = ["check_models", "check_objectives", "teacher_or_start"]
 
 
 def teacher_or_start(teacher: Any, student: Any) -> Any:
@@ -59,3 +61,17 @@ def _shared(student: nn.Module, teacher: nn.Module | None) -> list[str]:
     ids = {id(p) for p in teacher.parameters()}
     trained = [(name, p) for name, p in student.named_parameters() if p.requires_grad]
     return [name for name, p in trained if id(p) in ids or p.data_ptr() in memory]
+
+
+def check_objectives(objectives: list[Objective]) -> None:
+    """Raise unless there are objectives, one of them counts, and each has a name of its own."""
+    for objective in objectives:
+        if not isinstance(objective, Objective):
+            raise TypeError(f"objectives: got {type(objective).__name__}, want Objective instances")
+    if not any(objective.weight > 0 for objective in objectives):
+        raise ValueError(
+            f"objectives: got {[objective.name for objective in objectives]}, want at least one with a weight above 0"
+        )
+    repeated = [name for name, count in Counter(o.name for o in objectives).items() if count > 1]
+    if repeated:
+        raise ValueError(f"objectives: got {repeated[0]!r} more than once, want names of their own (name=)")

@@ -96,7 +96,7 @@ def measurable(
 
     Args:
         task: what is measured.
-        predictions: the head's logits, of an embedding task vectors.
+        predictions: the head's logits, of a token head also ids ``[T]``, of an embedding task vectors.
         labels: the batch's, if it has any.
         batch: has ``cu_seq_lens_q``.
 
@@ -109,7 +109,7 @@ def measurable(
         return best_spans(predictions.flatten(0, -2), cu_seqlens), labels
     if task.head != "token":
         return predictions, labels
-    ids = predictions.flatten(0, -2).argmax(-1)
+    ids = predictions.flatten(0, -2).argmax(-1) if predictions.is_floating_point() else predictions
     if labels is None or not task.name_metrics:
         return ids, None if labels is None else labels.reshape(-1)
     labels = labels.reshape(-1)

@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from .. import tasks
 from ..data.collators import Features, collator_for
 from ..data.loaders import packed_batches
-from ..models.encoder import reads
+from ..models.encoder import Encoder, reads
 from ..models.loans import device_of, inference
 from ..models.stream import as_encoder
+from ..models.token_ids import ids_of_labelled
 from .metrics import cosines, measurable, metrics_of, rows_of_sequences, task_of_model, vectors_of
 
 __all__ = ["Predictions", "predict", "prediction_rows"]
@@ -27,7 +29,8 @@ class Predictions:
 
     Attributes:
         task: what is predicted.
-        outputs: logits ``[N, C]``; of a task with a label for every token predicted ids ``[T]``; else see `measurable`.
+        outputs: logits ``[N, C]``; of a task with a label for every token predicted ids ``[T]`` (of a masked LM those
+            of the labelled tokens, 0 elsewhere); else see `measurable`.
         labels: as `metrics_of` takes them.
         lengths: int64 ``[N]``, how many of ``outputs`` belong to each sequence, or to each pair of an embedding task.
         names: of the classes, in the order of the logits; empty without classes.
@@ -92,9 +95,7 @@ def predict(
         for _, batch in packed_batches(dataset, tokens_per_batch, device_of(model), collate):
             if "labels" not in batch:
                 raise ValueError("dataset: got features without labels, want labels to measure against")
-            output = encoder.run(batch)
-            predicted = output.logits if task.head is not None else vectors_of(output, batch)
-            assert predicted is not None
+            predicted = _predicted(encoder, task, batch)
             rows, right = measurable(task, predicted, batch["labels"], batch)
             assert right is not None
             outputs.append((rows.float() if rows.is_floating_point() else rows).cpu())
@@ -111,6 +112,15 @@ def predict(
         sizes.numpy(),
         tuple(known) if task.has_classes else (),
     )
+
+
+def _predicted(encoder: Encoder, task: tasks.Task, batch: dict[str, Any]) -> Tensor:
+    if task.predicts_ids:
+        return ids_of_labelled(encoder, batch)
+    output = encoder.run(batch)
+    predicted = output.logits if task.head is not None else vectors_of(output, batch)
+    assert predicted is not None
+    return predicted
 
 
 def prediction_rows(predictions: Predictions) -> list[dict[str, Any]]:

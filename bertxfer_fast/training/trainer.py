@@ -266,15 +266,17 @@ class DistillationTrainer(Trainer):
         """One pack: (loss, logits `[N, C]` or `[T, C]`, labels `[N]`, `[N, C]` or `[T]`), or what the task measures."""
         # Without the padding of whatever collator made it.
         inputs = self.distiller.pack(self._prepare_inputs(inputs))
+        own = isinstance(self.compute_metrics, TaskMetrics)  # others' metrics are of logits
+        wanted = {"return_ids": True} if own and self.task.predicts_ids and not prediction_loss_only else {}
         with torch.no_grad(), self.compute_loss_context_manager():
-            outputs = model(**inputs)
+            outputs = model(**inputs, **wanted)
         count = inputs["cu_seq_lens_q"].shape[0] - 1
         loss = outputs.loss.detach()
         self._eval_means.add({"loss": loss, **_named_parts(outputs)}, count)
         if prediction_loss_only:
             return loss, None, None
-        logits, labels = outputs.logits, inputs.get("labels")
-        if isinstance(self.compute_metrics, TaskMetrics):
+        logits, labels = outputs.ids if wanted else outputs.logits, inputs.get("labels")
+        if own:
             if self.task.head is None and labels is not None:
                 with torch.no_grad(), self.compute_loss_context_manager():
                     logits = text_vectors(self.student, inputs)

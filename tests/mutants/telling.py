@@ -82,6 +82,20 @@ TELLING: tuple[Mutant, ...] = (
         ("tests/evaluation/test_answers.py::test_answers_are_the_best_spans_of_all_windows",),
     ),
     Mutant(
+        "masked_lm_measured_by_whole_logits",
+        "bertxfer_fast/distillation/distiller.py",
+        "self._run_student(packed, spots, student, logits=metrics and not from_rows)",
+        "self._run_student(packed, spots, student, logits=metrics)",
+        ("tests/training/test_collators.py::test_a_masking_collator_measures_the_masked_tokens",),
+    ),
+    Mutant(
+        "vocabulary_for_all_tokens_at_once",
+        "bertxfer_fast/models/token_ids.py",
+        ".nonzero().flatten().split(_ROWS)",
+        ".nonzero().flatten().split(len(hidden))",
+        ("tests/models/test_token_ids.py",),
+    ),
+    Mutant(
         "teacher_as_a_share_of_the_student",
         "bertxfer_fast/evaluation/results.py",
         'estimate["value"] / of_teacher["value"]',

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from bertxfer_fast.distillation.distiller import Distiller
-from bertxfer_fast.distillation.objectives import HiddenStates, Labels, Logits
+from bertxfer_fast.distillation.objectives import HiddenStates, Labels, LinearLogits, Logits, Objective
 from bertxfer_fast.packing import PackingCollator
 
 from ..folders import tiny_tokenizer
@@ -74,11 +74,14 @@ def test_a_padding_collator_trains_and_measures_what_packs_do(
     np.testing.assert_allclose(predicted[0], predicted[1], rtol=1e-3, atol=1e-5)
 
 
-def test_a_masking_collator_measures_the_masked_tokens(tmp_path: Path, tokenizer: BertTokenizerFast) -> None:
+@pytest.mark.parametrize("soft", [Logits, LinearLogits])
+def test_a_masking_collator_measures_the_masked_tokens(
+    tmp_path: Path, tokenizer: BertTokenizerFast, soft: type[Objective]
+) -> None:
     rows = [{"input_ids": row["input_ids"]} for row in rows_of("none")]
     trainer = trainer_of(
         tmp_path,
-        [Logits(), Labels()],
+        [soft(), Labels()],
         tiny_pair("ForMaskedLM"),
         train=rows,
         eval_dataset=rows,
@@ -89,7 +92,12 @@ def test_a_masking_collator_measures_the_masked_tokens(tmp_path: Path, tokenizer
     trainer.train()
     batch = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.4, seed=3)(rows)
     trainer.data_collator = lambda _: {name: value.clone() for name, value in batch.items()}
+    heads: list[int] = []
+    hook = trainer.student.get_output_embeddings().register_forward_hook(lambda *_: heads.append(1))
     found = trainer.evaluate()
+    hook.remove()
+    # A vocabulary's logits of all tokens are there only where an objective looks at them.
+    assert bool(heads) == (soft is Logits)
     with torch.no_grad():
         logits = trainer.student.eval()(**{k: v for k, v in batch.items() if k != "labels"}).logits
     masked = batch["labels"] != -100
