@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from bertxfer_fast import ops
 from bertxfer_fast.distillation.distiller import Distiller
 from bertxfer_fast.distillation.objectives import (
     Embeddings,
@@ -107,6 +108,53 @@ def test_the_same_losses_and_gradients_as_from_whole_logits(family: str) -> None
     assert whole.keys() == linear.keys() and any("embeddings" in name for name in whole)
     for name in whole:
         torch.testing.assert_close(linear[name], whole[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("student_rows", "teacher_rows", "stated"), [(50, 56, None), (56, 50, None), (50, 61, 50), (56, 64, 47)]
+)
+def test_tables_that_differ_by_padding_meet_in_the_rows_of_both(
+    student_rows: int, teacher_rows: int, stated: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from whole logits without the padding's columns; no table is copied, and the padding learns nothing."""
+    classes = stated or 50
+    sizes = {"student": (2, 12, student_rows), "teacher": (4, 16, teacher_rows)}
+    torch.manual_seed(0)
+    spot = {"place": "output_layer", "index": 0, "cu_seqlens": torch.tensor([0, 9]), "max_seqlen": 9}
+    sides = {
+        role: LayerActivations(
+            **spot,
+            hidden=torch.randn(9, width),
+            weight=torch.randn(rows, width, requires_grad=True),
+            bias=torch.randn(rows, requires_grad=True),
+        )
+        for role, (_, width, rows) in sizes.items()
+    }
+    objective = LinearLogits(2.0, vocab_size=stated)
+    objective.bind(
+        *(
+            EncoderSpec(
+                "LM", layers, width, vocab_size=rows, num_labels=rows, head="token", output_layer=True
+            )
+            for layers, width, rows in sizes.values()
+        )
+    )
+    tables: list[int] = []
+    real = ops.linear_logits_kl
+
+    def spy(s: Any, weight_s: Any, t: Any, weight_t: Any, **rest: Any) -> Any:
+        tables.extend(table.data_ptr() for table in (weight_s, weight_t))
+        return real(s, weight_s, t, weight_t, **rest)
+
+    monkeypatch.setattr(ops, "linear_logits_kl", spy)
+    loss = objective(sides["student"], sides["teacher"])
+    loss.backward()
+    assert tables == [side.weight.data_ptr() for side in sides.values()]
+    s, t = (F.linear(x.hidden, x.weight, x.bias).detach()[:, :classes].double() / 2 for x in sides.values())
+    wanted = 4 * F.kl_div(s.log_softmax(-1), t.log_softmax(-1), log_target=True, reduction="batchmean")
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-4)
+    for learned in (sides["student"].weight, sides["student"].bias):
+        assert learned.grad[:classes].abs().sum() > 0 and not learned.grad[classes:].any()
 
 
 def test_labels_are_asked_for() -> None:

@@ -440,6 +440,11 @@ def test_sigmoid_sees_a_shift_of_all_logits_of_a_class() -> None:
         (lambda: bound(Relations(), facts(heads=3)), "want equal head counts"),
         (lambda: bound(LinearLogits()), "got Model as student, want a masked-LM model"),
         (lambda: bound(LinearLogits(), spec_of_lm(12), spec_of_lm(16, 9)), "got a vocabulary of 7 .* and 9"),
+        (
+            lambda: bound(LinearLogits(vocab_size=8), spec_of_lm(12), spec_of_lm(16, 9)),
+            "vocab_size: got 8, want at most the 7 rows of the smaller",
+        ),
+        (lambda: LinearLogits(vocab_size=0), "vocab_size: got 0, want 1 or more"),
         (lambda: LinearLogits("flsw"), "temperature: got 'flsw', want a number or 'linear'"),
         (lambda: Embeddings(distance="l1"), "distance: got 'l1', want one of"),
         (lambda: Embeddings(pooling="first"), "pooling: got 'first', want one of"),

@@ -64,8 +64,8 @@ _OF_OBJECTIVES = (
     Mutant(
         "teachers_bias_is_the_students",
         f"{_OBJECTIVES}/linear_logits.py",
-        "bias_teacher=teacher.bias",
-        "bias_teacher=student.bias",
+        "else _first(teacher.bias, self._rows)",
+        "else _first(student.bias, self._rows)",
         (f"{_PAPERS}::test_linear_logits",),
     ),
     Mutant(
@@ -188,6 +188,22 @@ _OF_OBJECTIVES = (
         ("tests/distillation/test_objectives.py::test_uniform_map_of_tinybert",),
     ),
     Mutant(
+        "padding_of_a_table_counts",
+        f"{_OBJECTIVES}/linear_logits.py",
+        "self._rows = min(sizes) if self.vocab_size is None else self.vocab_size",
+        "self._rows = min(sizes)",
+        (
+            "tests/distillation/test_output_layer.py::test_tables_that_differ_by_padding_meet_in_the_rows_of_both",
+        ),
+    ),
+    Mutant(
+        "any_two_tables_meet",
+        f"{_OBJECTIVES}/linear_logits.py",
+        "if self.vocab_size is None and not padded_alike(*sizes):",
+        "if False:",
+        ("tests/distillation/test_papers.py",),
+    ),
+    Mutant(
         "warm_up_never_ends",
         f"{_OBJECTIVES}/base.py",
         "self.weight * SCHEDULES[self.schedule](min(max(progress, 0.0), 1.0))",
@@ -242,8 +258,8 @@ _OF_RECIPES = (
     Mutant(
         "tokens_of_distilbert_ignored",
         f"{_RECIPE}/distilbert.py",
-        "LinearLogits(temperature, tokens=tokens, ",
-        "LinearLogits(temperature, ",
+        "temperature, tokens=tokens, ",
+        "temperature, ",
         (f"{_RECIPES}::test_options_are_those_of_the_objectives",),
     ),
     Mutant(

@@ -16,6 +16,7 @@ def distilbert(
     logits: str = "vocabulary",
     temperature: TemperatureLike = 2.0,
     tokens: str = "all",
+    vocab_size: int | None = None,
     soft_weight: float | str = 5.0,
     labels_weight: float | str = 2.0,
     cosine_weight: float | str = 1.0,
@@ -30,7 +31,7 @@ def distilbert(
         logits: ``"vocabulary"``: of masked-LM teachers, whose logits are never whole in memory (`LinearLogits`);
             ``"whole"``: of any head (`Logits`), for the same three losses on a task of its own labels.
         temperature: see `Logits`.
-        tokens: of ``"vocabulary"``: ``"all"`` or ``"labelled"``, see `LinearLogits`.
+        tokens, vocab_size: of ``"vocabulary"``, see `LinearLogits`.
         soft_weight, labels_weight, cosine_weight: a number or a schedule name; 0 leaves one out.
         masking: share of the tokens that are masked where the task is a masked LM.
     """
@@ -39,7 +40,9 @@ def distilbert(
     def build() -> list[Objective]:
         soft: Objective
         if logits == "vocabulary":
-            soft = LinearLogits(temperature, tokens=tokens, weight=soft_weight, name="logits")
+            soft = LinearLogits(
+                temperature, tokens=tokens, vocab_size=vocab_size, weight=soft_weight, name="logits"
+            )
         else:
             soft = Logits(temperature, weight=soft_weight)
         return [soft, Labels(weight=labels_weight), HiddenCosine(weight=cosine_weight)]
