@@ -2,7 +2,7 @@
 
 The CNN learns the teacher's logits with as many steps each time: from the training texts, with the 13 016 sentences
 without labels, with four copies of each training text that have words masked or n-grams cut out, with four copies
-that have words replaced as TinyBERT does (by neighbors in the embedding table: this encoder has no masked-LM head),
+that have words replaced as TinyBERT does (by neighbours in the embedding table: this encoder has no masked-LM head),
 and with all of these.
 """
 
