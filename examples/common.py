@@ -13,8 +13,9 @@ from datasets import Dataset, concatenate_datasets, disable_progress_bars
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PrinterCallback, set_seed
 from transformers.utils import logging
 
-from bertxfer_fast import DistillationArguments, DistillationTrainer, Distiller, build_info, data, objectives
+from bertxfer_fast import DistillationArguments, DistillationTrainer, Distiller, data, objectives
 from bertxfer_fast.evaluation.evaluate import evaluate
+from bertxfer_fast.training.precision import bf16_is_faster
 
 LABEL2ID = {"negative": 0, "positive": 1}
 
@@ -92,14 +93,13 @@ def train(
     The arguments are those of transformers' Trainer, and some of ours, see `DistillationArguments`.
     """
     set_seed(1)
-    native = build_info().get("instruction_set") in ("avx512_bf16", "amx")
     settings = {"num_train_epochs": args.epochs, "tokens_per_batch": 1024, "warmup_steps": 0.1, **chosen}
     trainer = DistillationTrainer(
         distiller,
         DistillationArguments(
             output_dir=str(args.output / "training"),
             learning_rate=learning_rate,
-            bf16=native,  # elsewhere it is emulated, slower than float32
+            bf16=bf16_is_faster(),
             save_strategy="no",
             report_to=[],
             disable_tqdm=True,

@@ -15,10 +15,8 @@ from datasets import disable_progress_bars
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.utils import logging
 
-from bertxfer_fast import DistillationArguments, DistillationTrainer, Distiller, build_info
-
-#: Instruction sets whose bf16 is faster than float32.
-NATIVE_BF16 = ("avx512_bf16", "amx")
+from bertxfer_fast import DistillationArguments, DistillationTrainer, Distiller
+from bertxfer_fast.training.precision import bf16_is_faster
 
 
 @functools.cache
@@ -26,11 +24,6 @@ def quiet() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     disable_progress_bars()
-
-
-def bf16() -> bool:
-    """Whether trainings run under bf16 autocast here."""
-    return build_info().get("instruction_set") in NATIVE_BF16
 
 
 def train(
@@ -75,7 +68,7 @@ def train(
         "learning_rate": learning_rate,
         "tokens_per_batch": tokens,
         "warmup_steps": warmup,
-        "bf16": bf16(),
+        "bf16": bf16_is_faster(),
         "save_strategy": "no",
         "report_to": [],
         "disable_tqdm": True,

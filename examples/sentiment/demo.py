@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from datasets import disable_progress_bars
 from transformers import (
@@ -42,7 +41,6 @@ from bertxfer_fast import (
     DistillationArguments,
     DistillationTrainer,
     Distiller,
-    build_info,
     cli,
     data,
     students,
@@ -51,6 +49,7 @@ from bertxfer_fast.distillation.objectives import Labels
 from bertxfer_fast.evaluation.curves import loss_curves
 from bertxfer_fast.evaluation.evaluate import summary
 from bertxfer_fast.evaluation.tables import table
+from bertxfer_fast.training.precision import bf16_is_faster
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import fetch
@@ -133,9 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def training() -> dict[str, Any]:
-    """The recipe's arguments for all stages, in float32 where bf16 would be emulated."""
-    native = torch.cuda.is_available() or build_info().get("instruction_set") in ("avx512_bf16", "amx")
-    return {**SETTINGS["training"], "bf16": SETTINGS["training"]["bf16"] and native}
+    """The recipe's arguments for all stages, in float32 where bf16 would be slower."""
+    return {**SETTINGS["training"], "bf16": SETTINGS["training"]["bf16"] and bf16_is_faster()}
 
 
 @contextmanager
