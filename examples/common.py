@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import fetch
+import torch
 from datasets import Dataset, concatenate_datasets, disable_progress_bars
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PrinterCallback, set_seed
 from transformers.utils import logging
 
 from bertxfer_fast import DistillationArguments, DistillationTrainer, Distiller, data, objectives
 from bertxfer_fast.evaluation.evaluate import evaluate
-from bertxfer_fast.training.precision import bf16_is_faster
+from bertxfer_fast.evaluation.precision import bf16_is_faster
 
 LABEL2ID = {"negative": 0, "positive": 1}
 
@@ -99,7 +100,7 @@ def train(
         DistillationArguments(
             output_dir=str(args.output / "training"),
             learning_rate=learning_rate,
-            bf16=bf16_is_faster(),
+            bf16=torch.cuda.is_available() or bf16_is_faster(),
             save_strategy="no",
             report_to=[],
             disable_tqdm=True,

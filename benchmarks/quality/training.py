@@ -16,7 +16,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.utils import logging
 
 from bertxfer_fast import DistillationArguments, DistillationTrainer, Distiller
-from bertxfer_fast.training.precision import bf16_is_faster
+from bertxfer_fast.evaluation.precision import bf16_is_faster
 
 
 @functools.cache

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from datasets import disable_progress_bars
 from transformers import (
@@ -48,8 +49,8 @@ from bertxfer_fast import (
 from bertxfer_fast.distillation.objectives import Labels
 from bertxfer_fast.evaluation.curves import loss_curves
 from bertxfer_fast.evaluation.evaluate import summary
+from bertxfer_fast.evaluation.precision import bf16_is_faster
 from bertxfer_fast.evaluation.tables import table
-from bertxfer_fast.training.precision import bf16_is_faster
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import fetch
@@ -133,7 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def training() -> dict[str, Any]:
     """The recipe's arguments for all stages, in float32 where bf16 would be slower."""
-    return {**SETTINGS["training"], "bf16": SETTINGS["training"]["bf16"] and bf16_is_faster()}
+    pays = torch.cuda.is_available() or bf16_is_faster()
+    return {**SETTINGS["training"], "bf16": SETTINGS["training"]["bf16"] and pays}
 
 
 @contextmanager

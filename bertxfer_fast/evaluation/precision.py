@@ -1,4 +1,4 @@
-"""Whether bf16 pays on this machine."""
+"""Whether bf16 pays on this machine's CPU."""
 
 from __future__ import annotations
 
@@ -16,13 +16,11 @@ _SHAPE = (1024, 384, 1536)
 
 @functools.cache
 def bf16_is_faster() -> bool:
-    """Whether CPUs multiply matrices faster in bf16 than in float32 here; with a GPU: whether it has bf16.
+    """Whether this CPU multiplies matrices faster in bf16 than in float32.
 
-    It is timed, once a process, because having the instructions is not enough: some processors with AVX512-BF16
-    but without AMX take twice as long in bf16.
+    It is timed, once a process, because having the instructions is not enough: some processors with AVX512-BF16 but
+    without AMX take twice as long in bf16.
     """
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
     rows, inner, columns = _SHAPE
     factors = {
         dtype: (torch.ones(rows, inner, dtype=dtype), torch.ones(columns, inner, dtype=dtype))

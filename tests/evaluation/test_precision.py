@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
 
-from bertxfer_fast.training.precision import bf16_is_faster
+from bertxfer_fast.evaluation.precision import bf16_is_faster
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +24,6 @@ def test_the_faster_one(monkeypatch: pytest.MonkeyPatch, slow: torch.dtype) -> N
     def product(a: torch.Tensor, b: torch.Tensor) -> None:
         time.sleep(0.02 if a.dtype == slow else 0)
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.nn.functional, "linear", product)
     assert bf16_is_faster() == (slow == torch.float32)
 
@@ -36,20 +34,8 @@ def test_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def product(a: torch.Tensor, b: torch.Tensor) -> None:
         calls.append(a.dtype)
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.nn.functional, "linear", product)
     bf16_is_faster()
     timed = len(calls)
     bf16_is_faster()
     assert timed == len(calls) > 0 and calls.count(torch.float32) == calls.count(torch.bfloat16)
-
-
-@pytest.mark.parametrize("has", [True, False])
-def test_a_gpu_is_asked(monkeypatch: pytest.MonkeyPatch, has: bool) -> None:
-    def product(*args: Any) -> None:
-        raise AssertionError("timed on the CPU")
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has)
-    monkeypatch.setattr(torch.nn.functional, "linear", product)
-    assert bf16_is_faster() is has
