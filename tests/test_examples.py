@@ -41,13 +41,15 @@ def test_the_short_demo_learns_from_the_first_rows(demo: ModuleType, tmp_path: P
     assert (demo.SHORT.alone_epochs, demo.FULL.alone_epochs) == (4, 5)
 
 
-@pytest.mark.parametrize(("instruction_set", "bf16"), [("amx", True), ("avx512_bf16", True), ("avx2", False)])
-def test_the_demo_uses_bf16_where_the_processor_does(
-    demo: ModuleType, monkeypatch: pytest.MonkeyPatch, instruction_set: str, bf16: bool
+@pytest.mark.parametrize("faster", [True, False])
+def test_the_demo_uses_bf16_where_it_is_faster(
+    demo: ModuleType, monkeypatch: pytest.MonkeyPatch, faster: bool
 ) -> None:
-    monkeypatch.setattr(demo, "build_info", lambda: {"instruction_set": instruction_set})
+    monkeypatch.setattr(demo, "bf16_is_faster", lambda: faster)
     monkeypatch.setattr(demo.torch.cuda, "is_available", lambda: False)
-    assert demo.training() == {**demo.SETTINGS["training"], "bf16": bf16}
+    assert demo.training() == {**demo.SETTINGS["training"], "bf16": faster}
+    monkeypatch.setattr(demo.torch.cuda, "is_available", lambda: True)
+    assert demo.training() == demo.SETTINGS["training"]
 
 
 def test_fetch_parses_ratings(fetch):
