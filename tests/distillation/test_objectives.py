@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -329,6 +330,11 @@ def test_schedules():
     assert [Labels(weight=2.0).weight_at(p) for p in (0, 0.25, 1)] == [2, 2, 2]
     assert [Labels(weight=2.0, schedule="linear_decay").weight_at(p) for p in (0, 0.25, 1)] == [2, 1.5, 0]
     assert [Labels(weight="warmup").weight_at(p) for p in (0, 0.05, 0.1, 1)] == [0, 0.5, 1, 1]
+    longer = {"kind": "warmup", "value": 2.0, "share": 0.5}
+    assert [Labels(weight=longer).weight_at(p) for p in (0, 0.25, 0.5, 1)] == [0, 1, 2, 2]
+    assert Labels(weight={"share": 0.5}, schedule="warmup").weight_at(0.25) == 0.5
+    assert Labels(weight={"kind": "linear_decay", "value": 3}).weight_at(0.5) == 1.5
+    assert pickle.loads(pickle.dumps(Labels(weight=longer))).weight_at(0.25) == 1
     assert [Labels(weight="linear_growth").weight_at(p) for p in (0, 0.25, 1, 1.5)] == [0, 0.25, 1, 1]
 
 
@@ -337,6 +343,17 @@ def test_schedules():
     [
         (lambda: Labels(weight=-1.0), "weight: got -1.0, want a finite number >= 0"),
         (lambda: Labels(weight=math.nan), "weight"),
+        (lambda: Labels(weight={"value": "much"}), "weight: got much, want a finite number >= 0"),
+        (
+            lambda: Labels(weight={"kind": "warmup", "shar": 1}),
+            "weight: got option 'shar' of 'warmup', .*'share'",
+        ),
+        (lambda: Labels(weight={"share": 0.2}), "weight: got option 'share' of 'constant', want a known one"),
+        (
+            lambda: Labels(weight={"kind": "warmup", "share": 0}),
+            "weight: share: got 0, want a share of the training",
+        ),
+        (lambda: Labels(weight={"kind": "warmup", "share": 1.5}), "weight: share: got 1.5, want a share"),
         (lambda: Labels(weight="linear_grwth"), "did you mean 'linear_growth'"),
         (lambda: AttentionScores(padding="all"), "padding: got 'all', want one of 'valid', 'reference'"),
         (lambda: AttentionScores(method="grams"), "did you mean 'gram'"),

@@ -204,10 +204,17 @@ _OF_OBJECTIVES = (
         ("tests/distillation/test_papers.py",),
     ),
     Mutant(
+        "length_of_a_warm_up_ignored",
+        f"{_OBJECTIVES}/base.py",
+        "(progress, **self._schedule_options)",
+        "(progress)",
+        ("tests/distillation/test_objectives.py::test_schedules",),
+    ),
+    Mutant(
         "warm_up_never_ends",
         f"{_OBJECTIVES}/base.py",
-        "self.weight * SCHEDULES[self.schedule](min(max(progress, 0.0), 1.0))",
-        "self.weight * SCHEDULES[self.schedule](0.0)",
+        "self.weight * SCHEDULES[self.schedule](progress, ",
+        "self.weight * SCHEDULES[self.schedule](0.0, ",
         ("tests/distillation/test_objectives.py::test_schedules",),
     ),
     Mutant(

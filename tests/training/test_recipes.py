@@ -27,7 +27,7 @@ from ..tiny import VOCAB, tiny_bert
 OPTIONS: dict[str, dict[str, Any]] = {
     "minilmv2": {"heads": 4, "prediction": True},
     "minilm": {"prediction": True},
-    "embedding": {"projection": "pca", "sizes": [12, 4], "scores_weight": "warmup"},
+    "embedding": {"projection": "pca", "sizes": [12, 4], "scores_weight": {"kind": "warmup", "share": 0.5}},
     "logits": {"temperature": "flsw", "labels_weight": "linear_growth"},
 }
 STEPS, KILLED_AFTER = 4, 3

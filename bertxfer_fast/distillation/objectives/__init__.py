@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .attention_maps import AttentionMaps
 from .attention_scores import AttentionScores
-from .base import SCHEDULES, Layers, Match, Objective, get, names, register
+from .base import SCHEDULES, Layers, Match, Objective, WeightLike, get, names, register
 from .embeddings import Embeddings
 from .hidden_cosine import HiddenCosine
 from .hidden_states import HiddenStates
@@ -36,6 +36,7 @@ __all__ = [
     "Relations",
     "Scores",
     "Temperature",
+    "WeightLike",
     "get",
     "names",
     "register",

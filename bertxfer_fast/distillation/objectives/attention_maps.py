@@ -8,7 +8,7 @@ from ... import ops
 from ...models.activations import LayerActivations
 from ...models.spec import EncoderSpec
 from ..registry import check_choice
-from .base import Layers, Objective, queries_and_keys, register, same_heads
+from .base import Layers, Objective, WeightLike, queries_and_keys, register, same_heads
 
 __all__ = ["AttentionMaps"]
 
@@ -33,7 +33,7 @@ class AttentionMaps(Objective):
         layers: Layers = "last",
         *,
         kind: str = "kl",
-        weight: float | str = 1.0,
+        weight: WeightLike = 1.0,
         schedule: str = "constant",
         name: str | None = None,
     ) -> None:

@@ -8,7 +8,7 @@ from ... import ops
 from ...models.activations import LayerActivations
 from ...models.spec import EncoderSpec
 from ..registry import check_choice
-from .base import Layers, Objective, queries_and_keys, register, same_heads
+from .base import Layers, Objective, WeightLike, queries_and_keys, register, same_heads
 
 __all__ = ["AttentionScores"]
 
@@ -37,7 +37,7 @@ class AttentionScores(Objective):
         *,
         padding: str = "valid",
         method: str = "auto",
-        weight: float | str = 1.0,
+        weight: WeightLike = 1.0,
         schedule: str = "constant",
         name: str | None = None,
     ) -> None:

@@ -8,13 +8,15 @@ an objective is the *sum* over its matches; `Distiller` adds up ``weight * value
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
 from ... import tasks
+from ...errors import did_you_mean
 from ...models.activations import LayerActivations, Place, Spot
 from ...models.layers import uniform_layers
 from ...models.spec import EncoderSpec
@@ -25,6 +27,7 @@ __all__ = [
     "Layers",
     "Match",
     "Objective",
+    "WeightLike",
     "get",
     "names",
     "queries_and_keys",
@@ -36,16 +39,19 @@ __all__ = [
 
 Layers = str | Sequence[Sequence[int | str]]
 
-#: The share of the training over which `"warmup"` rises.
+#: The share of the training over which `"warmup"` rises, unless it is told.
 WARMUP = 0.1
 
 # What a weight is multiplied by at training progress p in [0, 1].
-SCHEDULES = {
+SCHEDULES: dict[str, Callable[..., float]] = {
     "constant": lambda p: 1.0,
     "linear_decay": lambda p: 1.0 - p,
     "linear_growth": lambda p: p,
-    "warmup": lambda p: min(p / WARMUP, 1.0),
+    "warmup": lambda p, share=WARMUP: min(p / share, 1.0),
 }
+
+#: What an objective takes: a number, the name of a schedule, or a mapping such as ``{"kind": "warmup", "share": 0.2}``.
+WeightLike = float | str | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -74,10 +80,11 @@ class Objective(nn.Module):
             attention i matches i*k + k-1, hidden i matches i*k), ``"skip"`` (the same without the embeddings and the
             last hidden state), ``"last"``, or explicit (student, teacher) pairs, in which ``"last"`` stands for the
             last one. Attention layers count from 0; hidden 0 is the embeddings output and i the output of layer i.
-        weight: a number >= 0, or the name of a schedule (then the number is 1). An objective of weight 0 is left out:
-            it is not checked, costs nothing and has no value.
+        weight: a number >= 0; or the name of a schedule (then the number is 1), or ``{"kind": "warmup", "value": 2.0,
+            "share": 0.2}``: a schedule, its number and its options. An objective of weight 0 is left out: it is not
+            checked, costs nothing and has no value.
         schedule: ``"constant"``, ``"linear_decay"`` (1 to 0 over the training), ``"linear_growth"`` (0 to 1) or
-            ``"warmup"`` (0 to 1 over the first tenth, then 1).
+            ``"warmup"`` (0 to 1 over the first ``share`` of it, a tenth if that is not told; then 1).
         name: under which the value is reported; unique within one `Distiller`.
 
     Attributes:
@@ -91,7 +98,7 @@ class Objective(nn.Module):
         pairs: the indices of ``place`` that are matched, (student, teacher), once it is bound.
 
     Raises:
-        ValueError: an unknown choice, or a weight that is negative or not finite.
+        ValueError: an unknown choice or option, or a weight that is negative or not finite.
     """
 
     place: ClassVar[Place]
@@ -106,24 +113,20 @@ class Objective(nn.Module):
         self,
         *,
         layers: Layers | None = None,
-        weight: float | str = 1.0,
+        weight: WeightLike = 1.0,
         schedule: str = "constant",
         name: str | None = None,
     ) -> None:
         super().__init__()
-        weight, schedule = (1.0, weight) if isinstance(weight, str) else (weight, schedule)
-        check_choice("schedule", schedule, tuple(SCHEDULES))
-        if not math.isfinite(weight) or weight < 0:
-            raise ValueError(f"weight: got {weight}, want a finite number >= 0 or a schedule name")
         self.name = self.default_name if name is None else name
-        self.weight = float(weight)
-        self.schedule = schedule
+        self.weight, self.schedule, self._schedule_options = _as_weight(weight, schedule)
         self.layers = layers
         self.pairs: tuple[tuple[int, int], ...] = ()
 
     def weight_at(self, progress: float) -> float:
         """The weight at training progress 0..1."""
-        return self.weight * SCHEDULES[self.schedule](min(max(progress, 0.0), 1.0))
+        progress = min(max(progress, 0.0), 1.0)
+        return self.weight * SCHEDULES[self.schedule](progress, **self._schedule_options)
 
     def bind(self, student: EncoderSpec, teacher: EncoderSpec | None) -> None:
         """Check that two models fit and find what is matched. Sets ``pairs``: a layer map, or the one pair of logits.
@@ -165,6 +168,29 @@ class Objective(nn.Module):
 
     def extra_repr(self) -> str:
         return f"name={self.name!r}, weight={self.weight}, schedule={self.schedule!r}, pairs={self.pairs}"
+
+
+def _as_weight(given: WeightLike, schedule: str) -> tuple[float, str, dict[str, float]]:
+    """(number, schedule, options of the schedule) of what an objective was given."""
+    told: Any = {"kind": given} if isinstance(given, str) else given
+    options: dict[str, Any] = dict(told) if isinstance(told, Mapping) else {"value": told}
+    schedule = check_choice("schedule", options.pop("kind", schedule), tuple(SCHEDULES))
+    value = options.pop("value", 1.0)
+    if not _is_number(value) or not math.isfinite(value) or value < 0:
+        raise ValueError(f"weight: got {value}, want a finite number >= 0 or a schedule name")
+    known = ("share",) if schedule == "warmup" else ()
+    for option in options:
+        if option not in known:
+            hint = did_you_mean(str(option), ("kind", "value", *known))
+            raise ValueError(f"weight: got option {option!r} of {schedule!r}, want a known one{hint}")
+    share = options.get("share", WARMUP)
+    if not _is_number(share) or not 0 < share <= 1:
+        raise ValueError(f"weight: share: got {share!r}, want a share of the training, above 0 and at most 1")
+    return float(value), schedule, options
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 _registry: Registry[type[Objective]] = Registry("objective")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...models.activations import LayerActivations
 from ...models.spec import EncoderSpec
 from ..registry import check_choice
-from .base import Layers, register
+from .base import Layers, WeightLike, register
 from .pooled import PooledObjective, full_precision, unit
 
 __all__ = ["Embeddings"]
@@ -51,7 +51,7 @@ class Embeddings(PooledObjective):
         projection: str = "auto",
         sizes: Sequence[int] = (),
         layers: Layers = "last",
-        weight: float | str = 1.0,
+        weight: WeightLike = 1.0,
         schedule: str = "constant",
         name: str | None = None,
     ) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ... import ops
 from ...models.activations import LayerActivations
-from .base import Layers, register
+from .base import Layers, WeightLike, register
 from .projected import ProjectedObjective
 
 __all__ = ["HiddenCosine"]
@@ -28,7 +28,7 @@ class HiddenCosine(ProjectedObjective):
         layers: Layers = "last",
         *,
         projection: str = "auto",
-        weight: float | str = 1.0,
+        weight: WeightLike = 1.0,
         schedule: str = "constant",
         name: str | None = None,
     ) -> None:

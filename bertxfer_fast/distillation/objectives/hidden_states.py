@@ -7,7 +7,7 @@ from torch import Tensor
 from ... import ops
 from ...models.activations import LayerActivations
 from ..registry import check_choice
-from .base import Layers, register
+from .base import Layers, WeightLike, register
 from .projected import ProjectedObjective
 
 __all__ = ["HiddenStates"]
@@ -35,7 +35,7 @@ class HiddenStates(ProjectedObjective):
         *,
         projection: str = "shared",
         padding: str = "valid",
-        weight: float | str = 1.0,
+        weight: WeightLike = 1.0,
         schedule: str = "constant",
         name: str | None = None,
     ) -> None:

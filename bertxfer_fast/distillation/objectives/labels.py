@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...models.activations import LayerActivations, Place
 from ...models.spec import EncoderSpec
-from .base import Match, Objective, register, task_of_head, with_head
+from .base import Match, Objective, WeightLike, register, task_of_head, with_head
 from .output_layer import labelled_rows, logits_of_rows
 from .spans import span_loss
 
@@ -33,7 +33,7 @@ class Labels(Objective):
     needs_labels = True
 
     def __init__(
-        self, *, weight: float | str = 1.0, schedule: str = "constant", name: str | None = None
+        self, *, weight: WeightLike = 1.0, schedule: str = "constant", name: str | None = None
     ) -> None:
         super().__init__(weight=weight, schedule=schedule, name=name)
         self._task_labels: str | None = "class"

@@ -8,7 +8,7 @@ from ... import ops
 from ...models.activations import LayerActivations
 from ...models.spec import EncoderSpec, padded_alike
 from ..registry import check_choice
-from .base import Match, Objective, register
+from .base import Match, Objective, WeightLike, register
 from .output_layer import labelled_rows, with_output_layer
 from .temperature import TemperatureLike, as_temperature
 
@@ -42,7 +42,7 @@ class LinearLogits(Objective):
         *,
         tokens: str = "all",
         vocab_size: int | None = None,
-        weight: float | str = 1.0,
+        weight: WeightLike = 1.0,
         schedule: str = "constant",
         name: str | None = None,
     ) -> None:

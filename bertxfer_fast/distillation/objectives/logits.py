@@ -10,7 +10,7 @@ from ... import ops
 from ...models.activations import LayerActivations
 from ...models.spec import EncoderSpec
 from ..registry import check_choice
-from .base import Objective, register, task_of_head, with_head
+from .base import Objective, WeightLike, register, task_of_head, with_head
 from .spans import span_rows
 from .temperature import TemperatureLike, as_temperature
 
@@ -46,7 +46,7 @@ class Logits(Objective):
         temperature: TemperatureLike = 1.0,
         *,
         kind: str = "kl",
-        weight: float | str = 1.0,
+        weight: WeightLike = 1.0,
         schedule: str = "constant",
         name: str | None = None,
     ) -> None:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...models.activations import LayerActivations
-from .base import Layers, register
+from .base import Layers, WeightLike, register
 from .pooled import pooled_of, unit
 from .projected import ProjectedObjective
 
@@ -33,7 +33,7 @@ class PatientStates(ProjectedObjective):
         layers: Layers = "skip",
         *,
         projection: str = "auto",
-        weight: float | str = 1.0,
+        weight: WeightLike = 1.0,
         schedule: str = "constant",
         name: str | None = None,
     ) -> None:

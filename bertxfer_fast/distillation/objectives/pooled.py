@@ -11,7 +11,7 @@ from torch import Tensor
 from ...models.activations import LayerActivations
 from ...ops import pool_features
 from ..registry import check_choice
-from .base import Layers, Objective
+from .base import Layers, Objective, WeightLike
 
 __all__ = ["POOLINGS", "PooledObjective", "full_precision", "pooled_of", "unit"]
 
@@ -35,7 +35,7 @@ class PooledObjective(Objective):
         pooling: str,
         normalize: bool,
         layers: Layers | None = None,
-        weight: float | str = 1.0,
+        weight: WeightLike = 1.0,
         schedule: str = "constant",
         name: str | None = None,
     ) -> None:

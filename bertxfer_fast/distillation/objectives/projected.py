@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ...models.activations import LayerActivations
 from ...models.spec import EncoderSpec
 from ..registry import check_choice
-from .base import Layers, Objective
+from .base import Layers, Objective, WeightLike
 
 __all__ = ["PROJECTIONS", "ProjectedObjective"]
 
@@ -32,7 +32,7 @@ class ProjectedObjective(Objective):
         *,
         projection: str,
         layers: Layers | None = None,
-        weight: float | str = 1.0,
+        weight: WeightLike = 1.0,
         schedule: str = "constant",
         name: str | None = None,
     ) -> None:

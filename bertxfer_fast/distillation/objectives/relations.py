@@ -7,7 +7,7 @@ from torch import Tensor
 from ... import ops
 from ...models.activations import LayerActivations
 from ...models.spec import EncoderSpec
-from .base import Layers, Objective, register, same_heads
+from .base import Layers, Objective, WeightLike, register, same_heads
 
 __all__ = ["Relations"]
 
@@ -36,7 +36,7 @@ class Relations(Objective):
         *,
         heads: int | None = None,
         layers: Layers = "last",
-        weight: float | str = 1.0,
+        weight: WeightLike = 1.0,
         schedule: str = "constant",
         name: str | None = None,
     ) -> None:

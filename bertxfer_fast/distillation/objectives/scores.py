@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...models.activations import LayerActivations
 from ..registry import check_choice
-from .base import Layers, register
+from .base import Layers, WeightLike, register
 from .pooled import PooledObjective, full_precision
 from .temperature import TemperatureLike, as_temperature
 
@@ -45,7 +45,7 @@ class Scores(PooledObjective):
         pooling: str = "mean",
         normalize: bool = True,
         layers: Layers = "last",
-        weight: float | str = 1.0,
+        weight: WeightLike = 1.0,
         schedule: str = "constant",
         name: str | None = None,
     ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..objectives import HiddenCosine, Labels, LinearLogits, Logits, Objective
+from ..objectives import HiddenCosine, Labels, LinearLogits, Logits, Objective, WeightLike
 from ..objectives.temperature import TemperatureLike
 from ..registry import check_choice
 from .base import Recipe, Stage, register
@@ -17,9 +17,9 @@ def distilbert(
     temperature: TemperatureLike = 2.0,
     tokens: str = "all",
     vocab_size: int | None = None,
-    soft_weight: float | str = 5.0,
-    labels_weight: float | str = 2.0,
-    cosine_weight: float | str = 1.0,
+    soft_weight: WeightLike = 5.0,
+    labels_weight: WeightLike = 2.0,
+    cosine_weight: WeightLike = 1.0,
     masking: float = 0.15,
 ) -> Recipe:
     """DistilBERT (Sanh et al., 2019): soft labels, masked tokens and the last hidden state's direction in one stage.
@@ -32,7 +32,7 @@ def distilbert(
             ``"whole"``: of any head (`Logits`), for the same three losses on a task of its own labels.
         temperature: see `Logits`.
         tokens, vocab_size: of ``"vocabulary"``, see `LinearLogits`.
-        soft_weight, labels_weight, cosine_weight: a number or a schedule name; 0 leaves one out.
+        soft_weight, labels_weight, cosine_weight: a number or a schedule; 0 leaves one out.
         masking: share of the tokens that are masked where the task is a masked LM.
     """
     check_choice("logits", logits, ("vocabulary", "whole"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..objectives import Embeddings, Objective, Scores
+from ..objectives import Embeddings, Objective, Scores, WeightLike
 from ..objectives.temperature import TemperatureLike
 from .base import Recipe, Stage, register
 
@@ -19,9 +19,9 @@ def embedding(
     normalize: bool = True,
     projection: str = "auto",
     sizes: Sequence[int] = (),
-    vectors_weight: float | str = 1.0,
+    vectors_weight: WeightLike = 1.0,
     scores: str = "kl",
-    scores_weight: float | str = 0.0,
+    scores_weight: WeightLike = 0.0,
     temperature: TemperatureLike = 0.05,
 ) -> Recipe:
     """A small sentence encoder out of a large one (EmbedDistill, 2023; LEAF, 2025): its vectors, on plain text.
@@ -29,9 +29,9 @@ def embedding(
     Args:
         distance, pooling, normalize, projection, sizes: of the vectors, see `Embeddings`. ``projection="pca"`` makes
             the student's vectors those of the teacher in fewer dimensions, ``sizes`` any prefix of them usable.
-        vectors_weight: a number or a schedule name.
+        vectors_weight: a number or a schedule.
         scores, temperature: how the similarities of the texts of a pack are matched, see `Scores`.
-        scores_weight: of that, a number or a schedule name; 0, the default, leaves it out.
+        scores_weight: of that, a number or a schedule; 0, the default, leaves it out.
     """
 
     def build() -> list[Objective]:

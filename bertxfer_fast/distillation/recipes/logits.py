@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..objectives import Labels, Logits, Objective
+from ..objectives import Labels, Logits, Objective, WeightLike
 from ..objectives.temperature import TemperatureLike
 from .base import Recipe, Stage, register
 
@@ -14,8 +14,8 @@ def logits(
     *,
     kind: str = "kl",
     temperature: TemperatureLike = 2.0,
-    weight: float | str = 1.0,
-    labels_weight: float | str = 0.0,
+    weight: WeightLike = 1.0,
+    labels_weight: WeightLike = 0.0,
     masking: float = 0.15,
 ) -> Recipe:
     """Soft labels (Hinton et al., 2015; Tang et al., 2019): for students of any kind, as it looks at no layer.
@@ -24,7 +24,7 @@ def logits(
         kind: ``"kl"``, ``"soft_ce"``, ``"sigmoid"`` or ``"mse"``, see `Logits`. Multi-label heads are matched label by
             label, numbers (regression) by MSE.
         temperature: a number, or a schedule such as ``"flsw"`` or ``{"kind": "linear", "value": 8, "end": 1}``.
-        weight: of the soft labels, a number or a schedule name.
+        weight: of the soft labels, a number or a schedule.
         labels_weight: of the data's own labels; 0, the default, needs none.
         masking: share of the tokens that are masked where the task is a masked LM.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..objectives import AttentionMaps, Layers, Logits, Objective, Relations
+from ..objectives import AttentionMaps, Layers, Logits, Objective, Relations, WeightLike
 from ..objectives.temperature import TemperatureLike
 from .base import Recipe, Stage, register
 
@@ -13,8 +13,8 @@ __all__ = ["minilm", "prediction_stage"]
 def minilm(
     *,
     layers: Layers = "last",
-    attention_weight: float | str = 1.0,
-    value_weight: float | str = 1.0,
+    attention_weight: WeightLike = 1.0,
+    value_weight: WeightLike = 1.0,
     prediction: bool = False,
     temperature: TemperatureLike = 1.0,
 ) -> Recipe:
@@ -24,7 +24,7 @@ def minilm(
 
     Args:
         layers: of the attention, see `Objective`.
-        attention_weight, value_weight: a number or a schedule name.
+        attention_weight, value_weight: a number or a schedule.
         prediction: whether a second stage teaches the head, if the teacher has one, by its logits; without it the
             student's head stays as it was.
         temperature: of that stage, see `Logits`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..objectives import Objective, Relations
+from ..objectives import Objective, Relations, WeightLike
 from ..objectives.temperature import TemperatureLike
 from .base import Recipe, Stage, register
 from .minilm import prediction_stage
@@ -15,7 +15,7 @@ def minilmv2(
     *,
     heads: int = 48,
     teacher_layer: int | str = "last",
-    weight: float | str = 1.0,
+    weight: WeightLike = 1.0,
     prediction: bool = False,
     temperature: TemperatureLike = 1.0,
 ) -> Recipe:
@@ -27,7 +27,7 @@ def minilmv2(
         heads: relation heads, a divisor of both widths: 48 for base teachers in the paper, 64 for large ones.
         teacher_layer: attention layer of the teacher, from 0, that the student's last one learns from: ``"last"`` for
             base teachers in the paper, 20 (the 21st) for large ones.
-        weight: a number or a schedule name.
+        weight: a number or a schedule.
         prediction, temperature: as of `minilm`.
     """
     if isinstance(teacher_layer, bool) or not (isinstance(teacher_layer, int) or teacher_layer == "last"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..objectives import Labels, Layers, Logits, Objective, PatientStates
+from ..objectives import Labels, Layers, Logits, Objective, PatientStates, WeightLike
 from ..objectives.temperature import TemperatureLike
 from .base import Recipe, Stage, register
 
@@ -15,7 +15,7 @@ def pkd(
     layers: Layers = "skip",
     projection: str = "auto",
     alpha: float = 0.5,
-    beta: float | str = 100.0,
+    beta: WeightLike = 100.0,
     temperature: TemperatureLike = 5.0,
 ) -> Recipe:
     """Patient knowledge distillation (Sun et al., 2019): labels, soft labels and [CLS] states of layers between.
@@ -27,7 +27,7 @@ def pkd(
         layers: hidden states that are matched: ``"skip"`` is PKD-Skip, every k-th; explicit pairs for PKD-Last.
         projection: where widths differ, see `PatientStates`.
         alpha: share of the soft labels, 0 to 1; with 1 no labels are needed.
-        beta: weight of the states, a number or a schedule name.
+        beta: weight of the states, a number or a schedule.
         temperature: see `Logits`.
     """
     if not 0 <= alpha <= 1:

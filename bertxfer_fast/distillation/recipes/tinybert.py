@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..objectives import AttentionScores, HiddenStates, Layers, Logits, Objective
+from ..objectives import AttentionScores, HiddenStates, Layers, Logits, Objective, WeightLike
 from ..objectives.temperature import TemperatureLike
 from .base import Recipe, Stage, register
 
@@ -15,8 +15,8 @@ def tinybert(
     layers: Layers = "uniform",
     padding: str = "valid",
     projection: str = "shared",
-    attention_weight: float | str = 1.0,
-    hidden_weight: float | str = 1.0,
+    attention_weight: WeightLike = 1.0,
+    hidden_weight: WeightLike = 1.0,
     temperature: TemperatureLike = 1.0,
 ) -> Recipe:
     """Task distillation of TinyBERT (Jiao et al., 2020): intermediate layers first, then predictions.
@@ -28,7 +28,7 @@ def tinybert(
             states from the embeddings, so they fit one of the two only: ``"uniform"`` is what the paper does.
         padding: ``"valid"`` or ``"reference"``, see `AttentionScores`.
         projection: of the hidden states, see `HiddenStates`.
-        attention_weight, hidden_weight: a number or a schedule name.
+        attention_weight, hidden_weight: a number or a schedule.
         temperature: of the prediction stage, see `Logits`.
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..objectives import AttentionScores, HiddenStates, Layers, Objective
+from ..objectives import AttentionScores, HiddenStates, Layers, Objective, WeightLike
 from .base import Recipe, Stage, register
 
 __all__ = ["tinybert_general"]
@@ -14,8 +14,8 @@ def tinybert_general(
     layers: Layers = "uniform",
     padding: str = "valid",
     projection: str = "shared",
-    attention_weight: float | str = 1.0,
-    hidden_weight: float | str = 1.0,
+    attention_weight: WeightLike = 1.0,
+    hidden_weight: WeightLike = 1.0,
 ) -> Recipe:
     """General distillation of TinyBERT (Jiao et al., 2020): attention scores and hidden states, on plain text.
 
