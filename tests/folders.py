@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import BertTokenizerFast
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
 from bertxfer_fast import cli
 
@@ -16,6 +17,7 @@ from .tiny import VOCAB, tiny_bert
 _WORDS = """good bad fine poor great awful film movie plot actor scene story music the a is was not very and but
 it of in to this that with one two red blue green fast slow up down left right states ##s ##ly ##ing , ."""
 WORDS = _WORDS.split()
+BYTE_VOCAB = 320  # of `byte_tokenizer`
 
 
 def tiny_tokenizer(folder: Path, *, lowercase: bool = True, words: list[str] | None = None) -> Any:
@@ -27,6 +29,30 @@ def tiny_tokenizer(folder: Path, *, lowercase: bool = True, words: list[str] | N
     (folder / "vocab.txt").write_text("\n".join(vocab) + "\n")
     tokenizer = BertTokenizerFast(
         vocab={word: i for i, word in enumerate(vocab)}, do_lower_case=lowercase, model_max_length=64
+    )
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def byte_tokenizer(folder: Path, *, trim_offsets: bool = True) -> Any:
+    """A byte-level BPE tokenizer as RoBERTa's, whose tokens begin with the space before a word; 320 tokens."""
+    levels = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer, inner.decoder = levels, decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=BYTE_VOCAB, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    inner.train_from_iterator([" ".join(WORDS[:30])] * 3, trainer)
+    inner.post_processor = processors.RobertaProcessing(
+        ("</s>", 2), ("<s>", 0), trim_offsets=trim_offsets, add_prefix_space=True
+    )
+    names = {"bos": 0, "pad": 1, "eos": 2, "unk": 3, "mask": 4, "cls": 0, "sep": 2}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        model_max_length=64,
+        **{f"{role}_token": special[i] for role, i in names.items()},
     )
     tokenizer.save_pretrained(folder)
     return tokenizer

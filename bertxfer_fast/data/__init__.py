@@ -18,6 +18,7 @@ _LAZY = {
     "load_label_map": "labels",
     "save_label_map": "labels",
     "sequence_lengths": "loaders",
+    "side_by_side": "both",
 }
 
 __all__ = [
@@ -29,10 +30,11 @@ __all__ = [
     "load_label_map",
     "save_label_map",
     "sequence_lengths",
+    "side_by_side",
 ]
 
 if TYPE_CHECKING:
-    from .both import encode_both
+    from .both import encode_both, side_by_side
     from .encoding import NO_LIMIT, encode
     from .labels import label_map, load_label_map, save_label_map
     from .loaders import sequence_lengths

@@ -13,10 +13,23 @@ from torch import Tensor
 from ..tasks import Task
 from .packing import cu_seqlens_of, positions_of
 
-__all__ = ["INPUTS", "TEACHER", "Features", "PackingCollator", "collate_inputs", "collator_for"]
+__all__ = [
+    "ALIGNMENT",
+    "INPUTS",
+    "SPANS",
+    "TEACHER",
+    "Features",
+    "PackingCollator",
+    "collate_inputs",
+    "collator_for",
+]
 
 #: What the names of a teacher's own tokens begin with, where it has another tokenizer than the student.
 TEACHER = "teacher_"
+#: Which of them stand where each of the student's tokens does, see `encode_both`.
+SPANS = f"{TEACHER}spans"
+#: What the names in a batch begin with that say the same of a pack, see `models.activations.Alignment`.
+ALIGNMENT = "alignment_"
 
 INPUTS = ("input_ids", "token_type_ids")
 _CHECKED = ("attention_mask", "position_ids")  # nothing of them is in a batch, but they can contradict it
@@ -35,7 +48,9 @@ class PackingCollator:
     - ``input_ids``, ``position_ids``, ``token_type_ids``: int64 ``[1, T]``; positions restart at 0 for every sequence.
     - further inputs: ``[1, T, ...]``.
     - ``cu_seq_lens_q``, ``cu_seq_lens_k``: int32 ``[N+1]``; ``max_length_q``, ``max_length_k``: python ints.
-    - ``teacher_input_ids`` and its like: where the features have a teacher's own tokens, a pack of their own.
+    - ``teacher_input_ids`` and its like: where the features have a teacher's own tokens, a pack of their own. With
+      ``teacher_spans`` (n pairs) also which of these tokens stand for those of the student: ``alignment_rows``,
+      ``alignment_tokens`` and ``alignment_bounds``, see `models.activations.Alignment`.
     - ``labels``: integers (class ids) -> int64 ``[N]``; floats (regression) -> float32 ``[N]``; a vector each
       (multi-label) -> float32 ``[N, C]``; with `token_labels`, one integer a token -> int64 ``[1, T]``.
 
@@ -103,6 +118,8 @@ class PackingCollator:
                 break
         if _present(features, f"{TEACHER}input_ids"):
             batch.update(_of_teacher(features))
+            if _present(features, SPANS):
+                batch.update(_spans(features, lengths, batch[f"{TEACHER}cu_seq_lens_q"]))
         return batch
 
     def _labels(self, features: Features, key: str, lengths: Tensor) -> Tensor:
@@ -126,6 +143,26 @@ def _of_teacher(features: Features) -> dict[str, Any]:
         for feature in features
     ]
     return {f"{TEACHER}{name}": value for name, value in PackingCollator()(own).items()}
+
+
+def _spans(features: Features, lengths: Tensor, bounds: Tensor) -> dict[str, Tensor]:
+    """Spans of the teacher's tokens in the pack that `bounds` are of, see `PackingCollator`."""
+    spans = _per_token(features, SPANS, lengths, torch.int64, rows=True)[0]
+    sequence = torch.repeat_interleave(lengths)
+    first, last = spans.unbind(1)
+    bad = ((first < 0) | (first > last) | (last > bounds.diff()[sequence])).nonzero().flatten()
+    if len(bad):
+        row = int(sequence[bad[0]])
+        raise ValueError(
+            f"features[{row}]: got {spans[bad[0]].tolist()} in {SPANS}, want the first and one past the last of "
+            f"{int(bounds.diff()[row])} {TEACHER}input_ids"
+        )
+    first, last = first + bounds[sequence], last + bounds[sequence]
+    rows = (last > first).nonzero().flatten()
+    counts = (last - first)[rows]
+    cu_spans = cu_seqlens_of(counts)
+    tokens = torch.arange(int(cu_spans[-1])) + (first[rows] - cu_spans[:-1]).repeat_interleave(counts)
+    return {f"{ALIGNMENT}rows": rows, f"{ALIGNMENT}tokens": tokens, f"{ALIGNMENT}bounds": cu_spans}
 
 
 def collator_for(

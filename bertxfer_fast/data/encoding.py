@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
-import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,8 +20,9 @@ from datasets import Dataset, LargeList, List
 from transformers import PreTrainedTokenizerBase
 
 from .. import tasks
+from .alignment import places_of
 from .empty_rows import check_choice, describe, refusal, row_numbers
-from .files import scratch
+from .files import own_table
 from .labels import at_first_tokens, label_encoder
 from .spans import question_windows
 from .tables import Source, check_columns, column_values, element_feature, is_empty, load
@@ -47,6 +46,7 @@ def encode(
     max_length: int | None = None,
     stride: int | None = None,
     empty_rows: str = "error",
+    offsets: bool = False,
     label_kind: str | None = None,
 ) -> Dataset:
     """Token features of every row, unpadded, ready for `packing.PackingCollator`.
@@ -72,10 +72,13 @@ def encode(
         empty_rows: what becomes of a row without text: ``"error"``; ``"skip"`` leaves it out; ``"zeros"`` makes it a
             sequence of no tokens, for which `FeatureExtractor` gives zeros; ``"keep"`` encodes the empty text. A
             warning says which rows. A row without a label is left out by ``"skip"``, and an error otherwise.
+        offsets: also say what every token stands for, ``offsets [n, 2]``, see `alignment.places_of`: so tokens of two
+            tokenizers are compared. Needs a fast tokenizer.
         label_kind: the older name of `task`: ``"class"``, ``"multi"``, ``"token"`` or ``"float"``. Deprecated.
 
     Returns:
-        A Dataset with ``input_ids``, ``token_type_ids`` if the tokenizer gives them, and ``labels`` if asked for.
+        A Dataset with ``input_ids``, ``token_type_ids`` if the tokenizer gives them, and ``labels`` and ``offsets`` if
+        asked for.
 
     Raises:
         TypeError: no transformers tokenizer, or a column that holds something else than text.
@@ -121,6 +124,11 @@ def encode(
         raise ValueError(
             f"stride: got {stride} for task {task.name!r}, want 0 or more, for question-answering"
         )
+    if offsets and (spans or not tokenizer.is_fast):
+        raise ValueError(
+            f"offsets: got a {type(tokenizer).__name__} and task {task.name!r}, want a fast tokenizer, which says "
+            "where its tokens stand, and another task than question-answering"
+        )
     to_label = None if label is None else label_encoder(task, label2id, rows.features[label])
     rows = complete_rows(rows.select_columns(columns), texts, label, empty_rows)
     if label is not None and to_label is not None:
@@ -149,8 +157,12 @@ def encode(
             max_length=longest,
             padding=False,
             return_attention_mask=False,
+            return_offsets_mapping=offsets,
         )
         features = {key: tokens[key] for key in ("input_ids", "token_type_ids") if key in tokens}
+        if offsets:
+            texts_of_rows = enumerate(zip(*columns, strict=True))
+            features["offsets"] = [places_of(tokens, i, row).tolist() for i, row in texts_of_rows]
         if empty_rows == "zeros":
             features = {
                 key: [[] if gone else ids for ids, gone in zip(column, empty, strict=True)]
@@ -167,10 +179,8 @@ def encode(
         spans_of if spans else features_of,
         batched=True,
         remove_columns=columns,
-        cache_file_name=os.path.join(scratch(), f"{uuid.uuid4().hex}.arrow"),
-        load_from_cache_file=False,
-        new_fingerprint=uuid.uuid4().hex,  # or `datasets` pickles the tokenizer to make one
         desc="tokenising",
+        **own_table(),
     )
 
 

@@ -30,7 +30,7 @@ from datasets import Dataset
 
 from ..errors import did_you_mean
 
-__all__ = ["CHUNK", "columns_of", "one_type_a_column", "read_file", "scratch"]
+__all__ = ["CHUNK", "columns_of", "one_type_a_column", "own_table", "read_file", "scratch"]
 
 _SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt")
 CHUNK = 10_000  # rows looked at together
@@ -89,6 +89,15 @@ def scratch() -> str:
     directory = tempfile.mkdtemp(prefix="bertxfer-")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     return directory
+
+
+def own_table() -> dict[str, Any]:
+    """Arguments of ``Dataset.map`` for a table that is this process's alone."""
+    return {
+        "cache_file_name": os.path.join(scratch(), f"{uuid.uuid4().hex}.arrow"),
+        "load_from_cache_file": False,
+        "new_fingerprint": uuid.uuid4().hex,  # or `datasets` pickles what the function holds to make one
+    }
 
 
 # ---- what the bytes are -------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from ..models.encoder import ActivationSource, Encoder, module_of, reads
 from ..models.stream import as_encoder, source_of
 from ..models.token_ids import likeliest_ids
 from ..students.heads import follow_labels
+from .alignment import in_common
 from .batches import packed_batch
 from .fit import check_models, check_objectives, teacher_or_start
 from .objectives import Match, Objective
@@ -228,7 +229,8 @@ class Distiller(nn.Module):
 
         def compare(objective: Objective, match: Match, *teacher: LayerActivations) -> None:
             wanted = (_labels(objective, packed),) if match.labels else ()
-            value = objective(_of_student(student, match), *teacher, *wanted).float()
+            pair = in_common(objective, _of_student(student, match), *teacher)
+            value = objective(*pair, *wanted).float()
             values[objective.name] = values[objective.name] + value if objective.name in values else value
 
         self._run_teacher(packed, matches, compare)

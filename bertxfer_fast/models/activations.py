@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import Tensor
 
-__all__ = ["LayerActivations", "PackedOutput", "Place", "Sink", "Spot", "Tap"]
+__all__ = ["Alignment", "LayerActivations", "PackedOutput", "Place", "Sink", "Spot", "Tap"]
 
 #: Where in a model something is looked at.
 Place = Literal["attention", "hidden", "output_layer", "logits"]
@@ -20,6 +20,21 @@ Place = Literal["attention", "hidden", "output_layer", "logits"]
 #: and dropout), i = output of the i-th layer; output_layer 0 = what the last linear map of a masked-LM head reads;
 #: logits 0.
 Spot = tuple[Place, int]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Which tokens of a teacher stand for a token of a student that reads others.
+
+    Attributes:
+        rows: int64 ``[R]``, the student's tokens for which there are any, rising.
+        tokens: int64 ``[S]``, the teacher's tokens of each of them, one after the other.
+        bounds: int32 ``[R + 1]``, where each of them begins in ``tokens``.
+    """
+
+    rows: Tensor
+    tokens: Tensor
+    bounds: Tensor
 
 
 @dataclass(frozen=True)
@@ -40,6 +55,7 @@ class LayerActivations:
         bias: ``[V]``, only of output_layer, None where it has none.
         pooled: ``[N, D]`` in place of ``hidden``, one vector a sequence, of a teacher that has nothing else.
         logits: ``[N, C]`` of a sequence head or ``[T, C]`` of a token head.
+        alignment: of a teacher that reads other tokens than the student, where there is a row a token: whose they are.
     """
 
     place: Place
@@ -55,6 +71,7 @@ class LayerActivations:
     bias: Tensor | None = None
     pooled: Tensor | None = None
     logits: Tensor | None = None
+    alignment: Alignment | None = None
 
     @property
     def spot(self) -> Spot:

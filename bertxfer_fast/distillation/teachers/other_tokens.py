@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from torch import nn
 
-from ...data.collators import TEACHER
-from ...models.activations import Sink
+from ...data.collators import ALIGNMENT, TEACHER
+from ...models.activations import Alignment, LayerActivations, Sink
 from ...models.encoder import ActivationSource, module_of
 from ...models.spec import EncoderSpec
 from ...models.stream import as_encoder, source_of
@@ -24,7 +24,11 @@ class OtherTokens:
 
     Batches carry both: the student's tokens under the usual names, the teacher's under the same names with
     ``teacher_`` before them, as `data.encode_both` and `PackingCollator` make them. What one text has one row of can be
-    learned: logits of texts, pooled hidden states. Single tokens cannot be matched.
+    learned as it is: logits of texts, pooled hidden states. What each token has a row of can where the features say
+    which tokens stand for the same characters (``encode_both(align=True)``): hidden states, logits of a token head.
+    Each token of the student then learns the mean of the teacher's rows of its characters; one of which the teacher
+    has none has no part in the loss. What lies between two tokens (attention, relations) cannot be learned: maps over
+    different tokens have no axis in common. Nor can predictions of a vocabulary, or of the ends of spans.
 
     Args:
         teacher: a transformers model, an `Encoder` or an `ActivationSource`.
@@ -32,6 +36,7 @@ class OtherTokens:
     Attributes:
         spec: the teacher's facts, but for its vocabulary, which the student does not share.
         model: its module.
+        aligned: whether something is looked at that each token has a row of, so that batches have to be aligned.
 
     Raises:
         TypeError: something that is not a teacher.
@@ -40,6 +45,7 @@ class OtherTokens:
     def __init__(self, teacher: Any) -> None:
         is_source = isinstance(teacher, ActivationSource)
         self.teacher: Any = teacher if is_source else as_encoder(teacher, "teacher")
+        self.aligned = False
 
     @property
     def spec(self) -> EncoderSpec:
@@ -58,23 +64,30 @@ class OtherTokens:
         """The source of just these spots.
 
         Raises:
-            ValueError: one of them has a row for every token.
+            ValueError: one of them has no counterpart in other tokens.
         """
-        wants = list(wants)
+        wants, spec = list(wants), self.teacher.spec
+        of_vocabulary = spec.output_layer or (not spec.labels and spec.num_labels == spec.vocab_size)
+        places = ("hidden",) if of_vocabulary or spec.head == "span" else ("hidden", "logits")
+        by_token = False
         for (place, index), pooling in wants:
-            of_texts = self.spec.head == "sequence" if place == "logits" else pooling is not None
-            if not of_texts:
+            if place not in places:
                 raise ValueError(
-                    f"teacher: got {place} {index}, a row a token, to match with a student that has other tokens, want "
-                    "logits of texts or pooled hidden states; or give both models one tokenizer"
+                    f"teacher: got {place} {index} to match with a student that has other tokens, want hidden states, "
+                    "or logits of classes: maps over tokens, vocabularies and ends of spans have no counterpart; or "
+                    "give both models one tokenizer"
                 )
-        return OtherTokens(source_of(self.teacher, wants))
+            by_token |= pooling is None if place == "hidden" else spec.head == "token"
+        chosen = OtherTokens(source_of(self.teacher, wants))
+        chosen.aligned = by_token
+        return chosen
 
     def stream(self, batch: Mapping[str, Any], sink: Sink) -> None:
         """Run the teacher on its own tokens; what it hands over has boundaries of its own.
 
         Raises:
-            ValueError: the batch has none of its tokens, or of another number of texts.
+            ValueError: the batch has none of its tokens, or of another number of texts, or does not say which of them
+                stand for the student's where that is needed.
         """
         own = {name.removeprefix(TEACHER): value for name, value in batch.items() if name.startswith(TEACHER)}
         bounds = own.get("cu_seq_lens_q")
@@ -88,7 +101,20 @@ class OtherTokens:
                 f"batch: got {len(bounds) - 1} texts of the teacher's tokens and {len(batch['cu_seq_lens_q']) - 1} of "
                 "the student's, want as many"
             )
-        self.teacher.stream(own, sink)
+        names = {part.name: f"{ALIGNMENT}{part.name}" for part in fields(Alignment)}
+        known = all(name in batch for name in names.values())
+        alignment = Alignment(**{part: batch[name] for part, name in names.items()}) if known else None
+        if alignment is None and self.aligned:
+            raise ValueError(
+                f"batch: got {sorted(batch)}, want it to say which of the teacher's tokens stand for the student's, as "
+                "PackingCollator makes it of features of data.encode_both(align=True): an objective matches tokens"
+            )
+
+        def with_alignment(activations: LayerActivations) -> None:
+            by_token = activations.hidden is not None or self.spec.head == "token"
+            sink(replace(activations, alignment=alignment) if by_token else activations)
+
+        self.teacher.stream(own, with_alignment)
 
     def flush(self) -> None:
         """Of a teacher that has something to write."""
