@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from .folders import WORDS, change, make_place, tiny_tokenizer, write_tsv
 from .tiny import tiny_bert
 
@@ -38,6 +40,22 @@ def other_tokenizer(place: Path) -> None:
 def other_case(place: Path) -> None:
     tiny_tokenizer(place / "tokenizer", lowercase=False)
     change(place, tokenizer="tokenizer")
+
+
+def own_tokenizer(**changes: Any) -> Callable[[Path], None]:
+    """The student reads other tokens than its teacher."""
+
+    def build(place: Path) -> None:
+        tiny_tokenizer(place / "own", words=[*WORDS[1:], WORDS[0]])
+        change(place, **changes)
+        recipe = yaml.safe_load((place / "recipe.yaml").read_text())
+        student = recipe["student"]
+        change(
+            place,
+            student={**({"path": student} if isinstance(student, str) else student), "tokenizer": "own"},
+        )
+
+    return build
 
 
 def student_with(**settings: Any) -> Callable[[Path], None]:
@@ -350,6 +368,34 @@ RECIPES: dict[str, Command] = {
         "tokens, want the teacher's vocabulary",
     ),
     "a tokenizer that cuts text differently": (other_case, "cuts text differently"),
+    "a student's own tokenizer that is not there": (
+        sets(student__tokenizer="tokens"),
+        r"\(section student\): .*tokens",
+    ),
+    "a student's own tokenizer and a recipe of attention": (
+        own_tokenizer(),
+        "stage intermediate: teacher: got attention [13] to match with a student that has other tokens, want hidden",
+    ),
+    "a student's own tokenizer and no teacher": (
+        both(student_with(), own_tokenizer(recipe="finetune", teacher=None, stages={}, student="small")),
+        r"student\.tokenizer: got one beside no teacher, want tokenizer: no other model reads here",
+    ),
+    "a student's own tokenizer and rows": (
+        both(own_tokenizer(recipe="logits", teacher="train.npy"), write("train.npy", b"")),
+        r"student\.tokenizer: got one beside rows, which have none, want tokenizer",
+    ),
+    "a student's own tokenizer and a blend": (
+        own_tokenizer(student__init="blend"),
+        r"student\.tokenizer: got one with init: blend, want init: teacher or random",
+    ),
+    "a student's own tokenizer and masked tokens": (
+        both(masked_lm, own_tokenizer(recipe="distilbert", stages={})),
+        r"student\.tokenizer: got one for task 'masked-lm', want none: the labels of that task are tokens",
+    ),
+    "a student's own tokenizer, of which it has too few ids": (
+        both(student_with(vocab=20), own_tokenizer(recipe="logits", stages={}, student="small")),
+        r"line \d+ \(section student\): the tokenizer gives ids up to 49, the student's vocabulary has 20",
+    ),
     "a student of another vocabulary": (student_with(vocab=60), "got vocab_size 60 and 50 of the teacher"),
     "a student with other head counts": (
         lambda p: change(p, student__num_attention_heads=3),
@@ -575,6 +621,10 @@ CONTINUED: dict[str, Command] = {
     "a teacher that changed in place": (
         config_of_teacher(layer_norm_eps=1e-6),
         r"out holds a run that differs \(content of\.teacher\)",
+    ),
+    "a teacher of which the student is to read other tokens": (
+        own_tokenizer(),
+        r"out holds a run that differs \(content of\.student\.tokenizer, student\.tokenizer\)",
     ),
     "a torn record of the run": (write("out/run.json", "{"), r"run\.json:"),
     "a record of the run that is a list": (write("out/run.json", "[]"), r"run\.json: got a list, want"),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
 from bertxfer_fast import cli
@@ -17,7 +17,7 @@ from .tiny import VOCAB, tiny_bert
 _WORDS = """good bad fine poor great awful film movie plot actor scene story music the a is was not very and but
 it of in to this that with one two red blue green fast slow up down left right states ##s ##ly ##ing , ."""
 WORDS = _WORDS.split()
-BYTE_VOCAB = 320  # of `byte_tokenizer`
+BYTE_VOCAB = 347  # of `byte_tokenizer`
 
 
 def tiny_tokenizer(folder: Path, *, lowercase: bool = True, words: list[str] | None = None) -> Any:
@@ -35,16 +35,16 @@ def tiny_tokenizer(folder: Path, *, lowercase: bool = True, words: list[str] | N
 
 
 def byte_tokenizer(folder: Path, *, trim_offsets: bool = True) -> Any:
-    """A byte-level BPE tokenizer as RoBERTa's, whose tokens begin with the space before a word; 320 tokens."""
-    levels = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    """A byte-level BPE tokenizer as RoBERTa's: bytes, and words with the space before them, whole and cut short."""
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer, inner.decoder = levels, decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=BYTE_VOCAB, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    inner.train_from_iterator([" ".join(WORDS[:30])] * 3, trainer)
+    words = [f"Ġ{word}" for word in WORDS[:30]]
+    merges = dict.fromkeys((word[:end], word[end]) for word in words for end in range(1, len(word)))
+    tokens = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
+    assert len(tokens) == len(set(tokens)) == BYTE_VOCAB
+    inner = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, list(merges)))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens(special)
     inner.post_processor = processors.RobertaProcessing(
         ("</s>", 2), ("<s>", 0), trim_offsets=trim_offsets, add_prefix_space=True
     )

@@ -86,10 +86,12 @@ def _of_recipe(path: str, flags: list[str]) -> None:
     from .run.plan import make_plan
 
     plan = make_plan(config)
-    data = {split: rows for split, rows in plan.data.items() if split != "test"}
+    data = {split: rows for split, rows in (plan.teacher_data or plan.data).items() if split != "test"}
     wants = set()
     for stage in plan.recipe.stages:
-        source = plan.distiller(stage).source
+        source: Any = plan.distiller(stage).source
+        if isinstance(source, teachers.OtherTokens):
+            source = source.teacher
         if isinstance(source, teachers.StoredTeacher):
             wants |= set(source.wants)
         else:
@@ -98,7 +100,8 @@ def _of_recipe(path: str, flags: list[str]) -> None:
         raise InputError(
             f"{config.where('recipe')}: recipe: got {config.recipe!r}, of which nothing can be kept"
         )
-    _fill(plan.teacher.shelf, plan.teacher.live, plan.tokenizer, data, wants)
+    tokenizer = plan.tokenizer if plan.teacher_tokenizer is None else plan.teacher_tokenizer
+    _fill(plan.teacher.shelf, plan.teacher.live, tokenizer, data, wants)
 
 
 def _of_folder(path: str, args: argparse.Namespace) -> None:

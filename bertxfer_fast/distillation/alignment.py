@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,8 +40,10 @@ def in_common(
         "cu_seqlens": cu_seqlens,
         "max_seqlen": student.max_seqlen,
     }  # the longest text as the student reads it
-    mine = {name: _chosen(getattr(student, name), rows) for name in ("hidden", "logits")}
-    theirs = {name: _means(getattr(teacher[0], name), alignment) for name in ("hidden", "logits")}
+    mine: dict[str, Any] = {name: _chosen(getattr(student, name), rows) for name in ("hidden", "logits")}
+    theirs: dict[str, Any] = {
+        name: _means(getattr(teacher[0], name), alignment) for name in ("hidden", "logits")
+    }
     return replace(student, **both, **mine), replace(teacher[0], **both, **theirs, alignment=None)
 
 

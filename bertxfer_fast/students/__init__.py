@@ -10,7 +10,7 @@ from __future__ import annotations
 from ..models.hf.loading import load_saved as load
 from .bilstm import BiLSTM
 from .build import build
-from .embeddings import distilled_table, teacher_table
+from .embeddings import distilled_table, inherited_table, teacher_table
 from .gru import GRU
 from .mlp import MLP
 from .network import Network, NetworkConfig, kinds, options, register
@@ -33,6 +33,7 @@ __all__ = [
     "Transfer",
     "build",
     "distilled_table",
+    "inherited_table",
     "kinds",
     "load",
     "options",

@@ -1,4 +1,4 @@
-"""First embeddings of a student, made of its teacher: its own table, or what it says of each token alone."""
+"""First embeddings of a student, made of its teacher: its own table, for other tokens too, or what it says of each."""
 
 from __future__ import annotations
 
@@ -14,9 +14,20 @@ from ..models.loans import device_of
 from ..models.stream import TeacherStream
 from ..ops import pool_features
 
-__all__ = ["distilled_table", "special_tokens", "teacher_table"]
+__all__ = [
+    "ROLES",
+    "distilled_table",
+    "inherited_table",
+    "special_tokens",
+    "teacher_table",
+    "vocabulary_size",
+]
 
 _TOKENS_PER_BATCH = 8192
+_UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # part of a character's bytes
+
+#: What special tokens are for, whatever a tokenizer calls them.
+ROLES = ("bos", "eos", "cls", "sep", "pad", "unk", "mask")
 
 
 def teacher_table(teacher: Any, size: int | None = None) -> Tensor:
@@ -39,6 +50,59 @@ def teacher_table(teacher: Any, size: int | None = None) -> Tensor:
         return table.float()
     _check_size(size, table.shape[1])
     return (table @ _directions(table, size)).float()
+
+
+def inherited_table(
+    teacher: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher_tokenizer: PreTrainedTokenizerBase,
+    size: int | None = None,
+) -> Tensor:
+    """The teacher's table for another vocabulary (Gee et al., "Fast Vocabulary Transfer", 2022).
+
+    A token of which the teacher has the like keeps its row, a special token that of the one with its role. Any other
+    one is the mean of the rows of those that the teacher's tokenizer cuts its text into; where it knows none of it,
+    the row is random, with the table's mean and deviation, from torch's generator.
+
+    Args:
+        teacher: a transformers model.
+        tokenizer: of the new table.
+        teacher_tokenizer: the teacher's.
+        size: width that is wanted, as in `teacher_table`.
+
+    Returns:
+        float32 ``[V, size]`` on the CPU, a row for each id of ``tokenizer``.
+    """
+    table = teacher_table(teacher, size)
+    vocabulary, theirs = tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
+    ids = {
+        token: [theirs[token]]
+        for token in vocabulary
+        if _alike(tokenizer, teacher_tokenizer) and token in theirs
+    }
+    others = [token for token in vocabulary if token not in ids]
+    texts = [_text_of(token, tokenizer) for token in others]
+    cut = teacher_tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    unknown = teacher_tokenizer.unk_token_id
+    for token, text, found in zip(others, texts, cut, strict=True):
+        ids[token] = [] if _UNREADABLE in text else [i for i in found if i != unknown]
+    for token in tokenizer.all_special_tokens:
+        ids[token] = []
+    for role in ROLES:
+        token, other = getattr(tokenizer, f"{role}_token"), getattr(teacher_tokenizer, f"{role}_token_id")
+        if token is not None and other is not None:
+            ids[token] = [other]
+    made = table.mean(0) + table.std(0) * torch.randn(vocabulary_size(tokenizer), table.shape[1])
+    tokens = [token for token, found in ids.items() if found]
+    bounds = torch.tensor([0, *(len(ids[token]) for token in tokens)]).cumsum(0).int()
+    rows = table[[i for token in tokens for i in ids[token]]]
+    made[[vocabulary[token] for token in tokens]] = pool_features(rows, bounds)
+    return made
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Rows that a table for its tokens has."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def distilled_table(
@@ -109,6 +173,22 @@ def distilled_table(
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of the tokens that stand for no text; the unknown token stands for some."""
     return sorted({*tokenizer.all_special_ids} - {tokenizer.unk_token_id})
+
+
+def _alike(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers write alike what begins a word and what goes on with one."""
+    models = [type(getattr(getattr(each, "backend_tokenizer", None), "model", None)) for each in (one, other)]
+    return models[0] is models[1]
+
+
+def _text_of(token: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a token stands for, with a space before it where it begins a word."""
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    inside = getattr(model, "continuing_subword_prefix", None)
+    if inside and token.startswith(inside):
+        return token.removeprefix(inside)
+    text = tokenizer.convert_tokens_to_string([token])
+    return f" {text.strip()}" if inside or token.startswith("\N{LOWER ONE EIGHTH BLOCK}") else text
 
 
 def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

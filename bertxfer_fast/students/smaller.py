@@ -8,15 +8,17 @@ share (`num_hidden_layers`, ... with their `attribute_map`), and the stack of la
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..models.hf.structure import layer_lists
 from ..models.layers import uniform_layers
+from ..models.spec import EncoderSpec
+from .embeddings import ROLES, inherited_table, vocabulary_size
 from .network import Network
 from .sizes import parse_size
 
@@ -45,6 +47,8 @@ def smaller(
     intermediate_size: int | None = None,
     init: Literal["teacher", "random"] | None = None,
     layers: Sequence[int] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Model:
     """A student of the teacher's class and head, with fewer layers and, if asked, other widths.
 
@@ -60,6 +64,9 @@ def smaller(
             the teacher's widths; ``"random"``: as a new model of that class. By default ``"teacher"``, but
             ``"random"`` where a ``size`` has other widths.
         layers: which teacher layer (from 0) every student layer copies; by default `uniform_layers`.
+        tokenizer: of the student, where it is another one than the teacher's: the student gets its vocabulary and
+            special tokens, and where it starts from the teacher the embeddings of `inherited_table`.
+        teacher_tokenizer: the teacher's, beside ``tokenizer``.
 
     Returns:
         A model in training mode, float32, on the teacher's device; it shares no memory with the teacher.
@@ -73,6 +80,8 @@ def smaller(
         raise TypeError(f"teacher: got {type(teacher).__name__}, want a transformers model")
     if init not in (None, "teacher", "random"):
         raise ValueError(f"init: got {init!r}, want 'teacher' or 'random'")
+    if (tokenizer is None) != (teacher_tokenizer is None):
+        raise ValueError("tokenizer: got one of two, want the student's and the teacher's, or none")
     named = {} if size is None else parse_size(size, teacher.config)
     depth = num_hidden_layers if num_hidden_layers is not None else named.pop("num_hidden_layers", None)
     if depth is None:
@@ -90,6 +99,8 @@ def smaller(
         init = "random" if others else "teacher"
     chosen = _chosen_layers(teacher.config.num_hidden_layers, depth, layers, init)
     config = _student_config(teacher.config, chosen, widths, init)
+    if tokenizer is not None:
+        _set_vocabulary(config, teacher, tokenizer, init)
     build: Any = type(teacher)
     try:
         student = build(config).to(device=teacher.device, dtype=torch.float32)
@@ -99,7 +110,12 @@ def smaller(
             f"widths: got {got or 'none'}, want sizes that {build.__name__} can be built of: {error}"
         ) from error
     if init == "teacher":
-        student.load_state_dict(_copied_weights(teacher, student, chosen))
+        made = {}
+        if tokenizer is not None and teacher_tokenizer is not None:
+            table = student.get_input_embeddings().weight
+            name = next(name for name, parameter in student.named_parameters() if parameter is table)
+            made[name] = inherited_table(teacher, tokenizer, teacher_tokenizer)
+        student.load_state_dict(_copied_weights(teacher, student, chosen, made))
     return student
 
 
@@ -170,10 +186,31 @@ def _student_config(
     return config
 
 
+def _set_vocabulary(
+    config: PreTrainedConfig, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, init: str
+) -> None:
+    """The tokens of another tokenizer in a student's configuration."""
+    facts = EncoderSpec.of(teacher)
+    if facts.output_layer:
+        raise ValueError("teacher: got a masked-LM head, want none: the student's vocabulary is another one")
+    pad = tokenizer.pad_token_id
+    if facts.position_offset and init == "teacher" and pad != config.pad_token_id:
+        raise ValueError(
+            f"tokenizer: got the padding id {pad}, want {config.pad_token_id}, the teacher's, from which its positions "
+            "count, or init='random'"
+        )
+    config.vocab_size = vocabulary_size(tokenizer)
+    for role in ROLES:
+        name = f"{role}_token_id"
+        if hasattr(config, name):
+            setattr(config, name, getattr(tokenizer, name))
+
+
 def _copied_weights(
-    teacher: PreTrainedModel, student: PreTrainedModel, chosen: list[int]
+    teacher: PreTrainedModel, student: PreTrainedModel, chosen: list[int], made: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The student's state dict filled from the teacher's; an error if anything does not correspond exactly."""
+    """The student's state dict filled from the teacher's, but for what is made; an error if anything does not
+    correspond exactly."""
     stack = layer_stack(teacher)
     source, wanted = teacher.state_dict(), student.state_dict()
     copied: dict[str, Tensor] = {}
@@ -183,6 +220,10 @@ def _copied_weights(
         if key.startswith(stack):
             index, _, rest = key.removeprefix(stack).partition(".")
             origin = f"{stack}{chosen[int(index)]}.{rest}"
+        if key in made:
+            copied[key] = made[key]
+            used.add(origin)
+            continue
         if origin not in source or source[origin].shape != wanted[key].shape:
             raise ValueError(
                 f"layers: got {chosen}, want others or init='random': the student's {key} {list(wanted[key].shape)} "

@@ -218,4 +218,11 @@ STUDENTS: tuple[Mutant, ...] = (
         "feed_forward = 2 * width",
         ("tests/students/test_sizes.py::test_sizes_are_those_of_the_papers",),
     ),
+    Mutant(
+        "unknown_tokens_have_a_say",
+        f"{_STUDENTS}/embeddings.py",
+        "[i for i in found if i != unknown]",
+        "list(found)",
+        ("tests/students/test_other_vocabulary.py::test_other_tokens_are_means_of_their_parts",),
+    ),
 )

@@ -7,6 +7,8 @@ from .mutant import Mutant
 __all__ = ["TEACHERS"]
 
 _TEACHERS = "bertxfer_fast/distillation/teachers"
+_ALIGNMENT = "tests/data/test_alignment.py"
+_OTHER_TOKENS = "tests/distillation/teachers/test_other_tokens.py"
 _FINGERPRINTS = "tests/distillation/teachers/test_fingerprints.py"
 _STORE = "tests/distillation/teachers/test_store.py"
 _ENSEMBLE = "tests/distillation/teachers/test_ensemble.py"
@@ -102,5 +104,47 @@ TEACHERS: tuple[Mutant, ...] = (
         "label_order(other.labels, first.labels)",
         "label_order(first.labels, other.labels)",
         (f"{_ENSEMBLE}::test_classes_in_another_order_are_read_in_the_first_ones",),
+    ),
+    Mutant(
+        "first_of_the_teachers_tokens_alone",
+        "bertxfer_fast/distillation/alignment.py",
+        "alignment.tokens), alignment.bounds)",
+        'alignment.tokens), alignment.bounds, mode="cls")',
+        (f"{_OTHER_TOKENS}::test_a_token_learns_the_mean_of_its_characters_rows",),
+    ),
+    Mutant(
+        "what_is_pooled_is_aligned",
+        "bertxfer_fast/distillation/alignment.py",
+        'alignment is None or getattr(objective, "pooling", None) is not None',
+        "alignment is None",
+        (f"{_OTHER_TOKENS}::test_a_token_learns_the_mean_of_its_characters_rows",),
+    ),
+    Mutant(
+        "spans_of_one_sequence_for_the_pack",
+        "bertxfer_fast/data/collators.py",
+        "first, last = first + bounds[sequence], last + bounds[sequence]",
+        "first, last = first + bounds[0], last + bounds[0]",
+        (f"{_ALIGNMENT}::test_the_collator_moves_spans_into_the_pack",),
+    ),
+    Mutant(
+        "characters_of_a_word_counted_from_the_text",
+        "bertxfer_fast/data/alignment.py",
+        "places[own] += starts[words, None]",
+        "places[own] += start",
+        (f"{_ALIGNMENT}::test_rows_of_pairs_and_of_words",),
+    ),
+    Mutant(
+        "neighbours_share_a_place",
+        "bertxfer_fast/data/alignment.py",
+        'theirs[solid, 1], mine[:, 0], side="right"',
+        'theirs[solid, 1], mine[:, 0], side="left"',
+        (f"{_ALIGNMENT}::test_known_rows",),
+    ),
+    Mutant(
+        "teacher_measured_with_the_students_tokens",
+        "bertxfer_fast/cli/run/plan.py",
+        'self.teacher_data if role.startswith("teacher") and self.teacher_data else self.data',
+        "self.data",
+        ("tests/cli/test_other_tokens.py::test_words_are_tagged_by_both",),
     ),
 )

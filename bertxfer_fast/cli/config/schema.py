@@ -178,13 +178,13 @@ def _is_value(key: str) -> bool:
 
 def _overlay(file: dict[str, Setting], flags: dict[str, Setting]) -> dict[str, Setting]:
     """Flags over the file. `--student DIR` or another `--student.kind` replaces the file's sizes, `--student.x N` its
-    directory."""
+    directory, but for the tokenizer that it has."""
     was, now = (
         settings["student.kind"].value if "student.kind" in settings else None for settings in (file, flags)
     )
     if "student" in flags or (now is not None and now != was):
         file = {key: setting for key, setting in file.items() if not key.startswith("student.")}
-    if any(key.startswith("student.") for key in flags):
+    if any(key.startswith("student.") and key != "student.tokenizer" for key in flags):
         file = {key: setting for key, setting in file.items() if key != "student" or setting.is_section}
     return {**file, **flags}
 
@@ -322,7 +322,11 @@ def _check_values(config: DistillConfig, file_name: str) -> None:
             f"{file_name}: 'student' is missing: give a directory, or a section with a size, num_hidden_layers or a "
             "kind"
         )
-    free = ("path", *(("init", "beta", "width_rule", "layers") if student.init == "blend" else ()))
+    free = (
+        "path",
+        "tokenizer",
+        *(("init", "beta", "width_rule", "layers") if student.init == "blend" else ()),
+    )
     beside = {key.removeprefix("student."): key for key in config.sources if key.startswith("student.")}
     sizes = [key for name, key in beside.items() if name not in free]
     if student.path is not None and sizes:

@@ -12,7 +12,7 @@ from .settings import Setting
 __all__ = ["BESIDE_KIND", "StudentConfig", "option_of_kind", "options_of_kind"]
 
 # Keys of the student that a student of a kind has, too; the others of that section are the kind's options.
-BESIDE_KIND = ("kind", "path", "init")
+BESIDE_KIND = ("kind", "path", "init", "tokenizer")
 
 
 @dataclass
@@ -35,6 +35,10 @@ class StudentConfig:
     )
     path: str | None = field(
         default=None, metadata={"path": True, "help": "directory of an existing student"}
+    )
+    tokenizer: str | None = field(
+        default=None,
+        metadata={"path": True, "help": "directory of a tokenizer of its own (default: the one of all)"},
     )
     num_hidden_layers: int | None = field(default=None, metadata={"help": "number of encoder layers"})
     hidden_size: int | None = field(default=None, metadata={"help": "width (default: the teacher's)"})

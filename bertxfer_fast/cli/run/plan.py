@@ -15,7 +15,7 @@ from ...data.collators import Features, collator_for
 from ...data.masking import MaskingCollator
 from ...distillation import recipes
 from ...distillation.distiller import Distiller
-from ...distillation.teachers import StoredTeacher
+from ...distillation.teachers import OtherTokens, StoredTeacher
 from ...errors import InputError, user_input
 from ...evaluation.card import ModelCard
 from ...evaluation.evaluate import has_labels
@@ -25,10 +25,11 @@ from ...training.arguments import DistillationArguments
 from ...training.policies import check_policies
 from ..config.schema import DistillConfig, check_stages
 from .resume import check_output
-from .roles import check_vocabulary, read_tokenizer, start_student
+from .roles import check_vocabulary, read_tokenizers, start_student
 from .teachers import (
     bind_rows,
     check_answers,
+    check_other_tokens,
     check_teachers,
     load_teacher,
     models_of,
@@ -46,11 +47,13 @@ class Plan:
         config: what the user wrote.
         recipe: its stages.
         arguments: training arguments by stage.
-        tokenizer: of teacher and student.
+        tokenizer: of the student, and of the teacher where that has no other one.
         task: what the teacher's head does, which the student learns.
         teacher: what teaches, see `load_teacher`; None where the recipe needs none and none is given.
         student: the model.
         data: token features by split.
+        teacher_tokenizer: the teacher's, where it is another one than the student's.
+        teacher_data: what it then reads, by split; in `data` that stands beside what the student reads.
     """
 
     config: DistillConfig
@@ -61,6 +64,8 @@ class Plan:
     teacher: Any
     student: Any
     data: dict[str, Any] = field(default_factory=dict)
+    teacher_tokenizer: Any = None
+    teacher_data: dict[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -78,6 +83,11 @@ class Plan:
         found = models_of(self.teacher)
         names = ["teacher"] if len(found) == 1 else [f"teacher {i + 1}" for i in range(len(found))]
         return {**dict(zip(names, found, strict=True)), "student": self.student}
+
+    def rows_of(self, role: str, split: str | None) -> Any:
+        """The features of a split in the tokens that a model reads; None without a split."""
+        own = self.teacher_data if role.startswith("teacher") and self.teacher_data else self.data
+        return None if split is None else own[split]
 
     @property
     def taught(self) -> dict[str, Any]:
@@ -114,6 +124,8 @@ class Plan:
         """That of a stage; of another ``student`` where an earlier stage will leave a smaller one."""
         # No two passes hide the same tokens: there is nothing to remember.
         teacher = without_store(self.teacher) if self.masks(stage) else self.teacher
+        if self.teacher_tokenizer is not None:
+            teacher = OtherTokens(teacher)
         return Distiller(teacher, self.student if student is None else student, stage.build_objectives())
 
     def masks(self, stage: recipes.Stage) -> bool:
@@ -139,15 +151,19 @@ def make_plan(config: DistillConfig) -> Plan:
     arguments = {stage.name: stage_arguments(config, stage) for stage in recipe.stages}
     _check_files(config)
     check_output(config, list(arguments))
-    tokenizer = read_tokenizer(config)
-    teacher, task = load_teacher(config, tokenizer)
-    student = start_student(config, teacher, task, tokenizer)
-    plan = Plan(config, recipe, arguments, tokenizer, task, teacher, student)
-    check_vocabulary(config, plan.roles, tokenizer)
+    tokenizer, theirs = read_tokenizers(config)
+    teacher, task = load_teacher(config, tokenizer if theirs is None else theirs)
+    check_other_tokens(config, task)
+    student = start_student(config, teacher, task, tokenizer, theirs)
+    plan = Plan(config, recipe, arguments, tokenizer, task, teacher, student, teacher_tokenizer=theirs)
+    check_vocabulary(config, plan.roles, tokenizer, theirs)
+    align = False
     for stage in recipe.stages:  # what the models alone tell is said before a large file is read
         with user_input(f"stage {stage.name}"):
-            student = check_policies(plan.distiller(stage, student), arguments[stage.name])
-    plan.data = encode_splits(plan)
+            distiller = plan.distiller(stage, student)
+            student = check_policies(distiller, arguments[stage.name])
+        align |= isinstance(distiller.source, OtherTokens) and distiller.source.aligned
+    plan.data, plan.teacher_data = encode_splits(plan, align=align)
     check_lengths(plan)
     bind_rows(plan)
     for stage in recipe.stages:

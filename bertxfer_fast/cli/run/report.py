@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...evaluation.attention import MapPair, compare_attention
-from ...evaluation.card import how_to_load
+from ...evaluation.card import how_to_load, short_name
 from ...evaluation.curves import loss_curves
 from ...evaluation.report import REPORT_FILE, html_report
 from ...evaluation.results import RESULTS_FILE, dump
@@ -41,9 +41,12 @@ def report(
     models = [found.row() for found in assessed]
     plan.student.eval().save_pretrained(plan.folder)
     plan.tokenizer.save_pretrained(plan.folder)
+    own_tokenizer = (
+        {"tokenizer": short_name(plan.config.student.tokenizer)} if plan.config.student.tokenizer else {}
+    )
     card = replace(
         plan.card,
-        student=student_facts(plan.student),
+        student={**student_facts(plan.student), **own_tokenizer},
         stages=stages,
         metrics=models,
         command=command,
@@ -77,6 +80,8 @@ def _attention(plan: Plan, split: str | None) -> tuple[list[MapPair], str]:
     teacher = plan.models.get("teacher")
     if teacher is None:
         return [], "No teacher ran here." if count else ""
+    if plan.teacher_tokenizer is not None:
+        return [], "Teacher and student read other tokens." if count else ""
     rows = plan.data["train" if split is None else split]
     maps = compare_attention(teacher, plan.student, rows, plan.tokenizer, count)
     if maps or not count:

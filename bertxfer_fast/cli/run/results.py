@@ -27,10 +27,16 @@ _PATHLESS = {"output_dir"}
 
 def measure_models(plan: Plan, models: Mapping[str, Any], split: str | None) -> list[Assessment]:
     """Each model on the split, all with the same resamples."""
-    rows = plan.data[split] if split is not None else None
     names = EncoderSpec.of(plan.student).labels  # the teacher may have none of its own
     return [
-        assess(name, model, rows, task=plan.task, names=names, resampling=resampling_of(plan.config))
+        assess(
+            name,
+            model,
+            plan.rows_of(name, split),
+            task=plan.task,
+            names=names,
+            resampling=resampling_of(plan.config),
+        )
         for name, model in models.items()
     ]
 

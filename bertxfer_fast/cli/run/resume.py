@@ -105,6 +105,7 @@ def identity(config: DistillConfig) -> dict[str, Any]:
     """What makes two runs the same: the settings, and what is in the files that training reads."""
     sources = {
         "student": config.student.path,
+        "student.tokenizer": config.student.tokenizer,
         "tokenizer": config.tokenizer,
         "train": config.data.train,
         "eval": config.data.eval,

@@ -17,15 +17,25 @@ from ..config.schema import DistillConfig
 from ..console import say
 from .teachers import models_of, with_model
 
-__all__ = ["check_vocabulary", "read_tokenizer", "start_student"]
+__all__ = ["check_vocabulary", "read_tokenizers", "start_student"]
 
 
-def read_tokenizer(config: DistillConfig) -> Any:
-    """The tokenizer, after checking that teacher and student mean the same tokens by the same ids."""
+def read_tokenizers(config: DistillConfig) -> tuple[Any, Any]:
+    """The student's tokenizer, and the teacher's where that is another one, else None."""
+    tokenizer = _common_tokenizer(config)
+    if config.student.tokenizer is None:
+        return tokenizer, None
+    with user_input(config.where("student.tokenizer")):
+        return load_tokenizer(config.student.tokenizer), tokenizer
+
+
+def _common_tokenizer(config: DistillConfig) -> Any:
+    """The tokenizer of all that read alike, after checking that they mean the same tokens by the same ids."""
+    student = config.student.path if config.student.tokenizer is None else None
     # Rows have no tokenizer, and a store not always.
     taught_by = [path for path in config.teachers if has_tokenizer(path) or is_model(path)]
     sources = {"tokenizer": config.tokenizer, "teacher": next(iter(taught_by), None)}
-    sources["student.path"] = config.student.path
+    sources["student.path"] = student
     named = [(key, path) for key, path in sources.items() if path is not None]
     if not named:
         raise InputError(
@@ -38,25 +48,34 @@ def read_tokenizer(config: DistillConfig) -> Any:
         if path != source and has_tokenizer(path):
             with user_input(config.where("teacher")):
                 check_tokenizers(load_tokenizer(path), tokenizer)
-    if key != "student.path" and config.student.path is not None and has_tokenizer(config.student.path):
+    if key != "student.path" and student is not None and has_tokenizer(student):
         with user_input(config.where("student.path")):
-            check_tokenizers(tokenizer, load_tokenizer(config.student.path))
+            try:
+                check_tokenizers(tokenizer, load_tokenizer(student))
+            except ValueError as error:
+                raise ValueError(f"{error}; with student.tokenizer it reads tokens of its own") from error
     return tokenizer
 
 
-def check_vocabulary(config: DistillConfig, models: Mapping[str, Any], tokenizer: Any) -> None:
-    highest = max(tokenizer.get_vocab().values(), default=0)
+def check_vocabulary(
+    config: DistillConfig, models: Mapping[str, Any], tokenizer: Any, teacher_tokenizer: Any = None
+) -> None:
     for role, model in models.items():
+        own = teacher_tokenizer if role == "teacher" and teacher_tokenizer is not None else tokenizer
+        key = "tokenizer" if own is teacher_tokenizer or teacher_tokenizer is None else "student.tokenizer"
+        highest = max(own.get_vocab().values(), default=0)
         config_of = getattr(model, "config", None)  # an answer that is only kept has none
         size = EncoderSpec.of(model).vocab_size if config_of is None else config_of.vocab_size
         if size is not None and highest >= size:
             raise InputError(
-                f"{config.where('tokenizer')}: the tokenizer gives ids up to {highest}, the {role}'s vocabulary has "
+                f"{config.where(key)}: the tokenizer gives ids up to {highest}, the {role}'s vocabulary has "
                 f"{size}; is it another model's tokenizer?"
             )
 
 
-def start_student(config: DistillConfig, teacher: Any, task: tasks.Task, tokenizer: Any) -> Any:
+def start_student(
+    config: DistillConfig, teacher: Any, task: tasks.Task, tokenizer: Any, teacher_tokenizer: Any = None
+) -> Any:
     """The student as it is before the first step: opened, built, cut out of the teacher, or blended with it."""
     set_seed(config.seed)  # new weights depend on the seed alone
     wanted = config.student
@@ -65,7 +84,7 @@ def start_student(config: DistillConfig, teacher: Any, task: tasks.Task, tokeniz
             raise InputError(
                 f"{config.where(f'student.{key}')}: {key}: got it without init: blend, want both"
             )
-    student = _new_student(config, teacher, task, tokenizer)
+    student = _new_student(config, teacher, task, tokenizer, teacher_tokenizer)
     if wanted.init == "blend":
         with user_input(config.where("student")):
             record = students.transfer_weights(
@@ -79,7 +98,9 @@ def start_student(config: DistillConfig, teacher: Any, task: tasks.Task, tokeniz
     return student
 
 
-def _new_student(config: DistillConfig, teacher: Any, task: tasks.Task, tokenizer: Any) -> Any:
+def _new_student(
+    config: DistillConfig, teacher: Any, task: tasks.Task, tokenizer: Any, teacher_tokenizer: Any
+) -> Any:
     wanted, blend = config.student, config.student.init == "blend"
     if wanted.path is not None:
         with user_input(config.where("student.path")):
@@ -92,7 +113,8 @@ def _new_student(config: DistillConfig, teacher: Any, task: tasks.Task, tokenize
     with user_input(config.where("student")):
         model = _weights_of(teacher)
         if wanted.kind is not None:
-            return students.build(wanted.kind, model, tokenizer=tokenizer, init=wanted.init, **wanted.options)
+            both = {"tokenizer": tokenizer, "teacher_tokenizer": teacher_tokenizer}
+            return students.build(wanted.kind, model, init=wanted.init, **both, **wanted.options)
         return students.smaller(
             model,
             size=wanted.size,
@@ -102,6 +124,8 @@ def _new_student(config: DistillConfig, teacher: Any, task: tasks.Task, tokenize
             intermediate_size=wanted.intermediate_size,
             init="random" if blend else wanted.init,  # type: ignore[arg-type]  # checked there
             layers=None if blend else wanted.layers,
+            tokenizer=None if teacher_tokenizer is None else tokenizer,
+            teacher_tokenizer=teacher_tokenizer,
         )
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "bind_rows",
     "check_answers",
+    "check_other_tokens",
     "check_teachers",
     "load_teacher",
     "models_of",
@@ -47,6 +48,17 @@ def check_teachers(config: DistillConfig) -> None:
         if not rows and not teachers.is_store(path):
             with user_input(where):
                 model_folder(path, "teacher")
+    own, place = config.student.tokenizer, config.where("student.tokenizer")
+    if own is not None and (not config.teachers or any(map(_rows_of, config.teachers))):
+        whose = "rows, which have none" if config.teachers else "no teacher"
+        raise InputError(
+            f"{place}: student.tokenizer: got one beside {whose}, want tokenizer: no other model reads here"
+        )
+    if own is not None and config.student.init == "blend":
+        raise InputError(
+            f"{place}: student.tokenizer: got one with init: blend, want init: teacher or random: a blend is of models "
+            "with one vocabulary"
+        )
     for key in ("weights", "mean_of"):
         if f"ensemble.{key}" in config.sources and not several:
             place = config.where(f"ensemble.{key}")
@@ -86,6 +98,21 @@ def load_teacher(config: DistillConfig, tokenizer: Any) -> tuple[Any, tasks.Task
     if config.store.path is not None:
         return _kept(config, teacher, tokenizer, task), task
     return teacher if _is_source(teacher) else teacher(), task
+
+
+def check_other_tokens(config: DistillConfig, task: tasks.Task) -> None:
+    """Whether a task goes with a student that has a tokenizer of its own, where it has one.
+
+    Raises:
+        InputError: its labels are tokens.
+    """
+    if config.student.tokenizer is not None and (
+        task.labels == "span" or not (task.label_column or task.labels is None)
+    ):
+        raise InputError(
+            f"{config.where('student.tokenizer')}: student.tokenizer: got one for task {task.name!r}, want none: the "
+            "labels of that task are tokens"
+        )
 
 
 def models_of(teacher: Any) -> list[Any]:
@@ -136,10 +163,14 @@ def check_answers(plan: Plan, distiller: Distiller) -> None:
     Raises:
         InputError: it is not.
     """
-    if isinstance(distiller.source, teachers.StoredTeacher):
+    source: Any = distiller.source
+    data = plan.taught
+    if isinstance(source, teachers.OtherTokens):
+        source, data = source.teacher, {split: plan.teacher_data[split] for split in data}
+    if isinstance(source, teachers.StoredTeacher):
         with user_input(plan.config.where("store" if plan.config.store.path else "teacher")):
-            distiller.source.shelf.verify()
-            distiller.source.check(plan.taught)
+            source.shelf.verify()
+            source.check(data)
 
 
 def _is_source(teacher: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,16 @@ def named_splits(config: DistillConfig) -> dict[str, str]:
     return {split: path for split, path in files.items() if path is not None}
 
 
-def encode_splits(plan: Plan) -> dict[str, Any]:
-    """Token features of every split, with labels where the recipe file names their column."""
+def encode_splits(plan: Plan, *, align: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Token features of every split, with labels where the recipe file names their column.
+
+    Args:
+        plan: of the run.
+        align: whether tokens of a student are compared with those of a teacher that reads others.
+
+    Returns:
+        What the student reads; of a teacher with another tokenizer that, too, is beside it, and returned alone.
+    """
     config, task, label = plan.config, plan.task, plan.config.data.label
     if label is not None and not task.label_column:
         raise InputError(
@@ -36,22 +45,27 @@ def encode_splits(plan: Plan) -> dict[str, Any]:
     if label is not None and task.has_classes:
         with user_input(config.where("data.label")):
             label2id = _label_map(plan, label)
-    features = {}
+    features, of_teacher = {}, {}
     for split, path in named_splits(config).items():
         with user_input(f"{config.where(f'data.{split}')}: {Path(path).name}"):
-            features[split] = data.encode(
+            encode = partial(
+                data.encode,
                 path,
-                plan.tokenizer,
                 text=config.data.text,
                 text_pair=config.data.text_pair,
                 label=label,
                 task=task,
                 label2id=label2id,
-                max_length=config.data.max_length or _longest(plan),
                 stride=config.data.stride,
                 empty_rows=config.data.empty_rows,
+                offsets=align,
             )
-    return features
+            theirs, longest = plan.teacher_tokenizer, config.data.max_length
+            features[split] = encode(plan.tokenizer, max_length=longest or _longest(plan, "student"))
+            if theirs is not None:
+                of_teacher[split] = encode(theirs, max_length=longest or _longest(plan, "teacher"))
+                features[split] = data.side_by_side(features[split], of_teacher[split])
+    return features, of_teacher
 
 
 def _label_map(plan: Plan, label: str) -> Mapping[str, int]:
@@ -81,24 +95,31 @@ def _label_map(plan: Plan, label: str) -> Mapping[str, int]:
     return label2id
 
 
-def _longest(plan: Plan) -> int | None:
-    """Tokens that tokenizer, teacher and student can all take; None if none of them knows a limit."""
-    limit = min([*plan.positions.values(), plan.tokenizer.model_max_length])
+def _longest(plan: Plan, role: str) -> int | None:
+    """Tokens that a model, its tokenizer and all others that read the same can take; None if none knows a limit."""
+    apart = plan.teacher_tokenizer is not None
+    tokenizer = plan.teacher_tokenizer if apart and role == "teacher" else plan.tokenizer
+    limits = [limit for name, limit in plan.positions.items() if name == role or not apart]
+    limit = min([*limits, tokenizer.model_max_length])
     return limit if limit <= data.NO_LIMIT else None
 
 
 def check_lengths(plan: Plan) -> None:
     """No sequence is longer than a model has positions, its layers look, or a batch has room."""
-    longest = {split: int(data.sequence_lengths(rows).max()) for split, rows in plan.data.items()}
-    for split, tokens in longest.items():
+    longest, of_teacher = (
+        {split: int(data.sequence_lengths(rows).max()) for split, rows in features.items()}
+        for features in (plan.data, plan.teacher_data)
+    )
+    for split, of_student in longest.items():
+        read = {"student": of_student, "teacher": of_teacher.get(split, of_student)}
         for name, positions in plan.positions.items():
-            if tokens > positions:
+            if (tokens := read[name]) > positions:
                 raise InputError(
                     f"{plan.config.where('data.max_length')}: {split} has a sequence of {tokens} tokens, the {name} "
                     f"{positions} positions; set data.max_length to {positions} or less"
                 )
         for name, window in plan.windows.items():
-            if tokens > window:
+            if (tokens := read[name]) > window:
                 raise InputError(
                     f"{plan.config.where('data.max_length')}: {split} has a sequence of {tokens} tokens, some layers "
                     f"of the {name} look no further than {window}, which cannot run packed yet; set data.max_length to "
