@@ -35,11 +35,8 @@ def in_common(
         raise ValueError(
             f"{objective.name}: got a batch in which no token of the student has one of the teacher's, want some"
         )
-    cu_seqlens = torch.searchsorted(rows, student.cu_seqlens.long()).int()
-    both = {
-        "cu_seqlens": cu_seqlens,
-        "max_seqlen": student.max_seqlen,
-    }  # the longest text as the student reads it
+    bounds = torch.searchsorted(rows, student.cu_seqlens.long()).int()
+    both: dict[str, Any] = {"cu_seqlens": bounds, "max_seqlen": student.max_seqlen}
     mine: dict[str, Any] = {name: _chosen(getattr(student, name), rows) for name in ("hidden", "logits")}
     theirs: dict[str, Any] = {
         name: _means(getattr(teacher[0], name), alignment) for name in ("hidden", "logits")
