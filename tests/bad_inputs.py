@@ -374,7 +374,7 @@ RECIPES: dict[str, Command] = {
     ),
     "a student's own tokenizer and a recipe of attention": (
         own_tokenizer(),
-        "stage intermediate: teacher: got attention [13] to match with a student that has other tokens, want hidden",
+        "stage intermediate: teacher: got attention 1 to match with a student that has other tokens, want hidden",
     ),
     "a student's own tokenizer and no teacher": (
         both(student_with(), own_tokenizer(recipe="finetune", teacher=None, stages={}, student="small")),

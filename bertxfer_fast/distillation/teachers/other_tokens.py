@@ -66,7 +66,7 @@ class OtherTokens:
         Raises:
             ValueError: one of them has no counterpart in other tokens.
         """
-        wants, spec = list(wants), self.teacher.spec
+        wants, spec = sorted(set(wants), key=str), self.teacher.spec
         of_vocabulary = spec.output_layer or (not spec.labels and spec.num_labels == spec.vocab_size)
         places = ("hidden",) if of_vocabulary or spec.head == "span" else ("hidden", "logits")
         by_token = False
