@@ -343,6 +343,10 @@ RECIPES: dict[str, Command] = {
         lambda p: change(p, training__load_best_model_at_end=True, training__metric_for_best_model="f1"),
         "metric_for_best_model: got 'f1', want one that is measured here: loss, loss/attention_scores",
     ),
+    "no such file of the teacher's numbers": (
+        lambda p: change(p, teacher="vectors.npy"),
+        r"line 2: teacher: no such file: vectors\.npy",
+    ),
     "no such teacher": (lambda p: change(p, teacher="techer"), r"line 2: teacher: no such directory"),
     "a folder that is no model": (lambda p: change(p, teacher="."), "not a transformers model"),
     "no such file": (
@@ -358,7 +362,10 @@ RECIPES: dict[str, Command] = {
         "no column 'lable'; did you mean 'label'",
     ),
     "a file with a header alone": (no_rows, r"train\.tsv.*no rows"),
-    "a row without text": (missing_text, "no 'sentence' in row 2"),
+    "a row without text": (
+        missing_text,
+        "empty_rows: got no 'sentence' in row 2, want complete rows, or one of skip, keep",
+    ),
     "a label that training never saw": (
         unknown_label,
         r"dev\.tsv: column 'label', row 1: 'meh' is not in label2id",
@@ -532,7 +539,7 @@ FILES: dict[str, Command] = {
     "a missing second text": (sets(data__text_pair="sentence2"), r"train\.tsv: no column 'sentence2'"),
     "a file of rows without text": (
         lambda p: write_tsv(p / "train.tsv", [("", "pos"), ("", "neg"), ("", "neutral")]),
-        "no 'sentence' in rows 1, 2, 3",
+        "no 'sentence' in rows 1, 2, 3, want complete rows, or one of skip, keep",
     ),
 }
 
@@ -762,7 +769,7 @@ COMMANDS: dict[str, tuple[Callable[[Path], Any], Sequence[str], str]] = {
     "extract: a missing text": (
         lambda p: write_tsv(p / "dev.tsv", [("good", "pos"), ("", "neg")]),
         EXTRACT,
-        "no 'sentence' in row 2: complete them, or choose skip, zeros or keep",
+        "empty_rows: got no 'sentence' in row 2, want complete rows, or one of skip, zeros, keep",
     ),
     "extract: ids beyond the model's vocabulary": (
         small_vocabulary,

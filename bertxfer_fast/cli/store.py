@@ -80,7 +80,7 @@ def _of_recipe(path: str, flags: list[str]) -> None:
     config = load(path, flags)
     if config.store.path is None:
         raise InputError(
-            f"{config.where('store')}: store: got none, want a folder to keep what the teacher says"
+            f"{config.where('recipe')}: required key 'store' is missing: the folder to keep what the teacher says"
         )
     from ..distillation import teachers
     from .run.plan import make_plan

@@ -196,7 +196,7 @@ def _load(args: argparse.Namespace) -> _Models:
         from .. import tasks
         from ..distillation.distiller import check_tokenizers
         from ..models.hf.loading import has_tokenizer, load_model, load_tokenizer, model_folder
-    with user_input("--task"):
+    with user_input():
         task = None if args.task is None else tasks.get(args.task)
     set_seed(args.seed)  # a head that is new
     found = {}

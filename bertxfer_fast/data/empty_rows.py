@@ -26,9 +26,11 @@ def describe(empty: Mapping[str, Sequence[int]]) -> str:
     return "; ".join(f"no {column!r} in {row_numbers(rows)}" for column, rows in empty.items() if rows)
 
 
-def refusal(found: str) -> ValueError:
-    """The error about the empty rows that `describe` found."""
-    return ValueError(f"{found}: complete them, or choose skip, zeros or keep (empty_rows, --empty-rows)")
+def refusal(found: str, *choices: str) -> ValueError:
+    """The error about the empty rows that `describe` found; ``choices``, by default all, can be made instead."""
+    choices = choices or tuple(choice for choice in EMPTY_ROWS if choice != "error")
+    wanted = f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
+    return ValueError(f"empty_rows: got {found}, want complete rows, or {wanted}")
 
 
 def row_numbers(indices: Sequence[int], most: int = 5) -> str:

@@ -283,7 +283,9 @@ def complete_rows(rows: Dataset, texts: Sequence[str], label: str | None, choice
     if not found:
         return rows
     if choice == "error" or (choice != "skip" and any(unlabelled.values())):
-        raise refusal(found)
+        if any(unlabelled.values()):
+            raise refusal(found, "skip")
+        raise refusal(found) if label is None else refusal(found, "skip", "keep")
     gone = set().union(*empty.values(), *unlabelled.values())
     if len(gone) == len(rows) and choice != "keep":
         raise ValueError(f"{found}: no row is left")

@@ -73,9 +73,7 @@ def _checked_windows(
             return
         empty = [any(map(_is_missing, row)) for row in window]
         if empty_rows == "error" and any(empty):
-            raise refusal(
-                f"texts: got no text in {row_numbers([start + i for i, gone in enumerate(empty) if gone])}"
-            )
+            raise refusal(f"no text in {row_numbers([start + i for i, gone in enumerate(empty) if gone])}")
         for i, row in enumerate(window):
             for name, text in zip(columns, row, strict=True):
                 check_text(f"{name}[{start + i}]", text, may_miss=empty_rows in ("skip", "zeros"))

@@ -284,6 +284,11 @@ def no_rows_for_dev(place: Path) -> None:
     change(place, teacher="v.npy", tokenizer="teacher", store=None)
 
 
+def without_tokenizer(place: Path) -> None:
+    too_few_rows(place)
+    change(place, tokenizer=None, task="sequence-classification", student={"kind": "bilstm"})
+
+
 def rows_of_another_width(place: Path) -> None:
     np.save(place / "v.npy", np.zeros((24, 2), "f4"))
     change(place, teacher="v.npy", tokenizer="teacher", store=None, data__eval=None, data__label=None)
@@ -299,9 +304,10 @@ def rows_of_another_width(place: Path) -> None:
         (other_dtype, "dtype: got float16, want float32 as .*store has it"),
         (too_few_rows, r"v\.npy: got 23 rows, want 24, one for every row of train"),
         (no_rows_for_dev, r"teacher: got no rows for eval, want a folder with train\.npy and eval\.npy"),
+        (without_tokenizer, r"line 1: required key 'tokenizer' is missing: the teacher brings none"),
         (rows_of_another_width, "got a student sequence head with 3 labels and a teacher sequence head with 2"),
         (lambda p: change(p, teacher="store"), "store: got one beside store, want it left out: there is nobody to ask"),
-        (lambda p: change(p, teacher=["teacher", "v.npy"]), "teacher: no such directory: .*v.npy"),
+        (lambda p: change(p, teacher=["teacher", "v.npy"]), r"teacher: no such file: .*v\.npy"),
         (lambda p: change(p, ensemble={"weights": [1, 2]}), "ensemble: got weights for one teacher, want a list"),
         (lambda p: change(p, store={"dtype": "int8"}), r"store: got dtype without a path, want store\.path"),
         (lambda p: change(p, teacher=["teacher", "teacher"]), "want one path or several different ones"),
@@ -348,4 +354,4 @@ def test_a_store_of_a_folder_that_cannot_be_made(
     assert re.search(message, capsys.readouterr().err)
     assert not (place / "s").exists()
     assert cli.main(["store", str(place / "recipe.yaml")]) == 2
-    assert "store: got none, want a folder to keep what the teacher says" in capsys.readouterr().err
+    assert "line 1: required key 'store' is missing: the folder to keep what" in capsys.readouterr().err

@@ -156,7 +156,7 @@ def test_in_python_nothing_given_is_changed_and_less_may_be_better(place):
         ("small", ["--sweep", "0,1", "--dev", "dev.tsv"], "--dev: dev.tsv: no column 'text'"),
         ("small", ["--layers", "1,x"], "--layers: got '1,x', want layers with commas"),
         ("small", ["--layers", "1,4"], "layer_map: got teacher layer 4"),
-        ("small", ["--task", "sentiment"], "--task: task: got 'sentiment', want one of"),
+        ("small", ["--task", "sentiment"], "error: task: got 'sentiment', want one of"),
         ("narrow", [], "width_rule: got 'error' for hidden_size=12 and 16 of the teacher"),
         ("nowhere", [], "error: STUDENT: no such directory"),
     ],

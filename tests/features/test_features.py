@@ -231,7 +231,9 @@ def test_empty_rows_by_choice(tmp_path: Path, model: PreTrainedModel, as_iterato
     zeros = extractor.extract(given(gaps), empty_rows="zeros")  # type: ignore[arg-type]
     torch.testing.assert_close(zeros[[0, 3]], full, rtol=1e-5, atol=1e-6)
     assert not zeros[[1, 2, 4, 5]].any()
-    with pytest.raises(ValueError, match=r"no text in rows 2, 3, 5, 6: complete them, or choose skip"):
+    with pytest.raises(
+        ValueError, match=r"empty_rows: got no text in rows 2, 3, 5, 6, want complete rows, or one of skip"
+    ):
         extractor.extract(given(gaps), empty_rows="error")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="empty_rows: got 'drop', want one of error, skip, zeros, keep"):
         extractor.extract(["good"], empty_rows="drop")

@@ -39,7 +39,7 @@ def _common_tokenizer(config: DistillConfig) -> Any:
     named = [(key, path) for key, path in sources.items() if path is not None]
     if not named:
         raise InputError(
-            f"{config.where('tokenizer')}: tokenizer: got none, want one: the teacher brings none"
+            f"{config.where('recipe')}: required key 'tokenizer' is missing: the teacher brings none"
         )
     key, source = named[0]
     with user_input(config.where(key)):

@@ -45,6 +45,8 @@ def check_teachers(config: DistillConfig) -> None:
             raise InputError(
                 f"{config.where('store')}: store: got one beside {name}, want it left out: there is nobody to ask"
             )
+        if not rows and Path(path).suffix in teachers.BLACK_BOX_SUFFIXES and not Path(path).is_dir():
+            raise InputError(f"{where}: teacher: no such file: {path}")
         if not rows and not teachers.is_store(path):
             with user_input(where):
                 model_folder(path, "teacher")
