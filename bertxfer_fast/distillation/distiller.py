@@ -64,7 +64,7 @@ class Distiller(nn.Module):
     parameters that no objective reaches do not require grad as long as the Distiller lives and has not `release`-d it.
 
     Args:
-        teacher: a transformers encoder, an `Encoder`, or an `ActivationSource`; ``"start"``: a copy of the student as
+        teacher: a transformers encoder, an `Encoder`, or an `ActivationSource`; ``"self"``: a copy of the student as
             it is now, so that it forgets less; None if no objective needs one.
         student: a transformers encoder, or an `Encoder` that is an ``nn.Module``. Its own forward is unchanged, it
             saves as it was; but where it learns the teacher's logits, its classes get the teacher's names and order,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections import Counter
 from typing import Any
 
@@ -16,8 +17,12 @@ __all__ = ["check_models", "check_objectives", "teacher_or_start"]
 
 
 def teacher_or_start(teacher: Any, student: Any) -> Any:
-    """The teacher; for ``"start"`` a copy of the student as it is now."""
-    return copy.deepcopy(student) if isinstance(teacher, str) and teacher == "start" else teacher
+    """The teacher; for ``"self"`` a copy of the student as it is now."""
+    if not isinstance(teacher, str) or teacher not in ("self", "start"):
+        return teacher
+    if teacher == "start":
+        warnings.warn("teacher='start' is now called teacher='self'", DeprecationWarning, stacklevel=3)
+    return copy.deepcopy(student)
 
 
 def check_models(

@@ -149,6 +149,13 @@ STUDENTS: tuple[Mutant, ...] = (
         (f"{_PRUNING}::test_the_result_is_the_masked_student_and_loads_as_an_ordinary_model",),
     ),
     Mutant(
+        "the_own_start_is_the_student_itself",
+        "bertxfer_fast/distillation/fit.py",
+        "return copy.deepcopy(student)",
+        "return student",
+        (f"{_POLICIES}::test_the_older_name_of_the_own_start_warns",),
+    ),
+    Mutant(
         "a_share_of_nothing_is_not_told",
         "bertxfer_fast/training/pruning.py",
         "        self._check_shares(sizes)\n",

@@ -328,7 +328,7 @@ def test_the_start_is_the_teacher_and_stays_what_it_was() -> None:
     student = tiny_bert(2, head="ForSequenceClassification", seed=2)
     start = copy.deepcopy(student)
     batch = packed_batch(labels="class")
-    distiller = Distiller("start", student, [Labels(weight=0.1), Logits(temperature=2.0)])
+    distiller = Distiller("self", student, [Labels(weight=0.1), Logits(temperature=2.0)])
     assert float(distiller(**batch).parts["logits"]) == pytest.approx(0.0, abs=1e-6)
     optimizer = torch.optim.SGD(distiller.parameters(), lr=0.5)
     for _ in range(3):
@@ -341,6 +341,14 @@ def test_the_start_is_the_teacher_and_stays_what_it_was() -> None:
     assert torch.equal(distiller(**batch).loss, by_hand(**batch).loss)
     with pytest.raises(TypeError, match="teacher: got str, want a transformers PreTrainedModel"):
         Distiller("begin", student, [Logits()])
+
+
+def test_the_older_name_of_the_own_start_warns() -> None:
+    student = tiny_bert(2, head="ForSequenceClassification", seed=2)
+    with pytest.warns(DeprecationWarning, match="teacher='start' is now called teacher='self'") as said:
+        distiller = Distiller("start", student, [Logits()])
+    assert said[0].filename == __file__
+    assert_same(distiller.teacher.state_dict(), student.state_dict())
 
 
 def test_a_recipe_may_take_the_students_own_start(tmp_path: Path) -> None:
