@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Prin
 from transformers.utils import logging
 
 from bertxfer_fast import DistillationArguments, DistillationTrainer, Distiller, data, objectives
-from bertxfer_fast.evaluation.evaluate import evaluate
+from bertxfer_fast.evaluation import evaluate
 from bertxfer_fast.evaluation.precision import bf16_is_faster
 
 LABEL2ID = {"negative": 0, "positive": 1}

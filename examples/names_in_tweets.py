@@ -15,7 +15,7 @@ import common
 from transformers import AutoModelForTokenClassification, set_seed
 
 from bertxfer_fast import Distiller, objectives, recipes, students
-from bertxfer_fast.evaluation.evaluate import evaluate
+from bertxfer_fast.evaluation import evaluate
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -14,7 +14,7 @@ import common
 from transformers import AutoModelForTokenClassification, set_seed
 
 from bertxfer_fast import DistillationArguments, Distiller, MultiTask, MultiTaskTrainer, objectives, students
-from bertxfer_fast.evaluation.evaluate import evaluate
+from bertxfer_fast.evaluation import evaluate
 from bertxfer_fast.evaluation.speed import parameter_count
 
 

@@ -15,7 +15,7 @@ from bertxfer_fast import data, tasks
 from bertxfer_fast.cli.config.schema import describe
 from bertxfer_fast.distillation.distiller import Distiller
 from bertxfer_fast.distillation.objectives import Labels, Logits
-from bertxfer_fast.evaluation.evaluate import evaluate
+from bertxfer_fast.evaluation import evaluate
 from bertxfer_fast.training.arguments import DistillationArguments
 from bertxfer_fast.training.trainer import DistillationTrainer
 

@@ -14,7 +14,7 @@ from datasets import Dataset, concatenate_datasets
 from transformers import AutoTokenizer, PreTrainedModel, set_seed
 
 from bertxfer_fast import cli, data, objectives, tasks, teachers
-from bertxfer_fast.evaluation.evaluate import evaluate
+from bertxfer_fast.evaluation import evaluate
 from bertxfer_fast.evaluation.speed import parameter_count
 
 from .training import train

@@ -10,8 +10,8 @@ from .. import tasks
 from ..data.collators import Features
 from ..models.spec import EncoderSpec
 from .classes import class_table, confusion_matrix
-from .evaluate import SPEED_SEQUENCES, has_labels
 from .intervals import Estimate, Replicates, estimates, replicates
+from .measuring import SPEED_SEQUENCES, has_labels
 from .metrics import task_of_model
 from .predictions import Predictions, predict
 from .speed import parameter_count, size_mb, throughput

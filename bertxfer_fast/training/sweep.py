@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, set_seed
 from .. import tasks
 from ..distillation.distiller import Distiller
 from ..distillation.objectives import Labels
-from ..evaluation.evaluate import evaluate
+from ..evaluation.measuring import evaluate
 from ..evaluation.metrics import task_of_model
 from ..students.transfer import Transfer, transfer_weights
 from .arguments import DistillationArguments, greater_is_better

@@ -47,8 +47,8 @@ from bertxfer_fast import (
     students,
 )
 from bertxfer_fast.distillation.objectives import Labels
+from bertxfer_fast.evaluation import summary
 from bertxfer_fast.evaluation.curves import loss_curves
-from bertxfer_fast.evaluation.evaluate import summary
 from bertxfer_fast.evaluation.precision import bf16_is_faster
 from bertxfer_fast.evaluation.tables import table
 

@@ -16,7 +16,7 @@ from bertxfer_fast import cli, data, students
 from bertxfer_fast.cli.config import schema
 from bertxfer_fast.cli.run import plan
 from bertxfer_fast.distillation.teachers import OtherTokens
-from bertxfer_fast.evaluation.evaluate import evaluate
+from bertxfer_fast.evaluation import evaluate
 
 from ..folders import BYTE_VOCAB, WORDS, byte_tokenizer, change, distill, make_place, tiny_tokenizer
 from ..tiny import tiny_bert

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from bertxfer_fast import data, recipes, tasks
 from bertxfer_fast.distillation.objectives import HiddenStates
-from bertxfer_fast.evaluation.evaluate import evaluate
+from bertxfer_fast.evaluation import evaluate
 from bertxfer_fast.models.hf.loading import load_model
 
 from ..folders import WORDS, change, contents, distill, make_place, tiny_tokenizer

@@ -14,7 +14,7 @@ from bertxfer_fast import cli
 from bertxfer_fast.cli.config.schema import load as load_recipe
 from bertxfer_fast.cli.run.plan import make_plan
 from bertxfer_fast.data import encode
-from bertxfer_fast.evaluation.evaluate import evaluate
+from bertxfer_fast.evaluation import evaluate
 from bertxfer_fast.evaluation.sweeps import sweep_curve
 from bertxfer_fast.students import transfer_weights
 from bertxfer_fast.training.sweep import sweep_weights

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from bertxfer_fast.distillation.distiller import Distiller
 from bertxfer_fast.distillation.objectives import HiddenStates, Labels, Logits
-from bertxfer_fast.evaluation.evaluate import evaluate
+from bertxfer_fast.evaluation import evaluate
 from bertxfer_fast.evaluation.metrics import best_spans
 from bertxfer_fast.tasks.entities import span_f1
 

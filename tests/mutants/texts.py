@@ -195,7 +195,7 @@ _OF_TASKS = (
         "bertxfer_fast/tasks/metrics.py",
         "taken, right = logits > 0, labels > 0.5",
         "taken, right = logits > 0.5, labels > 0.5",
-        ("tests/evaluation/test_evaluate.py::test_metrics",),
+        ("tests/evaluation/test_measuring.py::test_metrics",),
     ),
     Mutant(
         "ties_have_their_first_rank",

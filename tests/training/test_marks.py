@@ -18,7 +18,7 @@ import transformers
 from bertxfer_fast import cli
 from bertxfer_fast.distillation.distiller import Distiller
 from bertxfer_fast.distillation.objectives import AttentionScores, HiddenStates, Labels, Logits
-from bertxfer_fast.evaluation.evaluate import evaluate
+from bertxfer_fast.evaluation import evaluate
 from bertxfer_fast.features.extractor import FeatureExtractor
 from bertxfer_fast.students.smaller import smaller
 

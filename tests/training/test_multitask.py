@@ -17,7 +17,7 @@ from bertxfer_fast.data.samplers import TokenBudgetBatchSampler
 from bertxfer_fast.distillation.distiller import Distiller
 from bertxfer_fast.distillation.multitask import MultiTask
 from bertxfer_fast.distillation.objectives import HiddenStates, Labels, Logits
-from bertxfer_fast.evaluation.evaluate import evaluate
+from bertxfer_fast.evaluation import evaluate
 from bertxfer_fast.training.multitask import MultiTaskTrainer
 
 from ..tiny import packed_batch, tiny_bert

@@ -18,7 +18,7 @@ from ...distillation.distiller import Distiller
 from ...distillation.teachers import OtherTokens, StoredTeacher
 from ...errors import InputError, user_input
 from ...evaluation.card import ModelCard
-from ...evaluation.evaluate import has_labels
+from ...evaluation.measuring import has_labels
 from ...models.hf.loading import model_folder
 from ...models.spec import EncoderSpec
 from ...training.arguments import DistillationArguments

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from typing import Any
 
 import numpy as np
@@ -9,8 +11,8 @@ import pytest
 import torch
 from transformers import EvalPrediction
 
-from bertxfer_fast import tasks
-from bertxfer_fast.evaluation.evaluate import evaluate, summary
+from bertxfer_fast import evaluation, tasks
+from bertxfer_fast.evaluation import evaluate, summary
 from bertxfer_fast.evaluation.metrics import TaskMetrics, metrics_of, task_of_model
 from bertxfer_fast.evaluation.speed import parameter_count, size_mb, throughput
 from bertxfer_fast.models.spec import EncoderSpec
@@ -20,6 +22,14 @@ from ..tiny import tiny_bert
 
 def rows(count: int = 9) -> list[dict[str, Any]]:
     return [{"input_ids": [2, *range(5, 6 + i % 5), 3], "labels": i % 3} for i in range(count)]
+
+
+def test_public_names_are_what_they_say_whatever_was_imported() -> None:
+    """A module of the same name would take a function's place."""
+    for module in pkgutil.iter_modules(evaluation.__path__):
+        importlib.import_module(f"{evaluation.__name__}.{module.name}")
+    for name in evaluation.__all__:
+        assert callable(getattr(evaluation, name)) and getattr(evaluation, name).__name__ == name
 
 
 def test_evaluate_equals_padded_inference() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from bertxfer_fast.evaluation.answers import answers, squad_scores
+from bertxfer_fast.evaluation import answers, squad_scores
 
 from ..folders import tiny_tokenizer
 from ..tiny import tiny_bert
