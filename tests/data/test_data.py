@@ -362,7 +362,7 @@ class Untouchable(PreTrainedTokenizerFast):
         (
             [{"text": "", "y": "a"}, {"text": "b", "y": None}],
             {"label": "y", "label2id": {"a": 0}, "empty_rows": "keep"},
-            "no 'text' in row 1; no 'y' in row 2",
+            "got no 'text' in row 1; no 'y' in row 2, want complete rows, or skip$",
         ),
         (ROWS, {"max_length": 9}, "max_length: got 9, want at most the tokenizer's model_max_length, 8"),
         (ROWS, {"max_length": 2}, "max_length: got 2, want more than the 2 special tokens"),

@@ -15,6 +15,13 @@ _ENSEMBLE = "tests/distillation/teachers/test_ensemble.py"
 
 TEACHERS: tuple[Mutant, ...] = (
     Mutant(
+        "file_of_numbers_is_looked_for_as_a_directory",
+        "bertxfer_fast/cli/run/teachers.py",
+        "        if not rows and Path(path).suffix in teachers.BLACK_BOX_SUFFIXES and not Path(path).is_dir():\n",
+        "        if False:\n",
+        ("tests/cli/test_teachers.py::test_what_does_not_fit_is_said_and_nothing_is_written",),
+    ),
+    Mutant(
         "key_without_token_types",
         f"{_TEACHERS}/fingerprints.py",
         'read = ("input_ids", "token_type_ids", *sorted(inputs))',

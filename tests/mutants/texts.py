@@ -13,6 +13,13 @@ _SPANS = "tests/data/test_spans.py"
 
 _OF_DATA = (
     Mutant(
+        "rows_without_labels_may_be_kept",
+        "bertxfer_fast/data/encoding.py",
+        '            raise refusal(found, "skip")\n',
+        '            raise refusal(found, "skip", "keep")\n',
+        ("tests/data/test_data.py::test_bad_input_is_named_before_any_work",),
+    ),
+    Mutant(
         "augment_writes_over_files",
         "bertxfer_fast/cli/augment.py",
         "    if Path(args.output).is_file():",
