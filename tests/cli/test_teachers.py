@@ -62,6 +62,16 @@ def same(one: Path, other: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def close(one: Path, other: Path) -> bool:
+    """Equal within what rounding leaves of a training: these answers were given in other packs."""
+    a, b = weights(one), weights(other)
+    # A key's bias moves all scores of a query alike: its gradient is rounding alone, which Adam makes into steps.
+    names = [name for name in a if not name.endswith("key.bias")]
+    return a.keys() == b.keys() and all(
+        torch.allclose(a[name], b[name], rtol=1e-5, atol=1e-6) for name in names
+    )
+
+
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sequences that teachers run from now on, a number a batch."""
     found: list[int] = []
@@ -139,7 +149,7 @@ def test_store_and_distill_elsewhere(place: Path, capsys: pytest.CaptureFixture[
     shutil.rmtree(place / "teacher")
     change(place, teacher="store", output_dir="elsewhere")
     assert distill(place) == 0
-    assert same(place / "live", place / "elsewhere")
+    assert close(place / "live", place / "elsewhere")
 
 
 def test_store_of_a_folder_keeps_what_is_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,7 +198,7 @@ def test_rows_teach_as_their_teacher_would(place: Path) -> None:
         np.save(place / "rows" / f"{split}.npy", logits.numpy())
     change(place, teacher="rows", tokenizer="teacher", output_dir="boxed")
     assert distill(place) == 0
-    assert same(place / "live", place / "boxed")
+    assert close(place / "live", place / "boxed")
     assert "teacher" not in (place / "boxed" / "summary.md").read_text()
 
 
