@@ -5,7 +5,7 @@ Nothing but torch is needed to read or make them, so whoever has tensors from el
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,7 +53,8 @@ class LayerActivations:
         hidden: ``[T, D]``, only of hidden and of output_layer (there, what the output layer reads).
         weight: ``[V, D]``, only of output_layer: logits are ``hidden @ weight.T + bias``. The model's own parameter.
         bias: ``[V]``, only of output_layer, None where it has none.
-        pooled: ``[N, D]`` in place of ``hidden``, one vector a sequence, of a teacher that has nothing else.
+        pooled: in place of ``hidden``, of a teacher that has nothing else: by pooling (a mode of `ops.pool_features`),
+            ``[N, D]``, one vector a sequence.
         logits: ``[N, C]`` of a sequence head or ``[T, C]`` of a token head.
         alignment: of a teacher that reads other tokens than the student, where there is a row a token: whose they are.
     """
@@ -69,7 +70,7 @@ class LayerActivations:
     hidden: Tensor | None = None
     weight: Tensor | None = None
     bias: Tensor | None = None
-    pooled: Tensor | None = None
+    pooled: Mapping[str, Tensor] | None = None
     logits: Tensor | None = None
     alignment: Alignment | None = None
 

@@ -58,8 +58,8 @@ class ActivationSource(Protocol):
 
         Args:
             batch: as in `Encoder.run`; also what is not the model's, such as keys into a store.
-            sink: called once with each `LayerActivations`, without grad and on the batch's device. What nobody matches
-                is not looked at.
+            sink: called once for each spot, with its `LayerActivations`, without grad and on the batch's device. What
+                nobody matches is not looked at.
         """
         ...
 

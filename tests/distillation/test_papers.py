@@ -247,7 +247,7 @@ def test_embeddings_through_a_learned_map() -> None:
 def test_a_vector_instead_of_hidden_states_teaches_the_same() -> None:
     student = activations("hidden", 2, grad=True, hidden=(16, WIDE))
     teacher = activations("hidden", 4, hidden=(16, WIDE))
-    vectors = LayerActivations("hidden", 4, CU_SEQLENS, 9, pooled=mean_vectors(teacher.hidden))
+    vectors = LayerActivations("hidden", 4, CU_SEQLENS, 9, pooled={"mean": mean_vectors(teacher.hidden)})
     for objective in (Embeddings(), Scores()):
         bound(objective, facts(hidden=WIDE), facts(4, WIDE))
         torch.testing.assert_close(objective(student, vectors), objective(student, teacher))

@@ -12,6 +12,7 @@ _OTHER_TOKENS = "tests/distillation/teachers/test_other_tokens.py"
 _FINGERPRINTS = "tests/distillation/teachers/test_fingerprints.py"
 _STORE = "tests/distillation/teachers/test_store.py"
 _ENSEMBLE = "tests/distillation/teachers/test_ensemble.py"
+_WANTS = "tests/distillation/teachers/test_wants.py"
 
 TEACHERS: tuple[Mutant, ...] = (
     Mutant(
@@ -153,5 +154,19 @@ TEACHERS: tuple[Mutant, ...] = (
         'self.teacher_data if role.startswith("teacher") and self.teacher_data else self.data',
         "self.data",
         ("tests/cli/test_other_tokens.py::test_words_are_tagged_by_both",),
+    ),
+    Mutant(
+        "vectors_kept_beside_every_tokens_states",
+        f"{_TEACHERS}/wants.py",
+        "want[1] is None or (want[0], None) not in wants",
+        "True",
+        (f"{_WANTS}::test_a_store_teaches_as_its_teacher_does",),
+    ),
+    Mutant(
+        "vectors_of_one_pooling_for_all",
+        "bertxfer_fast/distillation/objectives/pooled.py",
+        "activations.pooled[mode]",
+        "next(iter(activations.pooled.values()))",
+        (f"{_WANTS}::test_a_store_teaches_as_its_teacher_does",),
     ),
 )

@@ -57,7 +57,7 @@ def full_precision(like: Tensor) -> AbstractContextManager[None]:
 def pooled_of(activations: LayerActivations, mode: str) -> Tensor:
     """``[N, D]``: hidden states pooled, or the vectors of a teacher that has nothing else."""
     if activations.pooled is not None:
-        return activations.pooled
+        return activations.pooled[mode]
     assert activations.hidden is not None
     return pool_features(activations.hidden, activations.cu_seqlens, mode=mode)
 

@@ -18,11 +18,12 @@ from ...data.loaders import sequence_lengths
 from ...models.spec import EncoderSpec
 from ..registry import check_choice
 from .about import About
-from .columns import Column, Want
+from .columns import Column
 from .fingerprints import code_fingerprint, dataset_keys
 from .rows import Rows
 from .shards import Shard
 from .store import Shelf
+from .wants import Want
 
 __all__ = ["BLACK_BOX_SUFFIXES", "BlackBox", "read_rows"]
 

@@ -12,16 +12,13 @@ from torch import Tensor
 
 from ...models.activations import LayerActivations, Spot
 from ...models.spec import EncoderSpec
-from ...ops import pool_features
 from ..registry import check_choice
+from .wants import Want, numbers_of
 
-__all__ = ["DTYPES", "Column", "Want", "decode", "encode"]
+__all__ = ["DTYPES", "Column", "decode", "encode"]
 
 #: By name, the type in which numbers are kept. int8 has a float32 scale for every row.
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
-
-#: A spot of the teacher that somebody looks at, and the pooling through which alone it is looked at; None: as it is.
-Want = tuple[Spot, str | None]
 
 
 @dataclass(frozen=True)
@@ -69,16 +66,7 @@ class Column:
 
     def of(self, activations: LayerActivations) -> Tensor:
         """The numbers of this column in what a teacher gave, ``[R, width]``."""
-        if self.place == "logits":
-            assert activations.logits is not None
-            return activations.logits
-        if self.pooling is None:
-            assert activations.hidden is not None
-            return activations.hidden
-        if activations.pooled is not None:
-            return activations.pooled
-        assert activations.hidden is not None
-        return pool_features(activations.hidden, activations.cu_seqlens, mode=self.pooling)
+        return numbers_of(activations, self.pooling)
 
     def to_json(self) -> str:
         """For a shard's header; `from_json` reads it."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,8 +18,8 @@ from ...models.spec import EncoderSpec
 from ...models.stream import as_encoder, source_of
 from ...students.heads import has_names, label_order
 from ..registry import check_choice
-from .columns import Want
 from .fingerprints import DIGEST_BYTES, teacher_fingerprint
+from .wants import Want, distinct, numbers_of, with_numbers
 
 __all__ = ["MEANS", "AveragedTeachers"]
 
@@ -32,8 +31,8 @@ class AveragedTeachers:
 
     Logits are averaged as what they stand for. With ``mean_of="probabilities"`` one class a row: ``log(sum_i w_i
     softmax(z_i))``; any number of classes: the logit of ``sum_i w_i sigmoid(z_i)``; with ``mean_of="logits"``, and for
-    numbers (regression) always, ``sum_i w_i z_i``. Hidden states are averaged where depths and widths agree. Queries
-    and keys have no mean.
+    numbers (regression) always, ``sum_i w_i z_i``. Hidden states are averaged where depths and widths agree;
+    where only pooled ones are looked at, after they are pooled. Queries and keys have no mean.
 
     A teacher whose classes have the first one's names in another order (upper and lower case count as the same) is read
     in the first one's order.
@@ -103,7 +102,7 @@ class AveragedTeachers:
         Raises:
             ValueError: attention, or hidden states of teachers that differ in depth or width.
         """
-        wants = list(wants)
+        wants = distinct(wants)
         for (place, _), _ in wants:
             if place == "logits":
                 continue
@@ -117,7 +116,7 @@ class AveragedTeachers:
                     f"teacher: got hidden states to average of teachers with (layers, width) {sizes}, want the "
                     "same for all"
                 )
-        return _Selected(self, [source_of(teacher, wants) for teacher in self.teachers])
+        return _Selected(self, wants)
 
     def stream(self, batch: Mapping[str, Any], sink: Sink) -> None:
         """Hand over the averaged logits, see `select` for others."""
@@ -144,30 +143,34 @@ class AveragedTeachers:
 class _Selected:
     """The teachers, each bound to the spots that are wanted."""
 
-    def __init__(self, owner: AveragedTeachers, sources: list[ActivationSource]) -> None:
-        self.owner, self.sources = owner, sources
+    def __init__(self, owner: AveragedTeachers, wants: tuple[Want, ...]) -> None:
+        self.owner, self.wants = owner, wants
+        self.sources = [source_of(teacher, wants) for teacher in owner.teachers]
         self.model, self.inputs, self.spec = owner.model, owner.inputs, owner.spec
 
     def stream(self, batch: Mapping[str, Any], sink: Sink) -> None:
-        owner, means = self.owner, dict[Spot, _Mean]()
+        owner, means = self.owner, dict[Want, _Mean]()
         for number, (source, weight) in enumerate(zip(self.sources, owner.weights, strict=True)):
             last = number == len(self.sources) - 1
 
             def add(
                 seen: LayerActivations, number: int = number, weight: float = weight, last: bool = last
             ) -> None:
-                name = next(
-                    name for name in ("logits", "hidden", "pooled") if getattr(seen, name) is not None
-                )
-                numbers: Tensor = getattr(seen, name)
-                if name == "logits":
-                    numbers = owner.in_order(number, numbers)
-                mean = means.setdefault(seen.spot, owner.mean(seen.spot))
-                with torch.no_grad():
-                    mean.add(numbers, weight)
-                if last:
-                    value: Any = means.pop(seen.spot).value(numbers.dtype)
-                    sink(replace(seen, **{name: value}))
+                averaged: dict[str | None, Tensor] = {}
+                for want in self.wants:
+                    spot, pooling = want
+                    if spot != seen.spot:
+                        continue
+                    with torch.no_grad():
+                        # Pooled before it is averaged: of some teachers there may be nothing but the pooled states.
+                        numbers = numbers_of(seen, pooling)
+                        if seen.place == "logits":
+                            numbers = owner.in_order(number, numbers)
+                        means.setdefault(want, owner.mean(spot)).add(numbers, weight)
+                        if last:
+                            averaged[pooling] = means.pop(want).value(numbers.dtype)
+                if averaged:
+                    sink(with_numbers(seen, averaged))
 
             source.stream(batch, add)
 

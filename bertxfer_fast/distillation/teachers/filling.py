@@ -12,9 +12,9 @@ import torch
 from ...data.collators import Features, collate_inputs
 from ...data.loaders import packed_batches
 from ...models.loans import device_of
-from .columns import Want
 from .store import Store
 from .stored import StoredTeacher
+from .wants import Want, distinct
 
 __all__ = ["fill"]
 
@@ -48,7 +48,7 @@ def fill(
     Raises:
         ValueError: what is wanted cannot be kept, or the teacher says something that is not finite.
     """
-    wants = list(wants)
+    wants = distinct(wants)
     source = StoredTeacher(store, teacher).select(wants)
     collate = partial(collate_inputs, inputs=source.inputs)
     asked = 0

@@ -13,8 +13,8 @@ from ...models.activations import Alignment, LayerActivations, Sink
 from ...models.encoder import ActivationSource, module_of
 from ...models.spec import EncoderSpec
 from ...models.stream import as_encoder, source_of
-from .columns import Want
 from .fingerprints import teacher_fingerprint
+from .wants import Want
 
 __all__ = ["OtherTokens"]
 

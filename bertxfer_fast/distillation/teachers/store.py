@@ -23,10 +23,11 @@ from torch import Tensor
 
 from ...data.collators import Features
 from .about import STORE_FILE, About, read_about, write_about
-from .columns import Column, Want, encode
+from .columns import Column, encode
 from .fingerprints import code_fingerprint, dataset_keys
 from .rows import Rows
 from .shards import SHARD_SUFFIX, Shard, join, open_shard, write_shard
+from .wants import Want
 
 __all__ = ["Shelf", "Store", "check_empty"]
 

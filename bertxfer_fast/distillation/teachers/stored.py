@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...data.collators import Features
-from ...models.activations import LayerActivations, Sink
+from ...models.activations import LayerActivations, Sink, Spot
 from ...models.encoder import module_of
 from ...models.spec import EncoderSpec
 from ...models.stream import source_of
-from .columns import Want
 from .fingerprints import row_keys
 from .rows import Rows
 from .store import Shelf
+from .wants import Want, distinct, with_numbers
 
 __all__ = ["StoredTeacher", "part_of_pack"]
 
@@ -74,7 +74,7 @@ class StoredTeacher:
         if self._wants is not None:
             return self._wants
         columns = [rows.column for rows in self.shelf.columns.values()]
-        return tuple((column.spot, column.pooling) for column in columns)
+        return distinct((column.spot, column.pooling) for column in columns)
 
     @property
     def can_ask(self) -> bool:
@@ -92,7 +92,7 @@ class StoredTeacher:
         Raises:
             ValueError: the store has no such column, and there is nobody to ask.
         """
-        wants = tuple(sorted(set(wants), key=str))
+        wants = distinct(wants)
         for want in wants:
             (place, index), pooling = want
             if self.shelf.column_for(want) is not None:
@@ -116,7 +116,7 @@ class StoredTeacher:
         Raises:
             ValueError: rows that are not in the store, and nobody to ask.
         """
-        wants = self.wants
+        wants = self._reads()
         keys = row_keys(batch, self.shelf.about.inputs)
         found = {want: self._find(want, keys) for want in wants}
         missing = np.flatnonzero(np.logical_or.reduce([where[:, 0] < 0 for where in found.values()]))
@@ -125,17 +125,15 @@ class StoredTeacher:
             found = {want: self._find(want, keys) for want in wants}
         cu_seqlens, longest = batch["cu_seq_lens_q"], batch.get("max_length_q")
         longest = int(cu_seqlens.diff().max() if longest is None else longest)
+        spots: dict[Spot, list[Want]] = {}
         for want in wants:
-            rows = self._rows(want)
+            spots.setdefault(want[0], []).append(want)
+        for spot, of_spot in spots.items():
             with torch.no_grad():
-                values = rows.gather(found[want], cu_seqlens.device)
-            (place, index), _ = want
-            if place == "logits":
-                sink(LayerActivations(place, index, cu_seqlens, longest, logits=values))
-            elif rows.column.pooling is None:
-                sink(LayerActivations(place, index, cu_seqlens, longest, hidden=values))
-            else:
-                sink(LayerActivations(place, index, cu_seqlens, longest, pooled=values))
+                numbers = {
+                    want[1]: self._rows(want).gather(found[want], cu_seqlens.device) for want in of_spot
+                }
+            sink(with_numbers(LayerActivations(*spot, cu_seqlens, longest), numbers))
 
     def check(self, data: Mapping[str, Features]) -> None:
         """Whether there is an answer for every row of some data sets, of the store or of somebody to ask.
@@ -145,7 +143,7 @@ class StoredTeacher:
         """
         if self._asked or self._wants is None:
             return
-        names = [name for want in self._wants if (name := self.shelf.column_for(want)) is not None]
+        names = [name for want in self._reads() if (name := self.shelf.column_for(want)) is not None]
         for split, features in data.items():
             missing = self.shelf.missing(features, names)
             if len(missing):
@@ -158,6 +156,15 @@ class StoredTeacher:
     def flush(self) -> None:
         """Write what the teacher said and is not on the disk yet."""
         self.shelf.flush()
+
+    def _reads(self) -> tuple[Want, ...]:
+        """The wants as they are read: who pools is served by every token's states where these are what is kept."""
+        reads = []
+        for spot, pooling in self.wants:
+            name = self.shelf.column_for((spot, pooling))
+            pooled = name is None or self.shelf.columns[name].column.pooling is not None
+            reads.append((spot, pooling if pooled else None))
+        return distinct(reads)
 
     def _rows(self, want: Want) -> Rows:
         name = self.shelf.column_for(want)

@@ -28,13 +28,13 @@ def pack(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def streamed(source: Any, batch: dict[str, Any]) -> dict[Any, Tensor]:
-    """What a source hands over of a batch, by spot."""
+    """What a source hands over of a batch, by spot, each once and in one form."""
     seen: dict[Any, Tensor] = {}
 
     def keep(activations: LayerActivations) -> None:
-        [value] = [
-            v for name in ("logits", "hidden", "pooled") if (v := getattr(activations, name)) is not None
-        ]
+        told = (activations.logits, activations.hidden, *(activations.pooled or {}).values())
+        [value] = [numbers for numbers in told if numbers is not None]
+        assert activations.spot not in seen
         seen[activations.spot] = value.clone()
 
     source.stream(batch, keep)
