@@ -26,7 +26,7 @@ def rows_of(model: Any, rows: list[dict[str, Any]]) -> np.ndarray:
 
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
 def test_a_student_of_rows_is_the_student_of_the_teacher(tmp_path: Path, suffix: str) -> None:
-    """Losses and weights bit for bit; the rows are float32."""
+    """Within rounding: the rows are float32, but what a text gives depends in its last bit on its pack's size."""
     rows, path = features(), tmp_path / f"vectors{suffix}"
     weights, losses = [], []
     for black_box in (False, True):
@@ -41,8 +41,10 @@ def test_a_student_of_rows_is_the_student_of_the_teacher(tmp_path: Path, suffix:
         distiller = Distiller(taught_by, student, [objectives.Logits(kind="mse")])
         losses.append(trained(distiller, rows))
         weights.append(student.state_dict())
-    assert losses[0] == losses[1]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for name in weights[0]:
+        if not name.endswith("key.bias"):  # its gradient is rounding alone, which Adam makes into steps
+            torch.testing.assert_close(weights[0][name], weights[1][name], rtol=1e-4, atol=1e-6)
 
 
 def test_every_split_has_rows_of_its_own(tmp_path: Path) -> None:
