@@ -21,7 +21,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "with words replaced": ("replaced",),
     "with all of these": ("sentences", "changed", "replaced"),
 }
-STEPS = 600
+STEPS = 500
 
 
 def measure(run: Run) -> None:

@@ -20,7 +20,7 @@ from ..row import Claim, Measured, Row, Run, mean_and_error
 from ..training import train
 
 BETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-STEPS, EVERY = 300, 20
+STEPS, EVERY = 180, 20
 SHARES = "share of the steps to scratch's best"
 
 

@@ -14,7 +14,7 @@ from bertxfer_fast import recipes, students
 from ..row import Claim, Row, Run
 from ..training import steps_in, train
 
-SECONDS = 40.0
+SECONDS = 30.0
 #: Variant -> the recipes that share its seconds, with their options.
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "finetune": {"finetune": {}},
