@@ -1,7 +1,7 @@
 """Sentiment: a CNN.
 
-Convolutions over the encoder's own word embeddings (Kim, 2014) learn the teacher's logits on the texts of the BiLSTM.
-The twin has the same start and as many steps on the labels of the training texts.
+Convolutions over the encoder's own word embeddings (Kim, 2014) learn the teacher's logits on the texts of the BiLSTM,
+twice each. The twin has the same start and as many steps on the labels of the training texts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def measure(run: Run) -> None:
         )
 
     def distil(student: Any, teacher: Any) -> int:
-        return from_predictions(run, problem, student, epochs=1, learning_rate=1e-3)
+        return from_predictions(run, problem, student, epochs=2, learning_rate=1e-3)
 
     against_twin(run, problem, start, distil, learning_rate=1e-3, tokens=2048)
 
