@@ -75,11 +75,8 @@ def inherited_table(
     """
     table = teacher_table(teacher, size)
     vocabulary, theirs = tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
-    ids = {
-        token: [theirs[token]]
-        for token in vocabulary
-        if _alike(tokenizer, teacher_tokenizer) and token in theirs
-    }
+    alike = _alike(tokenizer, teacher_tokenizer)
+    ids = {token: [theirs[token]] for token in vocabulary if alike and token in theirs}
     others = [token for token in vocabulary if token not in ids]
     texts = [_text_of(token, tokenizer) for token in others]
     cut = teacher_tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
