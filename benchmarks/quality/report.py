@@ -18,8 +18,9 @@ HEAD = """# What distillation keeps
 
 Real teacher, real text, fixed splits. Written by `make quality` from
 the results in [benchmarks/quality](../benchmarks/quality): every number is the mean over the seeds with its standard
-error, measured on the test split, which chooses nothing. A seed changes the teacher, which is fine-tuned once and
-shared by all rows, starting weights, order and dropout. A difference or a share is one of the same seed.
+error, measured on the test split, which chooses nothing in a run; but a row that missed what was wanted may have got
+other settings since and have been measured again. A seed changes the teacher, which is fine-tuned once and shared by
+all rows, starting weights, order and dropout. A difference or a share is one of the same seed.
 
     make quality                        # all rows, at most 25 minutes each on two cores; goes on after a kill
     make quality NAMES='bilstm ner'     # some
