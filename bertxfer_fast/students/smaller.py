@@ -47,6 +47,7 @@ def smaller(
     intermediate_size: int | None = None,
     init: Literal["teacher", "random"] | None = None,
     layers: Sequence[int] | None = None,
+    dropout: float | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     teacher_tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Model:
@@ -64,6 +65,8 @@ def smaller(
             the teacher's widths; ``"random"``: as a new model of that class. By default ``"teacher"``, but
             ``"random"`` where a ``size`` has other widths.
         layers: which teacher layer (from 0) every student layer copies; by default `uniform_layers`.
+        dropout: the student's one rate for all its dropout, attention's included; by default each rate is the
+            teacher's. A student that learns rows or soft labels from much text needs little of it.
         tokenizer: of the student, where it is another one than the teacher's: the student gets its vocabulary and
             special tokens, and where it starts from the teacher the embeddings of `inherited_table`.
         teacher_tokenizer: the teacher's, beside ``tokenizer``.
@@ -99,6 +102,8 @@ def smaller(
         init = "random" if others else "teacher"
     chosen = _chosen_layers(teacher.config.num_hidden_layers, depth, layers, init)
     config = _student_config(teacher.config, chosen, widths, init)
+    if dropout is not None:
+        _set_dropout(config, dropout)
     if tokenizer is not None:
         _set_vocabulary(config, teacher, tokenizer, init)
     build: Any = type(teacher)
@@ -184,6 +189,21 @@ def _student_config(
             setattr(config, name, [entries[layer] for layer in chosen])
     config.num_hidden_layers = len(chosen)
     return config
+
+
+def _set_dropout(config: PreTrainedConfig, dropout: float) -> None:
+    """One rate wherever the configuration has one: no model by name, whatever is a number and is called dropout."""
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout: got {dropout}, want 0 or more and less than 1")
+    rates = [
+        name
+        for name, rate in config.to_dict().items()
+        if "dropout" in name and isinstance(rate, int | float) and not isinstance(rate, bool)
+    ]
+    if not rates:
+        raise ValueError(f"dropout: got {dropout}, want none: {type(config).__name__} has no such rate")
+    for name in rates:
+        setattr(config, name, float(dropout))
 
 
 def _set_vocabulary(

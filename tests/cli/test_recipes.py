@@ -93,10 +93,12 @@ def test_finetune_makes_a_teacher_out_of_a_pretrained_model(
     assert "finished before, skipped" in capsys.readouterr().out
     assert contents(place / "out" / "finetuning") == before
     # And then it teaches.
-    change(place, recipe="logits", teacher="out", student={"num_hidden_layers": 1}, output_dir="small")
+    half = {"num_hidden_layers": 1, "dropout": 0}
+    change(place, recipe="logits", teacher="out", student=half, output_dir="small")
     change(place, training={"num_train_epochs": 1})
     assert distill(place) == 0
-    assert AutoModelForSequenceClassification.from_pretrained(place / "small").config.num_hidden_layers == 1
+    config = AutoModelForSequenceClassification.from_pretrained(place / "small").config
+    assert (config.num_hidden_layers, config.hidden_dropout_prob) == (1, 0.0)
 
 
 def test_finetune_keeps_the_classes_that_a_model_has_and_makes_the_twin_of_a_student(place: Path) -> None:

@@ -7,6 +7,8 @@ import torch
 from transformers import (
     AlbertConfig,
     AlbertModel,
+    EsmConfig,
+    EsmModel,
     ModernBertConfig,
     ModernBertModel,
     NomicBertConfig,
@@ -109,6 +111,39 @@ def test_random_init_takes_no_weights_even_where_shapes_agree():
     assert not torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("init", ["teacher", "random"])
+def test_one_rate_is_all_the_dropout_a_student_has(family, init):
+    teacher = teacher_of(family, "ForSequenceClassification")
+    student = smaller(teacher, num_hidden_layers=2, init=init, dropout=0.0).train()
+    with torch.no_grad():
+        once, again = student(IDS).logits, student(IDS).logits
+        assert torch.equal(once, again)
+        assert torch.equal(once, student.eval()(IDS).logits)
+    other = smaller(teacher, num_hidden_layers=2, dropout=0.25)
+    rates = {module.p for module in other.modules() if isinstance(module, torch.nn.Dropout)}
+    assert rates == {0.25}
+    assert smaller(teacher, num_hidden_layers=2).config.to_dict().keys() == other.config.to_dict().keys()
+    assert teacher.config.to_dict() == teacher_of(family, "ForSequenceClassification").config.to_dict()
+
+
+def test_a_rate_of_dropout_leaves_what_is_no_rate():
+    config = EsmConfig(
+        vocab_size=32,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=16,
+        pad_token_id=0,
+        mask_token_id=1,
+        token_dropout=True,
+    )
+    student = smaller(EsmModel(config), num_hidden_layers=1, init="random", dropout=0.5)
+    assert student.config.token_dropout is True
+    assert student.config.hidden_dropout_prob == 0.5
+
+
 def test_a_saved_student_loads_with_auto_classes(tmp_path):
     student = smaller(teacher_of("DistilBert"), num_hidden_layers=2)
     student.save_pretrained(tmp_path)
@@ -139,6 +174,7 @@ def test_a_saved_student_loads_with_auto_classes(tmp_path):
         ({"layers": [1]}, r"layers: got \[1\], want num_hidden_layers=2 numbers from 0 to 3"),
         ({"layers": [1, 4]}, "numbers from 0 to 3"),
         ({"layers": [0, 1], "init": "random"}, "init='random' copies no layers"),
+        ({"dropout": 1.0}, "dropout: got 1.0, want 0 or more and less than 1"),
         ({"init": "teacherr"}, "init: got 'teacherr', want 'teacher' or 'random'"),
     ],
 )

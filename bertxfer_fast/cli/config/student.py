@@ -53,6 +53,9 @@ class StudentConfig:
     layers: list[int] | None = field(
         default=None, metadata={"help": "teacher layers to copy or blend, from 0 (default: uniform)"}
     )
+    dropout: float | None = field(
+        default=None, metadata={"help": "one rate for all of its dropout (default: each as the teacher's)"}
+    )
     beta: float | None = field(
         default=None, metadata={"help": "init: blend: the teacher's share of the weights (default: 0.5)"}
     )

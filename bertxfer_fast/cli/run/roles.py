@@ -124,6 +124,7 @@ def _new_student(
             intermediate_size=wanted.intermediate_size,
             init="random" if blend else wanted.init,  # type: ignore[arg-type]  # checked there
             layers=None if blend else wanted.layers,
+            dropout=wanted.dropout,
             tokenizer=None if teacher_tokenizer is None else tokenizer,
             teacher_tokenizer=teacher_tokenizer,
         )
