@@ -19,7 +19,7 @@ from bertxfer_fast.distillation.objectives import HiddenStates
 from bertxfer_fast.evaluation import evaluate
 from bertxfer_fast.models.hf.loading import load_model
 
-from ..folders import WORDS, change, contents, distill, make_place, tiny_tokenizer
+from ..folders import BYTE_VOCAB, WORDS, byte_tokenizer, change, contents, distill, make_place, tiny_tokenizer
 from ..tiny import tiny_bert
 
 PLAIN = [word for word in WORDS if word.isalpha()]
@@ -363,3 +363,33 @@ def test_several_tasks_with_masked_text_among_them(several: Path) -> None:
     assert distill(several) == 0
     [stage] = json.loads((several / "out" / "plain" / "results.json").read_text())["stages"]
     assert 0 <= stage["dev token_accuracy"] <= 1
+
+
+def test_several_tasks_of_a_student_with_its_own_tokens(several: Path) -> None:
+    byte_tokenizer(several / "bytes")
+    change(
+        several,
+        recipe="logits",
+        student={"num_hidden_layers": 2, "hidden_size": 12, "init": "random", "tokenizer": "bytes"},
+    )
+    assert distill(several) == 0
+    out = several / "out"
+    students = {
+        "reviews": load_model(out / "reviews", "AutoModelForSequenceClassification")[0],
+        "entities": load_model(out / "entities", "AutoModelForTokenClassification")[0],
+    }
+    for name, columns in (("reviews", {"text_pair": "b"}), ("entities", {"task": "token-classification"})):
+        student = students[name]
+        own = AutoTokenizer.from_pretrained(out / name)
+        assert len(own) == student.config.vocab_size == BYTE_VOCAB
+        rows = data.encode(
+            several / name / "test.jsonl",
+            own,
+            text="a",
+            label="y",
+            label2id=student.config.label2id,
+            max_length=16,
+            **columns,
+        )
+        [metric, measured] = next(iter(evaluate(student, rows, task=columns.get("task")).items()))
+        assert float(student_row(out / name)[metric]) == pytest.approx(measured, abs=2e-4)
