@@ -15,25 +15,28 @@ from .training import train
 def against_twin(
     run: Run,
     problem: Problem,
-    start: Callable[[], Any],
+    start: Callable[..., Any],
     distil: Callable[[Any, Any], int],
     *,
     learning_rate: float,
     tokens: int = 1024,
+    **settings: Any,
 ) -> None:
     """Measure the variants ``teacher``, ``student`` and ``twin`` on the test split.
 
     Args:
         run: of the row.
         problem: whose labels and teacher.
-        start: makes the student as it is before training; the same one at each call.
+        start: makes the student as it is before training; the same weights at each call.
         distil: trains a student, first argument, with a teacher, second; returns the steps that it took.
         learning_rate, tokens: of the twin, see `train`.
+        **settings: of ``start``, for the student and not for the twin: such as the dropout that soft labels of much
+            text can do without, and a few labels cannot.
     """
     run.measure("teacher", lambda: problem.score(problem.teacher()))
 
     def student() -> dict[str, float]:
-        model = start()
+        model = start(**settings)
         steps = distil(model, problem.teacher())
         return {**problem.score(model), "steps": steps}
 

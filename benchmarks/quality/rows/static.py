@@ -1,8 +1,8 @@
 """Sentiment: a table of token vectors.
 
 model2vec's kind of student: a vector for each token, what the encoder says of it alone, and a text is their mean. It
-learns the teacher's logits on the texts of the BiLSTM. The twin has the same start and as many steps on the labels of
-the training texts.
+learns the teacher's soft labels on the texts of the BiLSTM, three times each. The twin has the same start and as many
+steps on the labels of the training texts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def measure(run: Run) -> None:
         return students.build("static", encoder, tokenizer=problem.tokenizer)
 
     def distil(student: Any, teacher: Any) -> int:
-        return from_predictions(run, problem, student, epochs=1, learning_rate=2e-3)
+        return from_predictions(run, problem, student, epochs=3, learning_rate=2e-3, kind="soft_ce")
 
     against_twin(run, problem, start, distil, learning_rate=2e-3, tokens=2048)
 
