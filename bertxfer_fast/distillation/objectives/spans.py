@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...data.packing import unpack
+from ...data.packing import positions_of, unpack
 from ...models.activations import LayerActivations
 
-__all__ = ["span_loss", "span_rows"]
+__all__ = ["span_log_softmax", "span_loss", "span_rows"]
 
 _NOWHERE = -1e4  # its exponential is 0 in float32, and unlike -inf it has no NaN in products with 0
 
@@ -24,6 +24,15 @@ def span_rows(activations: LayerActivations) -> Tensor:
         activations.logits.float(), activations.cu_seqlens, activations.max_seqlen, value=_NOWHERE
     )
     return logits.transpose(1, 2).reshape(-1, logits.shape[1])
+
+
+def span_log_softmax(activations: LayerActivations) -> Tensor:
+    """``[T, 2]`` logits of a pack as float32 log-probabilities, each column's over the tokens of every sequence."""
+    assert activations.logits is not None
+    lengths = activations.cu_seqlens.long().diff()
+    rows = span_rows(activations).log_softmax(-1).view(len(lengths), 2, -1)
+    sequence = torch.repeat_interleave(lengths, output_size=len(activations.logits))
+    return rows[sequence, :, positions_of(activations.cu_seqlens, sequence)]
 
 
 def span_loss(student: LayerActivations, labels: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import tasks
-from ...models.activations import LayerActivations, Sink, Spot
+from ...models.activations import LayerActivations, Sink
 from ...models.encoder import ActivationSource, module_of
 from ...models.spec import EncoderSpec
 from ...models.stream import as_encoder, source_of
 from ...students.heads import has_names, label_order
+from ..objectives.spans import span_log_softmax
 from ..registry import check_choice
 from .fingerprints import DIGEST_BYTES, teacher_fingerprint
 from .wants import Want, distinct, numbers_of, with_numbers
@@ -30,9 +32,10 @@ class AveragedTeachers:
     """An `ActivationSource`: the weighted mean of what several teachers say. They run one after the other.
 
     Logits are averaged as what they stand for. With ``mean_of="probabilities"`` one class a row: ``log(sum_i w_i
-    softmax(z_i))``; any number of classes: the logit of ``sum_i w_i sigmoid(z_i)``; with ``mean_of="logits"``, and for
-    numbers (regression) always, ``sum_i w_i z_i``. Hidden states are averaged where depths and widths agree;
-    where only pooled ones are looked at, after they are pooled. Queries and keys have no mean.
+    softmax(z_i))``, for spans with the softmaxes over the tokens of a sequence; any number of classes: the logit of
+    ``sum_i w_i sigmoid(z_i)``; with ``mean_of="logits"``, and for numbers (regression) always, ``sum_i w_i z_i``.
+    Hidden states are averaged where depths and widths agree; where only pooled ones are looked at, after they are
+    pooled. Queries and keys have no mean.
 
     A teacher whose classes have the first one's names in another order (upper and lower case count as the same) is read
     in the first one's order.
@@ -122,9 +125,9 @@ class AveragedTeachers:
         """Hand over the averaged logits, see `select` for others."""
         self.select([(("logits", 0), None)]).stream(batch, sink)
 
-    def mean(self, spot: Spot) -> _Mean:
-        """What adds up the numbers of one spot over the teachers."""
-        if spot[0] == "hidden" or self.mean_of == "logits" or self._kind == "float":
+    def mean(self, seen: LayerActivations) -> _Mean:
+        """What adds up the numbers of one spot, that of ``seen``, over the teachers."""
+        if seen.place == "hidden" or self.mean_of == "logits" or self._kind == "float":
             return _Mean(lambda x: x, lambda total: total, log=False)
         if self._kind == "multi-hot":
             return _Mean(
@@ -132,6 +135,8 @@ class AveragedTeachers:
                 lambda total: total[0] - total[1],
                 log=True,
             )
+        if self._kind == "span":
+            return _Mean(lambda x: span_log_softmax(replace(seen, logits=x)), lambda total: total, log=True)
         return _Mean(lambda x: x.log_softmax(-1), lambda total: total, log=True)
 
     def in_order(self, number: int, logits: Tensor) -> Tensor:
@@ -166,7 +171,7 @@ class _Selected:
                         numbers = numbers_of(seen, pooling)
                         if seen.place == "logits":
                             numbers = owner.in_order(number, numbers)
-                        means.setdefault(want, owner.mean(spot)).add(numbers, weight)
+                        means.setdefault(want, owner.mean(seen)).add(numbers, weight)
                         if last:
                             averaged[pooling] = means.pop(want).value(numbers.dtype)
                 if averaged:

@@ -62,6 +62,23 @@ def test_the_mean_of_several_labels_and_of_numbers() -> None:
     torch.testing.assert_close(got, 0.75 * a + 0.25 * b, rtol=1e-5, atol=1e-6)
 
 
+def test_the_mean_of_spans_is_over_the_tokens_of_a_sequence() -> None:
+    settings: dict[str, Any] = {"head": "ForQuestionAnswering", "num_labels": 2}
+    models, batch = [model(1, **settings), model(5, **settings)], pack(features(5))
+    got = streamed(teachers.AveragedTeachers(models, WEIGHTS).select([LOGITS]), batch)["logits", 0].double()
+    lengths = batch["cu_seq_lens_q"].diff().tolist()
+    for mean, a, b in zip(*(x.split(lengths) for x in (got, *logits(models, batch))), strict=True):
+        torch.testing.assert_close(
+            mean.softmax(0), 0.75 * a.softmax(0) + 0.25 * b.softmax(0), rtol=1e-5, atol=1e-6
+        )
+    student = tiny_bert(2, 12, 4, seed=2, **settings)
+    alone, twice = (
+        Distiller(teacher, student, [objectives.Logits()])(**batch).loss
+        for teacher in (models[0], teachers.AveragedTeachers([models[0], models[0]]))
+    )
+    torch.testing.assert_close(twice, alone)
+
+
 def test_probabilities_far_below_float32_stay_finite() -> None:
     models = [model(1), model(5)]
     for each in models:
