@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.packing import cu_seqlens_of, pack
@@ -17,7 +18,7 @@ _KNOWN = {*_PER_TOKEN, "labels", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q
 
 
 def packed_batch(
-    batch: Mapping[str, Any], *, inputs: frozenset[str], open_ended: bool, token_labels: bool
+    batch: Mapping[str, Any], *, inputs: frozenset[str], open_ended: bool, head: str | None
 ) -> dict[str, Any]:
     """The packed batch of an ordinary one; a packed one as it is.
 
@@ -28,10 +29,12 @@ def packed_batch(
         batch: what the trainer gave; a None in it counts as left out.
         inputs: names of further inputs that one of the models takes, with one value (or row) per token.
         open_ended: one of the models is of the user's making and gets whatever else there is, too.
-        token_labels: labels of the shape of ``input_ids`` belong to the tokens.
+        head: of the student, see `EncoderSpec`. Of ``"token"``, labels of the shape of ``input_ids`` belong to the
+            tokens; of ``"span"``, labels ``[B, 2]`` are places in the rows of ``input_ids``, padding included.
 
     Raises:
-        ValueError: shapes that do not fit, positions that start elsewhere, an input that no model takes.
+        ValueError: shapes that do not fit, positions that start elsewhere, an input that no model takes, a span that
+            begins or ends where there is no token.
     """
     batch = {name: value for name, value in batch.items() if value is not None}
     mask = batch.pop("attention_mask", None)
@@ -72,9 +75,21 @@ def packed_batch(
         _check_positions(packed["position_ids"][0], cu_seqlens)
     labels = batch.get("labels")
     if labels is not None:
-        of_tokens = token_labels and labels.shape == ids.shape
+        of_tokens = head == "token" and labels.shape == ids.shape
+        if head == "span" and labels.shape == (len(ids), 2):
+            labels = _without_padding(labels, mask)
         packed["labels"] = pack(labels, mask)[0].unsqueeze(0) if of_tokens else labels
     return {**packed, "cu_seq_lens_q": cu_seqlens, "max_length_q": longest}
+
+
+def _without_padding(labels: Tensor, mask: Tensor) -> Tensor:
+    """Places in padded rows, ``[B, 2]``, counted in their sequences; negative ones as they are."""
+    keep = F.pad(mask != 0, (0, 1))  # behind its row there is no token
+    places = labels.long().clamp(0, mask.shape[1])
+    bad = labels[(labels >= 0) & ~keep.gather(1, places)]
+    if len(bad):
+        raise ValueError(f"labels: got {int(bad[0])}, want a token of its sequence (or -100)")
+    return torch.where(labels < 0, labels, (keep.cumsum(1) - 1).gather(1, places))
 
 
 def _restarts(positions: Tensor) -> tuple[Tensor, int]:

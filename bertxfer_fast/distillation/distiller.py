@@ -326,8 +326,8 @@ class Distiller(nn.Module):
     def pack(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The packed batch that `forward` makes of ``batch``; see there for what it takes and raises."""
         open_ended = any(getattr(model, "inputs", None) is None for model in self._models())
-        token_labels = self._roles.student.spec.head == "token"
-        return packed_batch(batch, inputs=self.inputs, open_ended=open_ended, token_labels=token_labels)
+        head = self._roles.student.spec.head
+        return packed_batch(batch, inputs=self.inputs, open_ended=open_ended, head=head)
 
     def _models(self) -> list[Any]:
         """Student and teacher: those that say what they read."""

@@ -70,6 +70,29 @@ def test_a_row_of_labels_a_text_is_not_taken_for_one_a_token(lengths):
     torch.testing.assert_close(loss, expected)
 
 
+@pytest.mark.parametrize("place", ["left", "holes"])
+def test_spans_are_counted_without_padding(place):
+    """Labels say where in a padded row a span is, wherever its padding stands."""
+    settings = {"head": "ForQuestionAnswering", "num_labels": 2}
+    distiller = Distiller(None, tiny_bert(seed=1, **settings), [Labels()])
+    batch, labels = padded_batch((5, 3), token_types=False), torch.tensor([[1, 4], [0, 2]])
+    where = {"left": [2, 3, 4], "holes": [0, 2, 4]}[place]
+    ids, mask = batch["input_ids"].clone(), batch["attention_mask"].clone()
+    ids[1, where], mask[1] = batch["input_ids"][1, :3], 0
+    mask[1, where] = 1
+    moved = torch.tensor([[1, 4], [where[0], where[2]]])
+    expected = distiller(**batch, labels=labels).loss
+    torch.testing.assert_close(distiller(input_ids=ids, attention_mask=mask, labels=moved).loss, expected)
+    none = torch.tensor([[1, 4], [-100, -100]])
+    assert torch.equal(
+        distiller(input_ids=ids, attention_mask=mask, labels=none).loss, distiller(**batch, labels=none).loss
+    )
+    for bad in (1, 5):
+        moved[1, 0] = bad
+        with pytest.raises(ValueError, match=rf"labels: got {bad}, want a token of its sequence \(or -100\)"):
+            distiller(input_ids=ids, attention_mask=mask, labels=moved)
+
+
 def test_none_counts_as_left_out_and_padding_in_a_pack_is_refused():
     distiller = Distiller(*tiny_pair(), [AttentionScores()])
     batch = packed_batch()

@@ -340,7 +340,7 @@ _MODELS = (
     Mutant(
         "labels_of_a_text_taken_for_its_tokens",
         "bertxfer_fast/distillation/batches.py",
-        "of_tokens = token_labels and labels.shape == ids.shape",
+        'of_tokens = head == "token" and labels.shape == ids.shape',
         "of_tokens = labels.shape == ids.shape",
         ("tests/distillation/test_batches.py::test_a_row_of_labels_a_text_is_not_taken_for_one_a_token",),
     ),
