@@ -48,6 +48,7 @@ def share_encoder(students: Mapping[str, PreTrainedModel]) -> None:
         base: Any = student.base_model
         for part, module in shared.items():
             setattr(base, part, module)
+        student.tie_weights()  # a masked LM's last map is the table of the embeddings that it has now
 
 
 def _parts(student: PreTrainedModel) -> dict[str, nn.Module]:

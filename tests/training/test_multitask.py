@@ -9,7 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from bertxfer_fast import students
 from bertxfer_fast.data.mixing import MixedBatchSampler, MixedRows, batches_of_tasks
@@ -66,6 +70,18 @@ def test_students_share_their_encoder_and_nothing_else() -> None:
         text.bert.encoder.layer[0].output.dense.weight.add_(0.1)
     assert not torch.equal(word(**batch).logits, before)
     assert text.classifier is not word.classifier
+
+
+def test_weights_that_were_tied_are_tied_to_the_shared_ones(tmp_path: Path) -> None:
+    text, masked = (
+        tiny_bert(head=head, seed=i) for i, head in enumerate(("ForSequenceClassification", "ForMaskedLM"))
+    )
+    students.share_encoder({"text": text, "masked": masked})
+    assert masked.get_output_embeddings().weight is text.get_input_embeddings().weight
+    masked.save_pretrained(tmp_path)
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
+    batch = {"input_ids": torch.arange(5, 12)[None]}
+    torch.testing.assert_close(again(**batch).logits, masked(**batch).logits)
 
 
 @pytest.mark.parametrize(
