@@ -8,23 +8,28 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from .network import Network
+
 __all__ = ["share_encoder"]
 
-_OWN = ("pooler",)  # what makes a head's row of a sequence is the head's business
+# What makes a head's row of a sequence is the head's business; a `Network` has its head among its own parts.
+_OWN = ("pooler", "classifier")
 
 
 def share_encoder(students: Mapping[str, PreTrainedModel]) -> None:
     """Let transformers models of one family and size use the first one's embeddings and layers, in place.
 
     Each stays an ordinary model with a head of its own (and a pooler of its own, where it has one), that runs and saves
-    as before; training one moves the layers of all.
+    as before; training one moves the layers of all. Students of other kinds (`build`) share all but their
+    ``classifier``.
 
     Args:
         students: by name, at least two.
 
     Raises:
         TypeError: something that is no transformers model.
-        ValueError: fewer than two, the same model twice, or models whose encoders differ.
+        ValueError: fewer than two, the same model twice, models whose encoders differ, or a `Network` whose head is
+            not called ``classifier``.
     """
     named = list(students.items())
     if len(named) < 2:
@@ -32,6 +37,11 @@ def share_encoder(students: Mapping[str, PreTrainedModel]) -> None:
     for name, student in named:
         if not isinstance(student, PreTrainedModel):
             raise TypeError(f"students[{name!r}]: got {type(student).__name__}, want a transformers model")
+        if isinstance(student, Network) and student.num_logits and not hasattr(student, "classifier"):
+            raise ValueError(
+                f"students[{name!r}]: got {type(student).__name__} without a part called classifier, want that name "
+                "for its head: all else is shared"
+            )
     if len({id(student) for _, student in named}) < len(named):
         raise ValueError(f"students: got one model under two names of {list(students)}, want a model each")
     first_name, first = named[0]

@@ -84,6 +84,27 @@ def test_weights_that_were_tied_are_tied_to_the_shared_ones(tmp_path: Path) -> N
     torch.testing.assert_close(again(**batch).logits, masked(**batch).logits)
 
 
+@pytest.mark.parametrize("kind", ["bilstm", "textcnn", "mlp"])
+def test_students_of_other_kinds_share_all_but_their_heads(kind: str) -> None:
+    one, two = (
+        students.build(kind, tiny_bert(head="ForSequenceClassification"), init="random").eval()
+        for _ in range(2)
+    )
+    other = students.build(kind, tiny_bert(head="ForTokenClassification", num_labels=5), init="random").eval()
+    students.share_encoder({"one": one, "two": two, "other": other})
+    assert len({id(student.classifier) for student in (one, two, other)}) == 3
+    assert len({id(student.get_input_embeddings()) for student in (one, two, other)}) == 1
+    batch = {"input_ids": torch.arange(5, 12)[None]}
+    before = other(**batch).logits
+    with torch.no_grad():
+        one.get_input_embeddings().weight.add_(0.1 * torch.randn_like(one.get_input_embeddings().weight))
+    assert not torch.equal(other(**batch).logits, before)
+    two.head = two.classifier
+    del two.classifier
+    with pytest.raises(ValueError, match=r"students\['two'\]: got \w+ without a part called classifier"):
+        students.share_encoder({"one": one, "two": two})
+
+
 @pytest.mark.parametrize(
     ("others", "said"),
     [
