@@ -136,7 +136,8 @@ class Recurrent(Network):
         hidden = states[order.places]
         if self.classifier is None:
             return PackedOutput(hidden)
-        rows = hidden if self.config.head == "token" else self._pool(hidden, last, order, cu_seqlens)
+        of_tokens = self.config.head != "sequence"
+        rows = hidden if of_tokens else self._pool(hidden, last, order, cu_seqlens)
         logits = self.classifier(self.dropout(rows))
         if listener.wants("logits"):
             listener.hand("logits", 0, logits=logits)

@@ -136,7 +136,8 @@ class TextCNN(Network):
             listener.hand("hidden", 1, hidden=hidden)
         if self.classifier is None or listener.done:
             return PackedOutput(hidden)
-        read = hidden if self.config.head == "token" else pool_features(hidden, cu_seqlens, mode="max")
+        of_tokens = self.config.head != "sequence"
+        read = hidden if of_tokens else pool_features(hidden, cu_seqlens, mode="max")
         logits = self.classifier(self.dropout(read))
         if listener.wants("logits"):
             listener.hand("logits", 0, logits=logits)

@@ -36,7 +36,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def teacher_of(head: str = "ForSequenceClassification", **sizes: Any) -> Any:
-    return tiny_bert(2, 16, 4, head=head, **sizes)
+    span = {"num_labels": 2} if head == "ForQuestionAnswering" else {}
+    return tiny_bert(2, 16, 4, head=head, **{**span, **sizes})
 
 
 def student_of(case: str, head: str = "ForSequenceClassification", **more: Any) -> Any:
@@ -137,7 +138,9 @@ def plain(student: Any, ids: Tensor) -> tuple[list[Tensor], Tensor]:
     return states, rows @ student.classifier.weight.T + student.classifier.bias
 
 
-@pytest.mark.parametrize("head", ["ForSequenceClassification", "ForTokenClassification"])
+@pytest.mark.parametrize(
+    "head", ["ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"]
+)
 @pytest.mark.parametrize("case", CASES)
 def test_a_pack_is_the_plain_network_on_each_text_by_itself(case: str, head: str) -> None:
     """Values and gradients, against float64; nothing of a neighbour in the pack gets in."""
