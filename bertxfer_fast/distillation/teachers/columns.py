@@ -91,8 +91,8 @@ class Column:
         if place == "hidden":
             per_token, width, top_k = pooling is None, spec.hidden_size, None
         else:
-            pooling, per_token, width = None, spec.head == "token", spec.num_labels
-            top_k = top_k if per_token else None
+            pooling, per_token, width = None, spec.head in ("token", "span"), spec.num_labels
+            top_k = top_k if spec.head == "token" else None
         if top_k is not None and not 1 <= top_k < width:
             raise ValueError(f"top_k: got {top_k}, want 1 to {width - 1}, fewer than the logits of a token")
         return Column(place, index, pooling, top_k, dtype, width=width, per_token=per_token)

@@ -65,10 +65,12 @@ def filled(path: Path, model: Any, wants: Any = (LOGITS,), **settings: Any) -> t
 # ---- what it says -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("head", ["ForSequenceClassification", "ForTokenClassification"])
+@pytest.mark.parametrize(
+    "head", ["ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"]
+)
 def test_it_says_what_the_teacher_said_in_any_order(tmp_path: Path, head: str) -> None:
     """Float32, several shards, batches of other rows than those that filled it, and duplicates."""
-    model, rows = teacher(head=head), features()
+    model, rows = teacher(head=head, num_labels=2), features()
     filled(tmp_path / "s", model, [LOGITS, HIDDEN, POOLED], shard_bytes=200)
     store = teachers.Store.open(tmp_path / "s")
     assert len(store.columns["logits"].shards) > 2
