@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from bertxfer_fast.distillation.objectives import (
     AttentionMaps,
     AttentionScores,
+    Embeddings,
     HiddenStates,
     Labels,
     Logits,
@@ -310,6 +311,18 @@ def test_bad_labels(labels, message):
     objective.bind(facts(), None)
     with pytest.raises(ValueError, match=message):
         objective(activations("logits", logits=(4, 3)), labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_learned_map_takes_a_student_of_its_dtype(dtype):
+    objective = bound(Embeddings()).to(dtype)
+    states = torch.randn(16, 12).to(dtype).requires_grad_()
+    student = LayerActivations("hidden", 2, CU_SEQLENS, 9, hidden=states)
+    teacher = activations("hidden", 4, hidden=(16, 16))
+    loss = objective(student, teacher)
+    loss.backward()
+    assert loss.dtype == torch.float32 and states.grad.abs().sum() > 0
+    torch.testing.assert_close(loss, objective.float()(student, teacher), rtol=0.02, atol=0)
 
 
 def test_values_are_float32_and_take_bfloat16():

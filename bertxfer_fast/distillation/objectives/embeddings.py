@@ -142,7 +142,7 @@ class Embeddings(PooledObjective):
             )
         s, t = self.pooled(student), self.pooled(teacher)
         if self.linear is not None:
-            s = self.linear(s).float()
+            s = self.linear(s.to(self.linear.weight.dtype)).float()
         elif hasattr(self, "axes"):
             with full_precision(t):
                 t = t @ self.axes.T.float()
