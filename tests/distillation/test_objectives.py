@@ -95,6 +95,7 @@ def test_last_and_explicit_maps():
             "got 4 of the student and 2 of the teacher, want .* a multiple",
         ),
         ("unifrom", facts(2), facts(4), "did you mean 'uniform'"),
+        ("skip", facts(1), facts(4), "layers: got 'skip' of 1 layer, want a student of 2 or more"),
         ([(0, 4)], facts(2), facts(4), "got teacher attention index 4 in .*, want 0..3"),
         ([(2, 0)], facts(2), facts(4), "got student attention index 2 in .*, want 0..1"),
         ([(-1, 0)], facts(2), facts(4), "student attention index -1"),

@@ -241,10 +241,10 @@ def resolve_layers(
             last = uniform_layers(teacher_depth, depth)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
+        if layers == "skip" and depth < 2:
+            raise ValueError(f"{name}: layers: got 'skip' of {depth} layer, want a student of 2 or more")
         if place == "hidden":
             pairs = ((0, 0), *((i + 1, layer + 1) for i, layer in enumerate(last)))
-            if layers == "skip" and depth < 2:
-                raise ValueError(f"{name}: layers: got 'skip' of {depth} layer, want a student of 2 or more")
             return pairs[1:-1] if layers == "skip" else pairs
         return tuple(enumerate(last))[: -1 if layers == "skip" else None]
     if isinstance(layers, str):
