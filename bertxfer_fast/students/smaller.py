@@ -183,6 +183,13 @@ def _student_config(
         )
     if getattr(teacher, "head_dim", None) == teacher.hidden_size // teacher.num_attention_heads:
         config.head_dim = config.hidden_size // config.num_attention_heads
+    groups = getattr(teacher, "num_key_value_heads", None)
+    if groups == teacher.num_attention_heads:
+        config.num_key_value_heads = config.num_attention_heads
+    elif isinstance(groups, int) and config.num_attention_heads % groups:
+        raise ValueError(
+            f"num_attention_heads: got {config.num_attention_heads}, want a multiple of num_key_value_heads={groups}"
+        )
     for name in _PER_LAYER:
         entries = getattr(teacher, name, None)
         if isinstance(entries, list):

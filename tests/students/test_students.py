@@ -9,6 +9,8 @@ from transformers import (
     AlbertModel,
     EsmConfig,
     EsmModel,
+    EuroBertConfig,
+    EuroBertModel,
     ModernBertConfig,
     ModernBertModel,
     NomicBertConfig,
@@ -230,6 +232,20 @@ def test_layers_of_different_make_are_copied_to_their_like_or_refused():
 def test_a_shared_layer_is_refused():
     with pytest.raises(ValueError, match="got AlbertModel with 0 lists of 4 layers"):
         smaller(AlbertModel(AlbertConfig(**SIZES, embedding_size=8)), num_hidden_layers=2)
+
+
+def test_heads_of_keys_follow_those_of_queries():
+    """EuroBERT's configuration counts both."""
+    teacher = EuroBertModel(EuroBertConfig(**SIZES, **SPECIAL, num_key_value_heads=4))
+    student = smaller(teacher, num_hidden_layers=2, hidden_size=8, num_attention_heads=2, init="random")
+    assert student.config.num_key_value_heads == 2
+    assert student(IDS).last_hidden_state.shape[-1] == 8
+    grouped = EuroBertModel(EuroBertConfig(**SIZES, **SPECIAL, num_key_value_heads=2))
+    with pytest.raises(
+        ValueError, match="num_attention_heads: got 1, want a multiple of num_key_value_heads=2"
+    ):
+        smaller(grouped, num_hidden_layers=2, num_attention_heads=1, init="random")
+    assert smaller(grouped, num_hidden_layers=2).config.num_key_value_heads == 2
 
 
 def test_a_head_dim_in_the_configuration_follows_the_widths():
