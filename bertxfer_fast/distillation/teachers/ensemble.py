@@ -47,7 +47,7 @@ class AveragedTeachers:
         mean_of: ``"probabilities"`` or ``"logits"``.
 
     Attributes:
-        spec: the first teacher's facts.
+        spec: the first teacher's facts, with the vocabulary of the first one that knows its size.
         inputs: names of what any of them reads beside text.
         model: their modules.
         fingerprint: of teachers, weights and ``mean_of``, see `teacher_fingerprint`.
@@ -85,7 +85,8 @@ class AveragedTeachers:
 
     @property
     def spec(self) -> EncoderSpec:
-        return self.teachers[0].spec
+        sizes = [spec.vocab_size for spec in (teacher.spec for teacher in self.teachers) if spec.vocab_size]
+        return replace(self.teachers[0].spec, vocab_size=sizes[0] if sizes else None)
 
     @property
     def inputs(self) -> frozenset[str]:
@@ -210,7 +211,7 @@ class _Mean:
 
 def _order(first: EncoderSpec, other: EncoderSpec) -> list[int] | None:
     """Where each class of the first teacher stands in another one's logits; None: where it stands in the first's."""
-    if first.vocab_size != other.vocab_size:
+    if None not in (first.vocab_size, other.vocab_size) and first.vocab_size != other.vocab_size:
         raise ValueError(
             f"teacher: got vocabularies of {first.vocab_size} and {other.vocab_size} tokens, want teachers that "
             "read the same tokens"

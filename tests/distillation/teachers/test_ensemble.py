@@ -137,6 +137,23 @@ def test_a_student_learns_of_the_mean_and_of_a_store_of_it(tmp_path: Path) -> No
         teachers.Store.at(tmp_path, teachers.About.of(teachers.AveragedTeachers(models)))
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_black_box_may_stand_beside_a_model(first: bool) -> None:
+    """Of rows alone the vocabulary is not known: it is the others'."""
+    rows, numbers = features(6), torch.randn(6, 3)
+    box = teachers.StoredTeacher(teachers.BlackBox({"train": numbers}, {"train": rows}))
+    beside, batch = model(1), pack(rows)
+    both = [box, beside] if first else [beside, box]
+    mean = teachers.AveragedTeachers(both)
+    assert mean.spec.vocab_size == beside.config.vocab_size
+    got = streamed(mean.select([LOGITS]), batch)["logits", 0].double()
+    [theirs] = logits([beside], batch)
+    wanted = (numbers.double().softmax(-1) + theirs.softmax(-1)) / 2
+    torch.testing.assert_close(got.softmax(-1), wanted, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="got vocabularies of 50 and 60 tokens"):
+        teachers.AveragedTeachers([*both, model(2, vocab=60)])
+
+
 def test_it_moves_with_the_distiller_and_is_not_trained() -> None:
     mean = teachers.AveragedTeachers([model(1), model(5)])
     student = tiny_pair()[1]
