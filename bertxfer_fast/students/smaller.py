@@ -200,8 +200,8 @@ def _student_config(
 
 def _set_dropout(config: PreTrainedConfig, dropout: float) -> None:
     """One rate wherever the configuration has one: no model by name, whatever is a number and is called dropout."""
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout: got {dropout}, want 0 or more and less than 1")
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise ValueError(f"dropout: got {dropout!r}, want 0 or more and less than 1")
     rates = [
         name
         for name, rate in config.to_dict().items()

@@ -177,6 +177,9 @@ def test_a_saved_student_loads_with_auto_classes(tmp_path):
         ({"layers": [1, 4]}, "numbers from 0 to 3"),
         ({"layers": [0, 1], "init": "random"}, "init='random' copies no layers"),
         ({"dropout": 1.0}, "dropout: got 1.0, want 0 or more and less than 1"),
+        ({"dropout": "0.1"}, "dropout: got '0.1', want 0 or more and less than 1"),
+        ({"dropout": False}, "dropout: got False, want 0 or more and less than 1"),
+        ({"dropout": float("nan")}, "dropout: got nan, want 0 or more and less than 1"),
         ({"init": "teacherr"}, "init: got 'teacherr', want 'teacher' or 'random'"),
     ],
 )
