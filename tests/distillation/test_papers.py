@@ -298,6 +298,18 @@ def test_principal_axes_are_those_of_the_teachers_vectors() -> None:
     assert torch.equal(twin(student, teacher), objective(student, teacher))
 
 
+def test_unit_vectors_are_compared_on_the_axes_too() -> None:
+    """A student whose vectors point where the reduced ones do has nothing to learn."""
+    objective = Embeddings(projection="pca")
+    bound(objective, facts(hidden=4), facts(4, WIDE))
+    shown(objective)
+    one_each = torch.arange(6, dtype=torch.int32)
+    vectors = torch.randn(5, WIDE, generator=torch.Generator().manual_seed(1))
+    teacher = LayerActivations("hidden", 4, one_each, 1, hidden=vectors)
+    student = LayerActivations("hidden", 2, one_each, 1, hidden=3 * vectors @ objective.axes.T)
+    torch.testing.assert_close(objective(student, teacher), torch.tensor(0.0))
+
+
 def test_a_learned_map_may_start_from_the_axes() -> None:
     objective = Embeddings(projection="pca_init", normalize=False)
     bound(objective, facts(hidden=4), facts(4, WIDE))

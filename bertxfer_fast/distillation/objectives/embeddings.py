@@ -26,7 +26,7 @@ class Embeddings(PooledObjective):
         distance: ``"mse"`` (mean over all numbers), ``"l2"`` (Euclidean, mean over rows) or ``"cosine"``
             (``1 - cos``, mean over rows).
         pooling: of both models: ``"mean"``, ``"cls"``, ``"max"`` or ``"mean_sqrt"``.
-        normalize: compare unit vectors.
+        normalize: compare unit vectors; before a learned map, and after the projection onto axes anew.
         projection: what bridges the widths. ``"learned"``: ``nn.Linear(student width, teacher width)`` on the student's
             vector, trained and kept with the objective; ``"pca_init"``: the same, starting from the teacher's principal
             axes; ``"pca"``: the teacher's vectors turned onto their principal axes, largest first, and cut to the
@@ -146,6 +146,7 @@ class Embeddings(PooledObjective):
         elif hasattr(self, "axes"):
             with full_precision(t):
                 t = t @ self.axes.T.float()
+            t = unit(t) if self.normalize else t  # a part of a unit vector is shorter, and no student's is
         return torch.stack([self._distance(s[:, :size], t[:, :size]) for size in self._prefixes(s)]).sum()
 
     def _prefixes(self, vectors: Tensor) -> tuple[int, ...]:
