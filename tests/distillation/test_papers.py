@@ -471,6 +471,8 @@ def test_sigmoid_sees_a_shift_of_all_logits_of_a_class() -> None:
         (lambda: Logits("flswx"), "temperature: got 'flswx', want a known one; did you mean 'flsw'"),
         (lambda: Logits({"kind": "flsw", "betta": 1}), "got option 'betta', .* did you mean 'beta'"),
         (lambda: Logits({"kind": "linear", "end": 0}), "temperature: end: got 0, want a positive number"),
+        (lambda: Logits("linear"), "temperature: got 'linear' alone, want where it starts or ends beside it"),
+        (lambda: Logits({"kind": "linear"}), "temperature: got 'linear' alone"),
         (lambda: Logits({"value": "hot"}), "temperature: got 'hot', want a positive number"),
     ],
 )

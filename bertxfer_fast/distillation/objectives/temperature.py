@@ -116,16 +116,20 @@ def as_temperature(given: Any) -> Temperature:
     """A number as it is, a name with its defaults, or ``{"kind": name, "value": 4.0, ...}``.
 
     Raises:
-        ValueError: an unknown kind or option, or a temperature that is not positive.
+        ValueError: an unknown kind or option, a temperature that is not positive, or ``"linear"`` without a start or an
+            end.
     """
     if isinstance(given, Temperature):
         return given
-    if isinstance(given, str):
-        return _KINDS.get(given)()
-    if not isinstance(given, Mapping):
+    if not isinstance(given, str | Mapping):
         return Temperature(given)
-    options = dict(given)
+    options: dict[str, Any] = {"kind": given} if isinstance(given, str) else dict(given)
     kind = _KINDS.get(options.pop("kind", "constant"))
+    if kind is Linear and not options:  # from 1 to 1
+        raise ValueError(
+            "temperature: got 'linear' alone, want where it starts or ends beside it, as in "
+            "{'kind': 'linear', 'value': 8, 'end': 1}"
+        )
     known = [field.name for field in dataclasses.fields(kind)]
     for option in options:
         if option not in known:
