@@ -47,7 +47,8 @@ class BlackBox(Shelf):
         problem_type: of logits, see `EncoderSpec`.
 
     Raises:
-        ValueError: another number of rows than a split has, widths that differ, or numbers that are not finite.
+        ValueError: another number of rows than a split has, widths that differ, numbers that are not finite, or labels
+            or a problem type of vectors.
         TypeError: rows that are not floating point numbers.
     """
 
@@ -70,7 +71,10 @@ class BlackBox(Shelf):
         width = next(iter(widths.values()))
         if len(set(widths.values())) > 1:
             raise ValueError(f"rows: got widths {widths}, want the same in all splits")
-        if labels and kind == "logits" and len(labels) != width:
+        if kind == "vectors" and (labels or problem_type is not None):
+            given = ("labels", list(labels)) if labels else ("problem_type", problem_type)
+            raise ValueError(f"{given[0]}: got {given[1]!r} of vectors, want them for kind='logits' alone")
+        if labels and len(labels) != width:
             raise ValueError(f"labels: got {len(labels)} names, want {width}, one a column of the rows")
         names = [Path(value).name for value in rows.values() if not isinstance(value, Tensor)]
         head: dict[str, Any] = {}

@@ -122,6 +122,16 @@ ROWS = features(6)
             {"kind": "maps"},
             "^kind: got 'maps', want one of 'logits', 'vectors'",
         ),
+        (
+            {"train": torch.zeros(6, 3)},
+            {"kind": "vectors", "labels": ["a", "b", "c"]},
+            r"^labels: got \['a', 'b', 'c'\] of vectors, want them for kind='logits' alone",
+        ),
+        (
+            {"train": torch.zeros(6, 3)},
+            {"kind": "vectors", "problem_type": "regression"},
+            "^problem_type: got 'regression' of vectors",
+        ),
         ({"train": "nowhere.npy"}, {}, "^rows: got nowhere.npy, want a file: there is none"),
         ({}, {}, "^rows: got none"),
     ],
