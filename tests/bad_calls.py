@@ -274,6 +274,16 @@ def distiller(*chosen: Any, **student: Any) -> Callable[[], Any]:
     return do
 
 
+def distiller_of_spans(**batch: torch.Tensor) -> Callable[[], Any]:
+    """A run of a student of spans alone."""
+
+    def do() -> Any:
+        student = tiny_bert(head="ForQuestionAnswering", num_labels=2)
+        return Distiller(None, student, [objectives.Labels()])(**batch)
+
+    return do
+
+
 def on_packed(**changes: Any) -> Callable[[], Any]:
     """A packed model's run with parts of its batch replaced."""
     return lambda: PackedModel(tiny_bert()).run({**packed_batch(), **changes})
@@ -333,6 +343,10 @@ MODELS_IN_PYTHON: dict[str, Call] = {
         lambda: objectives.Logits(schedule="sometimes"),
         "schedule: got 'sometimes', want one of 'constant', 'linear_decay', 'linear_growth'",
     ),
+    "a linear temperature without numbers": (
+        lambda: objectives.Logits(temperature="linear"),
+        "temperature: got 'linear' alone, want where it starts or ends beside it, as in",
+    ),
     "head counts that differ": (
         distiller(objectives.AttentionMaps(), heads=3),
         "attention_maps: got 3 heads of the student and 4 of the teacher, want equal head counts:",
@@ -353,6 +367,14 @@ MODELS_IN_PYTHON: dict[str, Call] = {
         lambda: distiller(objectives.Labels())()(**packed_batch(), labels=torch.tensor([0, 1, 2, 3])),
         r"labels: got 3, want class ids 0\.\.2 \(or -100\)",
     ),
+    "a span that ends in padding": (
+        distiller_of_spans(
+            input_ids=torch.tensor([[2, 7, 3, 0]]),
+            attention_mask=torch.tensor([[1, 1, 1, 0]]),
+            labels=torch.tensor([[1, 3]]),
+        ),
+        r"labels: got 3, want a token of its sequence \(or -100\)",
+    ),
     "a layer to stream that is not there": (
         lambda: TeacherStream(tiny_bert(), hidden=[5]),
         r"hidden: got \[5\], want indices 0\.\.2 of BertModel",
@@ -365,6 +387,10 @@ MODELS_IN_PYTHON: dict[str, Call] = {
     "a student deeper than its teacher": (
         lambda: students.smaller(tiny_bert(), num_hidden_layers=5),
         "num_hidden_layers: got 5, want 1 to the teacher's 2",
+    ),
+    "a rate of dropout that is text": (
+        lambda: students.smaller(tiny_bert(), num_hidden_layers=1, dropout="0.1"),  # type: ignore[arg-type]
+        "dropout: got '0.1', want 0 or more and less than 1",
     ),
     "one string for many texts": (
         lambda: FeatureExtractor(tiny_bert(), tokenizer()).extract("good film"),
