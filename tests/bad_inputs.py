@@ -734,6 +734,16 @@ COMMANDS: dict[str, tuple[Callable[[Path], Any], Sequence[str], str]] = {
         EXTRACT,
         r"--output: got 'f\.npy', want a file: this is a directory",
     ),
+    "extract: an output that is the input": (
+        write("t.csv", "text\ngood film\n"),
+        [*EXTRACT, "--input", "{place}/t.csv", "--text", "text", "--output", "{place}/t.csv"],
+        r"--output: got 't\.csv', a file that is read, want another",
+    ),
+    "extract: an output that is the model": (
+        nothing,
+        [*EXTRACT, "--output", "{place}/teacher/model.safetensors"],
+        r"--output: got 'teacher/model\.safetensors', a file that is read, want another",
+    ),
     "extract: no such input": (
         nothing,
         [*EXTRACT, "--input", "{place}/devv.tsv"],
@@ -802,6 +812,16 @@ COMMANDS: dict[str, tuple[Callable[[Path], Any], Sequence[str], str]] = {
         nothing,
         [*EVALUATE, "--predictions", "{place}/p.csv"],
         "--predictions: got a file without --label, want the column to compare with",
+    ),
+    "evaluate: predictions over the data": (
+        nothing,
+        [*EVALUATE, "--label", "label", "--predictions", "{place}/teacher/../test.tsv"],
+        r"--predictions: got 'teacher/\.\./test\.tsv', a file that is read, want another",
+    ),
+    "evaluate: results over the label map": (
+        write("map.json", '{"neg": 0, "neutral": 1, "pos": 2}'),
+        [*EVALUATE, "--label", "label", "--label-map", "{place}/map.json", "--output", "{place}/map.json"],
+        r"--output: got 'map\.json', a file that is read, want another",
     ),
     "evaluate: a confidence in percent": (
         nothing,

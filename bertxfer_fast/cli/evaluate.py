@@ -10,6 +10,7 @@ from typing import Any
 from ..data.empty_rows import EMPTY_ROWS
 from ..errors import InputError, user_input
 from .console import command_line, quiet, say
+from .outputs import check_output
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> None:
         from ..evaluation.results import dump, measured
         from ..models.hf.loading import load_tokenizer, model_folder
         from ..models.spec import EncoderSpec
+        from .run.resume import write_whole
 
     _check(args)
     with user_input():
@@ -119,7 +121,7 @@ def run(args: argparse.Namespace) -> None:
     with user_input("--output"):
         if args.output:
             text = html_report(results) if args.output.endswith(".html") else dump(results)
-            Path(args.output).write_text(text, encoding="utf-8")
+            write_whole(Path(args.output), text)
     print(dump(results), end="") if args.json else _tell(found)
 
 
@@ -137,6 +139,7 @@ def _check(args: argparse.Namespace) -> None:
             raise InputError(f"--{flag}: got {value!r}, want a name ending in {', '.join(suffixes)}")
         if not Path(value).resolve().parent.is_dir() or Path(value).is_dir():
             raise InputError(f"--{flag}: got {value!r}, want a file in a directory that exists")
+        check_output(f"--{flag}", value, args.model, args.data, args.label_map)
     for flag, number in (("resamples", args.resamples), ("tokens-per-batch", args.tokens_per_batch)):
         if number < 1:
             raise InputError(f"--{flag}: got {number}, want 1 or more")

@@ -9,6 +9,7 @@ from typing import Any
 from ..data.empty_rows import EMPTY_ROWS
 from ..errors import InputError, user_input
 from .console import quiet
+from .outputs import check_output
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -67,6 +68,7 @@ def run(args: argparse.Namespace) -> None:
         )
     if output.is_dir():
         raise InputError(f"--output: got {args.output!r}, want a file: this is a directory")
+    check_output("--output", args.output, args.model, args.input)
     try:
         layers = [int(word) for word in args.layers.split(",")]
     except ValueError:

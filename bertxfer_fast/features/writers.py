@@ -16,18 +16,31 @@ OUTPUT_SUFFIXES = (".npy", ".safetensors", ".csv")
 def save_features(features: Tensor, path: str | Path) -> Path:
     """Write `[N, D]` features by the ending of `path`: `.npy`, `.safetensors` (tensor `features`) or `.csv`.
 
+    The file takes the place of whatever had its name when it is whole; after an error, that is as it was.
+
     Raises:
         ValueError: another ending.
     """
     path = Path(path)
-    if path.suffix == ".npy":
-        np.save(path, features.numpy())
-    elif path.suffix == ".safetensors":
-        save_file({"features": features.contiguous()}, path)
-    elif path.suffix == ".csv":
-        header = ",".join(f"f{i}" for i in range(features.shape[1]))
-        # 9 significant digits give every float32 back exactly.
-        np.savetxt(path, features.numpy(), delimiter=",", fmt="%.9g", header=header, comments="")
-    else:
+    if path.suffix not in OUTPUT_SUFFIXES:
         raise ValueError(f"output: got {path.name!r}, want a name ending in {', '.join(OUTPUT_SUFFIXES)}")
+    part = path.with_name(path.name + ".part")
+    try:
+        _write(features, part, path.suffix)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     return path
+
+
+def _write(features: Tensor, part: Path, suffix: str) -> None:
+    if suffix == ".safetensors":
+        save_file({"features": features.contiguous()}, part)
+        return
+    with part.open("wb") as file:  # NumPy appends .npy to a path
+        if suffix == ".npy":
+            np.save(file, features.numpy())
+        else:
+            header = ",".join(f"f{i}" for i in range(features.shape[1]))
+            # 9 significant digits give every float32 back exactly.
+            np.savetxt(file, features.numpy(), delimiter=",", fmt="%.9g", header=header, comments="")

@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from bertxfer_fast.features import FeatureExtractor, save_features
+from bertxfer_fast.features import FeatureExtractor, save_features, writers
 
 from ..folders import tiny_tokenizer
 from ..tiny import tiny_bert
@@ -366,6 +366,30 @@ def test_files_give_the_features_back(tmp_path: Path, suffix: str) -> None:
     assert torch.equal(back, features)
     with pytest.raises(ValueError, match=r"\.txt|\.npy"):
         save_features(features, tmp_path / "x.txt")
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".csv"])
+def test_a_file_that_is_there_is_replaced_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    path = save_features(torch.zeros(4, 3), tmp_path / f"x{suffix}")
+    before = path.read_bytes()
+
+    def full(write: Any) -> Any:
+        def fail(*args: Any, **options: Any) -> None:
+            write(*args, **options)
+            raise OSError("no space left")
+
+        return fail
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", full(np.save))
+        patch.setattr(np, "savetxt", full(np.savetxt))
+        patch.setattr(writers, "save_file", full(save_file))
+        with pytest.raises(OSError, match="no space left"):
+            save_features(torch.ones(4, 3), path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    assert save_features(torch.ones(4, 3), path).read_bytes() != before
 
 
 def test_threads_share_extractors_and_their_tokenizer(tmp_path: Path, model: PreTrainedModel) -> None:
