@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -171,8 +171,21 @@ def _label_map(args: argparse.Namespace, spec: Any, task: Any) -> Mapping[str, i
             found = data.load_label_map(args.label_map)
             if len(found) != spec.num_labels:
                 raise ValueError(f"got {len(found)} labels, want the {spec.num_labels} of the model")
+            _check_places(found, spec.labels)
             return found
     return {name: i for i, name in enumerate(spec.labels)} if task.has_classes else None
+
+
+def _check_places(label2id: Mapping[str, int], labels: Sequence[str]) -> None:
+    """A name that the model has itself stands where the model has it; upper and lower case count as the same."""
+    from ..students.heads import has_names
+
+    if not has_names(labels):
+        return
+    for name, i in label2id.items():
+        own = [place for place, label in enumerate(labels) if str(label).casefold() == name.casefold()]
+        if own and i not in own:
+            raise ValueError(f"got {name!r} as {i}, want {own[0]}, as the model has it: {list(labels)}")
 
 
 def _write_predictions(path: str, predictions: Any) -> None:

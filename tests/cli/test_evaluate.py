@@ -156,6 +156,33 @@ def test_names_that_the_model_does_not_know(run: Path, capsys: pytest.CaptureFix
     assert [row["class"] for row in found["classes"]] == ["pos", "neutral", "neg"]
 
 
+def test_a_map_does_not_contradict_the_model(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", str(run / "out"), "--data", str(run / "test.tsv"), "--text", "sentence"]
+    words += ["--label", "label", "--json", "--resamples", "5"]
+
+    def measured(*names: str) -> float:
+        (run / "map.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
+        assert cli.main([*words, "--label-map", str(run / "map.json")]) == 0
+        return json.loads(capsys.readouterr().out)["models"][0]["metrics"]["accuracy"]["value"]
+
+    assert cli.main(words) == 0
+    [own] = json.loads(capsys.readouterr().out)["models"]
+    assert measured("neg", "neutral", "pos") == own["metrics"]["accuracy"]["value"]
+    for names, said in (
+        (("pos", "neutral", "neg"), "got 'pos' as 0, want 2"),
+        (("Neutral", "mixed", "pos"), "got 'Neutral' as 0, want 1"),
+    ):
+        (run / "map.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
+        assert cli.main([*words, "--label-map", str(run / "map.json")]) == 2
+        error = capsys.readouterr().err
+        assert f"--label-map: {run / 'map.json'}: {said}, as the model has it: ['neg'" in error
+    # Other names for the same classes are the user's to give.
+    lines = (run / "test.tsv").read_text().replace("\tneg", "\tbad").replace("\tpos", "\tgood")
+    (run / "renamed.tsv").write_text(lines)
+    words[words.index("--data") + 1] = str(run / "renamed.tsv")
+    assert measured("bad", "neutral", "good") == own["metrics"]["accuracy"]["value"]
+
+
 def test_compare(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = run / "one.json"
     words = [
