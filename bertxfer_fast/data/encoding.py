@@ -64,7 +64,8 @@ def encode(
             context (`text_pair`), (0, 0) where there is none (question-answering). How alike the texts of a pair are ->
             a float for both, which stay sequences of their own, one after the other (embedding).
         label2id: `label_map` of the training set, or the teacher's. If none of its names is a number, numbers in the
-            data are taken for ids.
+            data are taken for ids. The names of a `datasets.ClassLabel` column are looked up in it; if its own
+            are those that transformers fills in (``LABEL_0``), as many, the column's numbers are ids.
         max_length: longest sequence in tokens, specials included; longer ones are truncated. Default: the tokenizer's
             model_max_length.
         stride: of question-answering: a context that is too long becomes several sequences, which share so many tokens;

@@ -92,14 +92,20 @@ def label_encoder(task: Task, label2id: Mapping[str, int] | None, feature: Any) 
         )
     known = _checked_label2id(label2id)
     count = len(known)
-    if isinstance(feature := element_feature(feature), ClassLabel):
-        # Such a column holds indices into its own list of names, which may be in another order than label2id.
-        known = {str(i): known[name] for i, name in enumerate(feature.names) if name in known}
-    elif not any(name.isdecimal() for name in known):
+    filled_in = all(name == f"LABEL_{i}" for name, i in known.items())
+    if not any(name.isdecimal() for name in known):
         known |= {str(i): i for i in range(count)}
+    called: dict[str, str] = {}
+    if isinstance(feature := element_feature(feature), ClassLabel):
+        # Such a column holds indices into its own list of names, which may be in another order than label2id. A model
+        # without names was trained on the indices themselves.
+        called = {str(i): name for i, name in enumerate(feature.names)}
+        if filled_in and len(called) == count and not known.keys() & called.values():
+            known = {name: i for i, name in enumerate(feature.names)}
 
     def class_id(value: Any) -> int:
         name = _label_name(value)
+        name = called.get(name, name)
         if name not in known:
             raise ValueError(f"{name!r} is not in label2id{did_you_mean(name, label2id)}")
         return known[name]

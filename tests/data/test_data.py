@@ -276,8 +276,31 @@ def test_a_class_label_is_looked_up_by_its_name_not_its_place(tokenizer):
     rows = Dataset.from_dict({"text": ["good", "bad"], "label": [1, 0]}, features=feature)
     features = data.encode(rows, tokenizer, label="label", label2id={"pos": 0, "neg": 1})
     assert features["labels"][:] == [0, 1]
-    with pytest.raises(ValueError, match="not in label2id"):
-        data.encode(rows, tokenizer, label="label", label2id={"LABEL_0": 0, "LABEL_1": 1})
+    with pytest.raises(
+        ValueError, match=r"rows 1, 2: 'pos' is not in label2id; known: LABEL_0, LABEL_1, LABEL_2"
+    ):
+        data.encode(rows, tokenizer, label="label", label2id={f"LABEL_{i}": i for i in range(3)})
+
+
+@pytest.mark.parametrize(
+    ("names", "label2id", "expected"),
+    [
+        (["neg", "pos"], {"LABEL_0": 0, "LABEL_1": 1}, [1, 0]),
+        (["LABEL_1", "LABEL_0"], {"LABEL_0": 0, "LABEL_1": 1}, [0, 1]),
+        (["1", "0"], {"LABEL_0": 0, "LABEL_1": 1}, [0, 1]),
+        (["1", "0"], {"neg": 0, "pos": 1}, [0, 1]),
+        (["a", "b"], {"neg": 0, "pos": 1}, "'b' is not in label2id; known: neg, pos"),
+        (["a", "b"], {"LABEL_0": 1, "LABEL_1": 0}, "'b' is not in label2id"),
+    ],
+)
+def test_the_places_of_a_class_label_are_ids_where_the_map_has_no_names(tokenizer, names, label2id, expected):
+    feature = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+    rows = Dataset.from_dict({"text": ["good", "bad"], "label": [1, 0]}, features=feature)
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            data.encode(rows, tokenizer, label="label", label2id=label2id)
+        return
+    assert data.encode(rows, tokenizer, label="label", label2id=label2id)["labels"][:] == expected
 
 
 def test_a_word_label_goes_to_the_first_token_of_its_word(tokenizer):
