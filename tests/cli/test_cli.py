@@ -47,6 +47,17 @@ def place(tmp_path: Path) -> Path:
 # ---- distill ------------------------------------------------------------------------------------------------
 
 
+def test_numbers_are_ids_where_the_training_file_lacks_a_class(place: Path) -> None:
+    for name, numbers in (("train", "0020"), ("dev", "012"), ("test", "210")):
+        write_tsv(place / f"{name}.tsv", [("good film", number) for number in numbers])
+    change(place, training__max_steps=1)
+    assert distill(place) == 0
+    student = AutoModelForSequenceClassification.from_pretrained(place / "out")
+    assert student.config.id2label == {0: "0", 1: "1", 2: "2"}
+    results = json.loads((place / "out" / "results.json").read_text())
+    assert [row["support"] for row in results["models"][0]["classes"]] == [1, 1, 1]
+
+
 def test_distill_leaves_student_card_curves_and_table(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

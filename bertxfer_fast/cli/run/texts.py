@@ -70,7 +70,7 @@ def encode_splits(plan: Plan, *, align: bool = False) -> tuple[dict[str, Any], d
 
 def _label_map(plan: Plan, label: str) -> Mapping[str, int]:
     """Names of the classes -> ids: the teacher's own where it has names (without one the student's), else from the
-    training file.
+    training file, which may lack a class where it has numbers: those are ids.
 
     The student keeps it in its configuration, so that whoever loads it knows the names too.
     """
@@ -82,8 +82,9 @@ def _label_map(plan: Plan, label: str) -> Mapping[str, int]:
     label2id = {str(name): i for i, name in enumerate(facts.labels)}
     if not has_names(facts.labels):
         found = dict(data.label_map(plan.config.data.train, label))
+        ids = {str(i): i for i in range(facts.num_labels)}
         # The column may say LABEL_10 itself, which stands before LABEL_2 as text.
-        label2id = label2id if found.keys() <= label2id.keys() else found
+        label2id = next((own for own in (label2id, ids) if found.keys() <= own.keys()), found)
         if len(label2id) != facts.num_labels:
             shown = ", ".join(list(label2id)[:5])
             raise InputError(
