@@ -82,8 +82,9 @@ def run(args: argparse.Namespace) -> None:
                 "no place for lists"
             )
         label2id = None if args.label is None else _label_map(args, spec, task)
+        rows = data.load(args.data)
         features = data.encode(
-            args.data,
+            rows,
             tokenizer,
             text=args.text,
             text_pair=args.text_pair,
@@ -117,7 +118,7 @@ def run(args: argparse.Namespace) -> None:
     )
     with user_input("--predictions"):
         if args.predictions:
-            _write_predictions(args.predictions, found.predictions)
+            _write_predictions(args, found.predictions, rows)
     with user_input("--output"):
         if args.output:
             text = html_report(results) if args.output.endswith(".html") else dump(results)
@@ -188,15 +189,22 @@ def _check_places(label2id: Mapping[str, int], labels: Sequence[str]) -> None:
             raise ValueError(f"got {name!r} as {i}, want {own[0]}, as the model has it: {list(labels)}")
 
 
-def _write_predictions(path: str, predictions: Any) -> None:
+def _write_predictions(args: argparse.Namespace, predictions: Any, read: Any) -> None:
+    """The predictions, numbered as the rows are in the file, of which some may have been left out."""
     from datasets import Dataset
 
+    from ..data.encoding import incomplete_rows
     from ..data.writing import check_writable, open_rows
     from ..evaluation.predictions import prediction_rows
 
-    rows = Dataset.from_list(prediction_rows(predictions))
-    check_writable(path, rows)
-    with open_rows(path, rows.features) as write:
+    gone: set[int] = set()
+    if args.empty_rows == "skip":
+        texts = [args.text] if args.text_pair is None else [args.text, args.text_pair]
+        gone = gone.union(*incomplete_rows(read, texts, args.label).values())
+    numbers = [i + 1 for i in range(len(read)) if i not in gone]
+    rows = Dataset.from_list(prediction_rows(predictions, numbers))
+    check_writable(args.predictions, rows)
+    with open_rows(args.predictions, rows.features) as write:
         for row in rows:
             write(row)
 

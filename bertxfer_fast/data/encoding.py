@@ -27,7 +27,7 @@ from .labels import at_first_tokens, label_encoder
 from .spans import question_windows
 from .tables import Source, check_columns, column_values, element_feature, is_empty, load
 
-__all__ = ["NO_LIMIT", "checked_max_length", "encode"]
+__all__ = ["NO_LIMIT", "checked_max_length", "encode", "incomplete_rows"]
 
 logger = logging.getLogger(__name__)
 
@@ -273,27 +273,33 @@ def are_words(rows: Dataset, columns: Sequence[str]) -> bool:
 
 def complete_rows(rows: Dataset, texts: Sequence[str], label: str | None, choice: str) -> Dataset:
     """`rows`, less those that `choice` leaves out; an error where it refuses one."""
-    empty = {
-        column: [i for i, value in enumerate(column_values(rows, column)) if is_empty_text(value)]
-        for column in texts
-    }
-    unlabelled = {}
-    if label is not None:
-        unlabelled = {label: [i for i, value in enumerate(column_values(rows, label)) if is_empty(value)]}
-    found = describe({**empty, **unlabelled})
+    incomplete = incomplete_rows(rows, texts, label)
+    found = describe(incomplete)
     if not found:
         return rows
-    if choice == "error" or (choice != "skip" and any(unlabelled.values())):
-        if any(unlabelled.values()):
+    unlabelled = [] if label is None else incomplete[label]
+    if choice == "error" or (choice != "skip" and unlabelled):
+        if unlabelled:
             raise refusal(found, "skip")
         raise refusal(found) if label is None else refusal(found, "skip", "keep")
-    gone = set().union(*empty.values(), *unlabelled.values())
+    gone = set().union(*incomplete.values())
     if len(gone) == len(rows) and choice != "keep":
         raise ValueError(f"{found}: no row is left")
     logger.warning(
         "%s: %s", found, {"skip": "left out", "zeros": "zeros", "keep": "encoded as empty text"}[choice]
     )
     return rows.select([i for i in range(len(rows)) if i not in gone]) if choice == "skip" else rows
+
+
+def incomplete_rows(rows: Dataset, texts: Sequence[str], label: str | None) -> dict[str, list[int]]:
+    """The rows, from 0, without text in each of the columns, and without a label."""
+    found = {
+        column: [i for i, value in enumerate(column_values(rows, column)) if is_empty_text(value)]
+        for column in texts
+    }
+    if label is not None:
+        found[label] = [i for i, value in enumerate(column_values(rows, label)) if is_empty(value)]
+    return found
 
 
 def is_empty_text(value: Any) -> bool:

@@ -123,11 +123,15 @@ def _predicted(encoder: Encoder, task: tasks.Task, batch: dict[str, Any]) -> Ten
     return predicted
 
 
-def prediction_rows(predictions: Predictions) -> list[dict[str, Any]]:
-    """One row a sequence: its number from 1, ``label``, ``predicted``, and of one class ``probability``.
+def prediction_rows(predictions: Predictions, numbers: Sequence[int] | None = None) -> list[dict[str, Any]]:
+    """One row a sequence: its number, ``label``, ``predicted``, and of one class ``probability``.
 
     Of labels for every token they are lists over the tokens that have a label, of several classes a text the names of
     those that hold, of numbers the numbers, of spans their first and last token, of pairs how alike they are.
+
+    Args:
+        predictions: of N sequences.
+        numbers: N, of the rows that they are in their file; by default from 1.
     """
     rows: list[dict[str, Any]] = []
     task, names = predictions.task, predictions.names
@@ -138,7 +142,7 @@ def prediction_rows(predictions: Predictions) -> list[dict[str, Any]]:
     for i in range(len(predictions)):
         one = predictions.take(np.array([i]))
         outputs, labels = one.outputs, one.labels
-        row: dict[str, Any] = {"row": i + 1}
+        row: dict[str, Any] = {"row": i + 1 if numbers is None else numbers[i]}
         if task.head == "token":
             counted = labels >= 0
             row["label"], row["predicted"] = (

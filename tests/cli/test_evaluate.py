@@ -183,6 +183,15 @@ def test_a_map_does_not_contradict_the_model(run: Path, capsys: pytest.CaptureFi
     assert measured("bad", "neutral", "good") == own["metrics"]["accuracy"]["value"]
 
 
+def test_predictions_have_the_numbers_of_their_rows(run: Path) -> None:
+    (run / "gaps.tsv").write_text("sentence\tlabel\n\tneg\ngood film\tpos\nbad\t\nbad film\tneg\n")
+    words = ["evaluate", str(run / "out"), "--data", str(run / "gaps.tsv"), "--text", "sentence"]
+    words += ["--label", "label", "--resamples", "5", "--predictions", str(run / "gaps.jsonl")]
+    assert cli.main([*words, "--empty-rows", "skip"]) == 0
+    rows = [json.loads(line) for line in (run / "gaps.jsonl").read_text().splitlines()]
+    assert [(row["row"], row["label"]) for row in rows] == [(2, "pos"), (4, "neg")]
+
+
 def test_compare(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = run / "one.json"
     words = [

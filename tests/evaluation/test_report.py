@@ -95,6 +95,8 @@ def test_predictions_in_words() -> None:
     assert row == {"row": 1, "label first": 2, "label last": 3, "predicted first": 1, "predicted last": 3}
     [row] = prediction_rows(of("embedding", [[3.0, 4.0], [4.0, 3.0]], [0.5, 0.5], [2]))
     assert row == {"row": 1, "label": 0.5, "predicted": pytest.approx(24 / 25)}
+    [row] = prediction_rows(of("regression", [[0.5]], [1.0]), [7])
+    assert row == {"row": 7, "label": 1.0, "predicted": 0.5}
     [row] = prediction_rows(of("regression", [[0.5]], [1.0]))
     assert row == {"row": 1, "label": 1.0, "predicted": 0.5}
 
