@@ -120,7 +120,7 @@ def _models(results: Mapping[str, Any]) -> str:
     told = ""
     if any(model["metrics"] for model in results["models"]):
         told = (
-            f"on {results['measured on']}; low and high: {results['confidence']:.0%} interval, "
+            f"on {results['measured on']}; low and high: {100 * results['confidence']:g}% interval, "
             f"bootstrap over sequences, {results['resamples']:,} resamples"
         )
     return _table(rows, told)

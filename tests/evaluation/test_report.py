@@ -229,6 +229,7 @@ def test_the_page_carries_every_number_and_needs_nothing_else(
     ):
         assert expected in words
     assert "It has none." in html_report(results, no_attention="It has none.")
+    assert "low and high: 99.5% interval" in html_report({**results, "confidence": 0.995})
 
 
 def test_runs_as_lines_of_a_table(results: dict[str, Any]) -> None:
