@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..data.collators import collate_inputs
+from ..data.encoding import checked_max_length
 from ..data.loaders import packed_batches
 from ..data.spans import context_tokens, windows_of
 from ..models.loans import device_of, inference
@@ -19,6 +20,8 @@ from .metrics import best_spans
 
 __all__ = ["answers", "squad_scores"]
 
+_LONGEST = 384  # tokens of a window, as BERT answered SQuAD
+
 
 def answers(
     model: Any,
@@ -26,8 +29,8 @@ def answers(
     questions: Sequence[str],
     contexts: Sequence[str],
     *,
-    max_length: int = 384,
-    stride: int = 128,
+    max_length: int | None = None,
+    stride: int | None = None,
     longest: int = 30,
     may_lack: bool = False,
     tokens_per_batch: int = 8192,
@@ -37,8 +40,9 @@ def answers(
     Args:
         model: a transformers encoder with a head for question answering.
         tokenizer: its fast tokenizer.
-        questions, contexts: as many of each.
-        max_length, stride: of the windows, see `data.encode`.
+        questions, contexts: as many of each; lists, columns of a table or a data set.
+        max_length, stride: of the windows, see `data.encode`; by default 384 tokens or what model and tokenizer take,
+            if that is less, and a third of it.
         longest: tokens of an answer at most.
         may_lack: a question may have no answer (SQuAD 2): ``""`` where the first token, which stands for that, is
             likelier than every span, in each window.
@@ -52,8 +56,13 @@ def answers(
         raise ValueError(f"model: got {encoder.spec.name}, want one with a head for question answering")
     if len(questions) != len(contexts):
         raise ValueError(f"contexts: got {len(contexts)}, want one for each of {len(questions)} questions")
+    questions, contexts = list(questions), list(contexts)
     if not questions:
         return []
+    limit = checked_max_length(tokenizer, max_length, pair=True, positions=encoder.spec.max_positions)
+    if max_length is None:
+        max_length = _LONGEST if limit is None else min(limit, _LONGEST)
+    stride = max_length // 3 if stride is None else stride
     tokens = windows_of(tokenizer, questions, contexts, max_length=max_length, stride=stride)
     names = [name for name in ("input_ids", "token_type_ids") if name in tokens]
     windows = [{name: tokens[name][i] for name in names} for i in range(len(tokens["input_ids"]))]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
+from datasets import Dataset
 
 from bertxfer_fast.evaluation import answers, squad_scores
 
@@ -60,6 +62,18 @@ def test_answers_are_the_best_spans_of_all_windows(tmp_path: Path, longest: int)
             assert answer == wanted and spared == ("" if none else wanted)
             lacking.append(none)
     assert any(lacking) and not all(lacking)
+
+
+@pytest.mark.parametrize(
+    "column", [list, tuple, pd.Series, lambda texts: Dataset.from_dict({"c": texts})["c"]]
+)
+def test_windows_are_as_long_as_the_model_takes(tmp_path: Path, column: Any) -> None:
+    tokenizer, context = tiny_tokenizer(tmp_path), " ".join(CONTEXTS * 9)
+    model = tiny_bert(2, 16, 4, head="ForQuestionAnswering", num_labels=2)
+    wanted = answers(model, tokenizer, QUESTIONS, [context, "fast"], max_length=64, stride=21)
+    assert answers(model, tokenizer, column(QUESTIONS), column([context, "fast"])) == wanted
+    with pytest.raises(ValueError, match="max_length: got 65, want at most the 64 positions of the model"):
+        answers(model, tokenizer, QUESTIONS, CONTEXTS, max_length=65)
 
 
 def test_what_cannot_be_answered(tmp_path: Path) -> None:
