@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import sys
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,6 +22,7 @@ class Estimator:
 
     OLDER: ClassVar[frozenset[str]] = frozenset()
     _given: dict[str, Any]
+    _output: str | None = None
 
     @classmethod
     def _names(cls) -> list[str]:
@@ -51,9 +54,30 @@ class Estimator:
                 setattr(self, name, value)
         return self
 
+    def set_output(self, *, transform: str | None = None) -> Any:
+        """Choose what `transform` gives; returns the object itself. Needs scikit-learn.
+
+        Args:
+            transform: ``"default"`` (an array), ``"pandas"`` or ``"polars"`` (a DataFrame whose columns have the names
+                of the features); None leaves it as it is.
+
+        Raises:
+            ValueError: something else.
+        """
+        if transform not in (None, "default", "pandas", "polars"):
+            raise ValueError(f"set_output: got {transform!r}, want default, pandas or polars")
+        self._output = self._output if transform is None else transform
+        return self
+
+    def _contained(self, rows: NDArray[Any], X: Any) -> Any:
+        """``rows``, made of `X`, in what `set_output`, or else scikit-learn's configuration, asks for."""
+        if self._output is None and sys.modules.get("sklearn") is None:  # nobody can have configured it
+            return rows
+        return _made()(self, rows).set_output(transform=self._output).transform(X)
+
     def __sklearn_clone__(self) -> Any:
         """An estimator with the same arguments; models, which are only read, are not copied."""
-        return type(self)(**self.get_params())
+        return type(self)(**self.get_params()).set_output(transform=self._output)
 
     def __sklearn_is_fitted__(self) -> bool:
         return True  # nothing is learned from data
@@ -78,6 +102,24 @@ class Estimator:
         }
         shown = ", ".join(f"{name}={_short(value)}" for name, value in changed.items())
         return f"{type(self).__name__}({shown})"
+
+
+@functools.cache  # a class refers to itself: one a call would keep models until they are collected
+def _made() -> Any:
+    """A transformer of scikit-learn's whose rows are made already; its mixin puts them into what is asked for."""
+    from sklearn.base import TransformerMixin
+
+    class Made(TransformerMixin):
+        def __init__(self, estimator: Any, rows: NDArray[Any]) -> None:
+            self.estimator, self.rows = estimator, rows
+
+        def transform(self, X: Any) -> NDArray[Any]:
+            return self.rows
+
+        def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:
+            return self.estimator.get_feature_names_out(input_features)
+
+    return Made
 
 
 def _short(value: Any) -> str:

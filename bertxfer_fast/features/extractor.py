@@ -150,14 +150,14 @@ class FeatureExtractor(Estimator):
         self.load()
         return self
 
-    def transform(self, X: Any) -> NDArray[np.float32]:
+    def transform(self, X: Any) -> Any:
         """Features of texts.
 
         Args:
             X: an iterable of texts, or a table (array, DataFrame) with one column of texts or two of pairs.
 
         Returns:
-            float32 `[N, D]`, rows in input order.
+            float32 `[N, D]`, rows in input order; an array, or what `set_output` asks for.
 
         Raises:
             TypeError, ValueError: as `extract`; ``empty_rows="skip"``, which would part rows from their labels.
@@ -167,9 +167,9 @@ class FeatureExtractor(Estimator):
                 "empty_rows: got 'skip', want error, zeros or keep: a transformer keeps every row"
             )
         texts, pairs = columns_of(X)
-        return self.extract(texts, pairs).numpy()
+        return self._contained(self.extract(texts, pairs).numpy(), X)
 
-    def fit_transform(self, X: Any, y: Any = None) -> NDArray[np.float32]:
+    def fit_transform(self, X: Any, y: Any = None) -> Any:
         """`fit`, then `transform`."""
         return self.fit(X, y).transform(X)
 
@@ -332,7 +332,7 @@ class FeatureExtractor(Estimator):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A model from a directory is loaded again, where the copy is.
-        return functools.partial(type(self), **self.get_params()), ()
+        return functools.partial(type(self), **self.get_params()), (), {"_output": self._output}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FeatureExtractor:
         copied = type(self)(**{**self.get_params(), "cache": None})
@@ -341,4 +341,4 @@ class FeatureExtractor(Estimator):
             copied._given, copied.device = {"model": given[0], "tokenizer": given[1]}, given[2]
             copied._loaded = given, source
         copied.cache = self.cache
-        return copied
+        return copied.set_output(transform=self._output)

@@ -14,12 +14,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.compose import make_column_transformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils import estimator_checks
 from sklearn.utils.validation import check_is_fitted
 
@@ -218,6 +220,31 @@ def test_names_of_features(folder: Path) -> None:
     assert (names[15], names[16]) == ("cls_layer2_15", "cls_layer3_0")
     pipeline = make_pipeline(FeatureExtractor(folder), LogisticRegression()).fit(TEXTS, LABELS)
     assert pipeline[:-1].get_feature_names_out()[0] == "mean_layer3_0"
+
+
+def test_frames_where_scikit_learn_is_asked_for_them(folder: Path) -> None:
+    series = pd.Series(TEXTS[:3], index=[7, 8, 9])
+    plain = FeatureExtractor(folder, device="cpu")
+    rows = plain.transform(series)
+    assert isinstance(rows, np.ndarray)
+    asked = FeatureExtractor(folder, device="cpu").set_output(transform="pandas").set_output()
+    for extractor in (asked, clone(asked), copy.deepcopy(asked), pickle.loads(pickle.dumps(asked))):
+        frame = extractor.transform(series)
+        assert list(frame.columns) == list(plain.get_feature_names_out()) and list(frame.index) == [7, 8, 9]
+        np.testing.assert_array_equal(frame.to_numpy(), rows)
+    assert isinstance(asked.fit_transform(list(TEXTS[:3])), pd.DataFrame)
+    assert isinstance(asked.set_output(transform="default").transform(series), np.ndarray)
+    pipeline = make_pipeline(FeatureExtractor(folder), StandardScaler(), LogisticRegression())
+    pipeline.set_output(transform="pandas").fit(TEXTS, LABELS)
+    assert pipeline[-1].feature_names_in_[0] == "mean_layer3_0"
+    columns = make_column_transformer((FeatureExtractor(folder), "one"), ("passthrough", ["n"]))
+    frame = pd.DataFrame({"one": TEXTS[:4], "n": range(4)})
+    named = columns.set_output(transform="pandas").fit_transform(frame)
+    assert list(named.columns[[0, -1]]) == ["featureextractor__mean_layer3_0", "passthrough__n"]
+    with config_context(transform_output="pandas"):
+        assert isinstance(plain.transform(series), pd.DataFrame)
+    with pytest.raises(ValueError, match="set_output: got 'xarray', want default, pandas or polars"):
+        plain.set_output(transform="xarray")
 
 
 def test_columns_of_a_table(folder: Path) -> None:
