@@ -47,6 +47,17 @@ def place(tmp_path: Path) -> Path:
 # ---- distill ------------------------------------------------------------------------------------------------
 
 
+def test_curves_are_told_of_where_they_were_drawn(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for strategy, told in (("steps", "README.md, losses.png, summary.md,"), ("no", "README.md, summary.md,")):
+        change(
+            place, training__max_steps=1, training__logging_strategy=strategy, output_dir=f"out {strategy}"
+        )
+        change(place, training__logging_steps=1)
+        assert distill(place) == 0
+        assert told in capsys.readouterr().out
+        assert (place / f"out {strategy}" / "losses.png").is_file() == (strategy == "steps")
+
+
 def test_numbers_are_ids_where_the_training_file_lacks_a_class(place: Path) -> None:
     for name, numbers in (("train", "0020"), ("dev", "012"), ("test", "210")):
         write_tsv(place / f"{name}.tsv", [("good film", number) for number in numbers])

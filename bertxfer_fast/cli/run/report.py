@@ -69,9 +69,8 @@ def report(
     write_whole(plan.folder / REPORT_FILE, page)
     for rows in (stages, models):
         say("\n" + table(rows, style="text"))
-    say(
-        f"\nstudent, README.md, {PLOT_FILE}, {TABLE_FILE}, {RESULTS_FILE} and {REPORT_FILE} are in {plan.folder}"
-    )
+    plot = "" if curves is None else f"{PLOT_FILE}, "
+    say(f"\nstudent, README.md, {plot}{TABLE_FILE}, {RESULTS_FILE} and {REPORT_FILE} are in {plan.folder}")
 
 
 def _attention(plan: Plan, split: str | None) -> tuple[list[MapPair], str]:
