@@ -226,7 +226,9 @@ def test_several_teachers(place: Path) -> None:
     second.save_pretrained(place / "second")
     shutil.copytree(place / "teacher", place / "copy")
     change(place, teacher=["teacher", "copy"], output_dir="twice", ensemble={"mean_of": "logits"})
-    assert distill(place) == 0
+    assert distill(place, "--report.sentences", "1", "--report.resamples", "10") == 0
+    page = (place / "twice" / "report.html").read_text()
+    assert "Several teachers ran; attention is drawn for one." in page and "No teacher ran" not in page
     a, b = weights(place / "live"), weights(place / "twice")
     assert all(torch.allclose(a[name], b[name], atol=1e-5) for name in a)
     change(

@@ -78,7 +78,9 @@ def _attention(plan: Plan, split: str | None) -> tuple[list[MapPair], str]:
     count = plan.config.report.sentences
     teacher = plan.models.get("teacher")
     if teacher is None:
-        return [], "No teacher ran here." if count else ""
+        several = len(plan.models) > 1
+        why_none = "Several teachers ran; attention is drawn for one." if several else "No teacher ran here."
+        return [], why_none if count else ""
     if plan.teacher_tokenizer is not None:
         return [], "Teacher and student read other tokens." if count else ""
     rows = plan.data["train" if split is None else split]
