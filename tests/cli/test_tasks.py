@@ -191,6 +191,17 @@ def test_embeddings_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "spearman" not in (place / "other" / "summary.md").read_text()
 
 
+def test_a_store_teaches_answers_as_their_teacher_does(tmp_path: Path) -> None:
+    case = {**CASES["question-answering"]}
+    place = place_of(tmp_path, case.pop("row"), **case)
+    change(place, recipe="logits", task="question-answering", training__max_steps=12)
+    assert distill(place) == 0
+    assert distill(place, "--store", str(place / "store"), "--output_dir", str(place / "kept")) == 0
+    live, kept = (load_model(place / out, "AutoModelForQuestionAnswering")[0] for out in ("out", "kept"))
+    for name, value in live.state_dict().items():
+        assert torch.equal(value, kept.state_dict()[name]), name
+
+
 def test_best_metrics_that_are_not_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of classes that mark no entities there is no span F1."""
     case = {**CASES["token-classification"], "names": ["A", "B", "C"]}
