@@ -43,6 +43,11 @@ def _options() -> argparse.ArgumentParser:
     group.add_argument("--text", default="text", help="column with the text (default: text)")
     group.add_argument("--text-pair", help="column with the second text of a pair")
     group.add_argument("--max-length", type=int, help="in tokens (default: what model and tokenizer take)")
+    group.add_argument(
+        "--stride",
+        type=int,
+        help="question answering: tokens that windows of a long context share (default: cut it)",
+    )
     group.add_argument("--tokenizer", metavar="DIR", help="its tokenizer (default: the teacher's)")
     group.add_argument("--task", help="what the head does (default: the teacher's own head)")
     group.add_argument(
@@ -123,9 +128,8 @@ def _of_folder(path: str, args: argparse.Namespace) -> None:
         model.eval()
         spec = EncoderSpec.of(model)
         wants = [_want(word, spec.num_layers) for word in args.what]
-        longest = checked_max_length(
-            tokenizer, args.max_length, pair=args.text_pair is not None, positions=spec.max_positions
-        )
+        joined = args.text_pair is not None and task.labels != "similarity"
+        longest = checked_max_length(tokenizer, args.max_length, pair=joined, positions=spec.max_positions)
         about = teachers.About.of(model, tokenizer, folder=folder, loaded_as=task.auto_class)
         store = teachers.Store.at(args.output, about, create=False, dtype=args.dtype, top_k=args.top_k)
         for want in wants:
@@ -134,7 +138,13 @@ def _of_folder(path: str, args: argparse.Namespace) -> None:
             store.new_column(want)
         splits = {
             str(file): data.encode(
-                file, tokenizer, text=args.text, text_pair=args.text_pair, max_length=longest
+                file,
+                tokenizer,
+                text=args.text,
+                text_pair=args.text_pair,
+                task=task,
+                max_length=longest,
+                stride=args.stride,
             )
             for file in args.data
         }

@@ -14,7 +14,7 @@ import torch
 import yaml
 from transformers import AutoTokenizer
 
-from bertxfer_fast import data, recipes, tasks
+from bertxfer_fast import cli, data, recipes, tasks, teachers
 from bertxfer_fast.distillation.objectives import HiddenStates
 from bertxfer_fast.evaluation import evaluate
 from bertxfer_fast.models.hf.loading import load_model
@@ -189,6 +189,27 @@ def test_embeddings_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     change(place, data__label=None, output_dir="other")
     assert distill(place) == 0
     assert "spearman" not in (place / "other" / "summary.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("row", "head", "words", "settings"),
+    [
+        (likeness, "Model", ["--task", "embedding", "--what", "hidden:-1:mean"], {"task": "embedding"}),
+        (answers, "ForQuestionAnswering", ["--stride=3"], {"task": "question-answering", "stride": 3}),
+    ],
+)
+def test_a_store_of_a_folder_has_what_a_run_of_the_task_reads(
+    tmp_path: Path, row: Any, head: str, words: list[str], settings: dict[str, Any]
+) -> None:
+    place = place_of(tmp_path, row, head=head, num_labels=2)
+    columns = ["--text", "a", "--text-pair", "b", "--max-length", "16"]
+    files = ["--data", str(place / "train.jsonl"), "--output", str(place / "store")]
+    assert cli.main(["store", str(place / "teacher"), *files, *columns, *words]) == 0
+    store = teachers.Store.open(place / "store")
+    tokenizer = AutoTokenizer.from_pretrained(place / "teacher")
+    rows = data.encode(place / "train.jsonl", tokenizer, text="a", text_pair="b", max_length=16, **settings)
+    assert len(rows) > 12  # two texts, or several windows, a row of the file
+    assert not len(store.missing(rows, list(store.columns)))
 
 
 def test_a_store_teaches_answers_as_their_teacher_does(tmp_path: Path) -> None:
