@@ -111,6 +111,10 @@ def _sweep(
     from ..training.sweep import sweep_weights
 
     arguments = {"learning_rate": args.learning_rate, "per_device_train_batch_size": args.batch_size}
+    if models.task.labels is None or not models.task.label_column:
+        raise InputError(
+            f"--sweep: got task {models.task.name!r}, want one whose data has a column of labels to measure by"
+        )
     with user_input():
         data = _encoded(args, models)
         found = sweep_weights(
@@ -223,7 +227,7 @@ def _encoded(args: argparse.Namespace, models: _Models) -> dict[str, Any]:
     if models.tokenizer is None:
         raise InputError("STUDENT: got no tokenizer there or in TEACHER, want one to read --dev")
     label2id = None
-    if models.task.labels not in (None, "float"):
+    if models.task.has_classes:
         label2id = _label_map(args, models)
     features = {}
     for name in ("dev", "train"):
@@ -235,7 +239,7 @@ def _encoded(args: argparse.Namespace, models: _Models) -> dict[str, Any]:
                     models.tokenizer,
                     text=args.text,
                     text_pair=args.text_pair,
-                    label=args.label if models.task.label_column else None,
+                    label=args.label,
                     task=models.task,
                     label2id=label2id,
                     max_length=args.max_length or _longest(models),

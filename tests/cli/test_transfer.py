@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,9 @@ from bertxfer_fast.evaluation.sweeps import sweep_curve
 from bertxfer_fast.students import transfer_weights
 from bertxfer_fast.training.sweep import sweep_weights
 
-from ..folders import change, contents, distill, make_place
+from ..folders import change, contents, distill, make_place, tiny_tokenizer
 from ..tiny import tiny_bert
+from .test_tasks import answers, likeness
 
 NAMES = {"id2label": {0: "neg", 1: "neutral", 2: "pos"}, "label2id": {"neg": 0, "neutral": 1, "pos": 2}}
 
@@ -140,6 +142,34 @@ def test_in_python_nothing_given_is_changed_and_less_may_be_better(place):
         sweep_weights(teacher, student, [0.5], rows, metric="f1")
     with pytest.raises(ValueError, match="steps: got 2 without training data"):
         sweep_weights(teacher, student, [0.5], rows, steps=2)
+
+
+@pytest.mark.parametrize(
+    ("row", "head", "words", "metric"),
+    [
+        (answers, "ForQuestionAnswering", ["--train", "rows.jsonl", "--steps", "2"], "exact_match"),
+        (likeness, "Model", ["--task", "embedding"], "spearman"),
+    ],
+)
+def test_labels_of_a_sweep_need_no_names(tmp_path, row, head, words, metric, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_tokenizer(tmp_path / "teacher")
+    for name, layers in (("teacher", 4), ("small", 2)):
+        tiny_bert(layers, head=head, num_labels=2, seed=layers).save_pretrained(tmp_path / name)
+    draw = random.Random(0)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row(draw)) + "\n" for _ in range(12)))
+    columns = ["--text", "a", "--text-pair", "b", "--label", "y", "--max-length", "40"]
+    assert transfer(tmp_path, "small", "--sweep", "0,1", "--dev", "rows.jsonl", *columns, *words) == 0
+    assert json.loads((tmp_path / "out" / "sweep.json").read_text())["metric"] == metric
+
+
+@pytest.mark.parametrize("head", ["Model", "ForMaskedLM"])
+def test_a_sweep_wants_labels_of_the_data(place, head, capsys):
+    for name, layers in (("teacher", 4), ("small", 2)):
+        tiny_bert(layers, head=head).save_pretrained(place / name)
+    assert transfer(place, "small", "--sweep", "0,1", "--dev", str(place / "dev.tsv")) == 2
+    assert "want one whose data has a column of labels to measure by" in capsys.readouterr().err
+    assert not (place / "out").exists()
 
 
 @pytest.mark.parametrize(
