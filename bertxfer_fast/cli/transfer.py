@@ -62,12 +62,13 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 @dataclass
 class _Models:
-    """Both models, their task and tokenizer."""
+    """Both models, the student's task and tokenizer, and what the teacher's own head is for."""
 
     teacher: Any
     student: Any
     task: Any
     tokenizer: Any
+    teacher_task: Any
 
 
 @quiet()
@@ -110,11 +111,11 @@ def _sweep(
     from ..evaluation.tables import table
     from ..training.sweep import sweep_weights
 
-    arguments = {"learning_rate": args.learning_rate, "per_device_train_batch_size": args.batch_size}
     if models.task.labels is None or not models.task.label_column:
         raise InputError(
             f"--sweep: got task {models.task.name!r}, want one whose data has a column of labels to measure by"
         )
+    arguments = {"learning_rate": args.learning_rate, "per_device_train_batch_size": args.batch_size}
     with user_input():
         data = _encoded(args, models)
         found = sweep_weights(
@@ -211,13 +212,13 @@ def _load(args: argparse.Namespace) -> _Models:
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
             saved = (config.architectures or [""])[0]
             own = tasks.task_of(saved, config.num_labels, config.problem_type)
-            found[role] = load_model(folder, (task or own).auto_class)[0], task or own
+            found[role] = load_model(folder, (task or own).auto_class)[0], own
     tokenizers = [load_tokenizer(path) for path in (args.student, args.teacher) if has_tokenizer(path)]
     if len(tokenizers) == 2 and not args.no_embeddings:
         with user_input("STUDENT"):
             check_tokenizers(tokenizers[1], tokenizers[0])
-    (teacher, _), (student, task) = found.values()
-    return _Models(teacher, student, task, tokenizers[0] if tokenizers else None)
+    (teacher, teacher_task), (student, own) = found.values()
+    return _Models(teacher, student, task or own, tokenizers[0] if tokenizers else None, teacher_task)
 
 
 def _encoded(args: argparse.Namespace, models: _Models) -> dict[str, Any]:
@@ -248,10 +249,16 @@ def _encoded(args: argparse.Namespace, models: _Models) -> dict[str, Any]:
 
 
 def _label_map(args: argparse.Namespace, models: _Models) -> dict[str, int]:
-    """Names of the classes -> ids: the teacher's, which come with the head, the student's, or those of the data."""
+    """Names of the classes -> ids: the teacher's where its head is blended, the student's, or those of the data."""
     from .. import data
 
-    for model in (models.student,) if args.no_head else (models.teacher, models.student):
+    heads = [
+        (task.head, model.config.num_labels)
+        for task, model in ((models.teacher_task, models.teacher), (models.task, models.student))
+    ]
+    blended = heads[0] == heads[1] and not args.no_head
+    named = (models.teacher, models.student) if blended else (models.student,)
+    for model in named:
         label2id = {str(name): int(i) for name, i in (model.config.label2id or {}).items()}
         if not all(name.startswith("LABEL_") for name in label2id):
             return label2id
@@ -261,7 +268,7 @@ def _label_map(args: argparse.Namespace, models: _Models) -> dict[str, int]:
             f"--label: got {len(label2id)} classes in column {args.label!r}, want the model's "
             f"{models.student.config.num_labels}"
         )
-    for model in (models.teacher, models.student):
+    for model in named:
         model.config.label2id, model.config.id2label = label2id, {i: name for name, i in label2id.items()}
     return label2id
 

@@ -172,6 +172,15 @@ def test_a_sweep_wants_labels_of_the_data(place, head, capsys):
     assert not (place / "out").exists()
 
 
+def test_a_teacher_with_another_head_names_no_labels(place):
+    tags = ["B-X", "I-X", "O"]
+    names = {"id2label": dict(enumerate(tags)), "label2id": {tag: i for i, tag in enumerate(tags)}}
+    tiny_bert(4, head="ForTokenClassification", **names).save_pretrained(place / "teacher")
+    words = ["--sweep", "0,1", "--dev", str(place / "dev.tsv"), "--text", "sentence"]
+    assert transfer(place, "small", *words) == 0
+    assert load(place / "out").config.label2id == NAMES["label2id"]
+
+
 @pytest.mark.parametrize(
     ("student", "words", "message"),
     [
