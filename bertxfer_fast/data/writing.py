@@ -29,7 +29,7 @@ def check_writable(path: str | os.PathLike[str], rows: Dataset) -> None:
     """Whether rows like these can be written to a file of that name, before there are any.
 
     Raises:
-        ValueError: another ending, no directory, or values that a csv or tsv cannot hold.
+        ValueError: another ending, no directory, or names or values that a csv or tsv cannot hold.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
@@ -50,6 +50,11 @@ def check_writable(path: str | os.PathLike[str], rows: Dataset) -> None:
             )
     if path.suffix == ".tsv":
         for name in rows.column_names:
+            if any(end in name for end in _TABLE_ENDS):
+                raise ValueError(
+                    f"output: got {path.name!r} for a column named {name!r}, with a tab or a line break, want .csv, "
+                    ".jsonl or .parquet: a tsv has no quoting"
+                )
             for i, value in enumerate(column_values(rows, name)):
                 if isinstance(value, str) and any(end in value for end in _TABLE_ENDS):
                     raise ValueError(
@@ -91,12 +96,16 @@ def _text(part: Path, suffix: str, features: Features) -> Iterator[Write]:
 
             yield write
             return
-        if suffix == ".tsv":
-            lines = csv.writer(
-                file, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None, lineterminator="\n"
-            )
-        else:
-            lines = csv.writer(file, lineterminator="\n")
+        if suffix == ".tsv":  # csv.writer without quotes refuses a row of one empty field
+
+            def write_line(row: Mapping[str, Any]) -> None:
+                values = ("" if row[name] is None else str(row[name]) for name in names)
+                file.write("\t".join(values) + "\n")
+
+            file.write("\t".join(names) + "\n")
+            yield write_line
+            return
+        lines = csv.writer(file, lineterminator="\n")
         lines.writerow(names)
         yield lambda row: lines.writerow(["" if row[name] is None else row[name] for name in names])
 

@@ -238,6 +238,24 @@ def test_files_hold_what_was_written(tmp_path: Path, suffix: str) -> None:
     assert data.load(path).to_list() == rows.to_list() and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("suffix", writing.SUFFIXES)
+def test_a_row_of_nothing_keeps_its_place(tmp_path: Path, suffix: str) -> None:
+    for rows in (
+        data.load([{"a": "one"}, {"a": None}, {"a": "two"}, {"a": None}]),
+        data.load([{"a": "one", "b": 1.5}, {"a": None, "b": None}, {"a": '"', "b": 2.0}]),
+    ):
+        path = tmp_path / f"rows{suffix}"
+        with writing.open_rows(path, rows.features) as write:
+            for row in rows:
+                write(row)
+        found = data.load(path).to_list()
+        texts = suffix in (".csv", ".tsv")  # where a number is read as text
+        assert found == [
+            {name: str(value) if texts and isinstance(value, float) else value for name, value in row.items()}
+            for row in rows
+        ]
+
+
 # The command
 
 
@@ -322,6 +340,16 @@ def test_rows_that_a_table_cannot_hold(place: Path, tmp_path: Path) -> None:
         writing.check_writable(tmp_path / "out.csv", lists)
     with pytest.raises(ValueError, match="column 'a', row 2, which has a tab or a line break"):
         writing.check_writable(tmp_path / "out.tsv", data.load([{"a": "x"}, {"a": "x\ty"}]))
+    with pytest.raises(ValueError, match=r"for a column named 'a\\tb', with a tab or a line break"):
+        writing.check_writable(tmp_path / "out.tsv", data.load([{"a\tb": "x"}]))
+
+
+def test_the_command_keeps_blank_lines(place: Path) -> None:
+    (place / "x.txt").write_text("good film\n\nbad plot\n")
+    words = ["--model", str(place / "lm"), "--method", "masking", "--copies", "1", "--empty-rows", "keep"]
+    assert cli.main(["augment", str(place / "x.txt"), *words, "--output", str(place / "y.tsv")]) == 0
+    before, after = data.load(place / "x.txt")["text"], data.load(place / "y.tsv")["text"]
+    assert [text for text in after if text in (before[0], None, before[2])] == [before[0], None, before[2]]
 
 
 @pytest.mark.parametrize(
