@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bertxfer_fast.cli.config.schema import DistillConfig, check_stages, describe, load
+from bertxfer_fast.cli.config.several import load_several
 from bertxfer_fast.errors import InputError
 
 RECIPE = """\
@@ -85,6 +86,15 @@ def test_flags_win(tmp_path: Path) -> None:
     }
     assert config.stages == {"prediction": {"num_train_epochs": 5.0}}
     assert config.options == {"temperature": 2.0}
+
+
+def test_flags_of_a_task_keep_its_name(tmp_path: Path) -> None:
+    path = write(tmp_path, RECIPE + "tasks:\n  my-one: {weight: 2}\n  the_other: {weight: 3}\n")
+    config = load_several(path, ["--tasks.my-one.weight", "0.5", "--tasks.the_other.data.max-length=9"])
+    assert config is not None and config.weights == {"my-one": 0.5, "the_other": 3.0}
+    assert [task.data.max_length for task in config.tasks.values()] == [None, 9]
+    with pytest.raises(InputError, match=r"got the name 'my_one', want one of .*; did you mean 'my-one'"):
+        load_several(path, ["--tasks.my_one.weight", "0.5"])
 
 
 def test_flags_whose_type_is_open_are_yaml_or_else_text(tmp_path: Path) -> None:

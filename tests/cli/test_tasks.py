@@ -321,7 +321,10 @@ def test_several_tasks_from_one_file(several: Path, capsys: pytest.CaptureFixtur
         (("--tasks.reviews.weight", "-1"), "weight: got -1.0, want a number from 0"),
         (("--mixing", "0"), "mixing: got 0.0, want a number above 0"),
         (("--tasks.reviews.data.trian", "x"), "unknown key"),
-        (("--tasks.other.teacher", "reviews/teacher"), "tasks.other: required key 'data.train' is missing"),
+        (
+            ("--tasks.review.weight", "2"),
+            "tasks: got the name 'review', want one of recipe.yaml; did you mean 'reviews'?",
+        ),
         (("--tasks.reviews.student", "x"), "student: got it for task 'reviews'"),
         (("--report.twin", "true"), "twin: got true for several tasks, want it left out"),
         (("--store", "common"), "want a store for each of them"),

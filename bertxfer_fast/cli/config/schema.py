@@ -117,7 +117,7 @@ def load(
 
 def settings_of(path: Path, flags: Sequence[str]) -> dict[str, Setting]:
     """What a recipe file and the flags over it say, by dotted key."""
-    return _overlay(read_file(path, _is_value), read_flags(flags))
+    return _overlay(read_file(path, _is_value), read_flags(flags, named=("tasks",)))
 
 
 def checked(

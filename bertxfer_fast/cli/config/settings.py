@@ -10,7 +10,7 @@ import enum
 import os
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,8 +165,12 @@ def _flatten(
             _flatten(loader, value_node, dotted, path, is_value, into)
 
 
-def read_flags(flags: Sequence[str]) -> dict[str, Setting]:
+def read_flags(flags: Sequence[str], named: Collection[str] = ()) -> dict[str, Setting]:
     """Settings of command-line words: `--a.b value` or `--a.b=value`; a flag without a value is true.
+
+    Args:
+        flags: the words; a `-` in a key is read as `_`.
+        named: sections whose keys are names that the user chose, in which a `-` stays.
 
     Raises:
         InputError: a word that is no flag, or a flag given twice.
@@ -178,7 +182,10 @@ def read_flags(flags: Sequence[str]) -> dict[str, Setting]:
         if not word.startswith("--") or len(word) == 2:
             raise InputError(f"flags: got {word!r}, want a flag such as --data.train FILE")
         key, equals, value = word[2:].partition("=")
-        key = key.replace("-", "_")
+        parts = key.split(".")
+        key = ".".join(
+            part if i == 1 and parts[0] in named else part.replace("-", "_") for i, part in enumerate(parts)
+        )
         if not equals:
             value = words.pop(0) if words and not words[0].startswith("--") else "true"
         if key in settings:

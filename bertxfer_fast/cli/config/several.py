@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import InputError
+from ...errors import InputError, did_you_mean
 from .schema import DistillConfig, checked, settings_of
 from .settings import Setting
 
@@ -43,7 +43,8 @@ def load_several(path: str | Path, flags: Sequence[str] = ()) -> SeveralConfig |
     """Read a recipe file with a section ``tasks``; None where it has none. See `schema.load`.
 
     Raises:
-        InputError: as `schema.load`; fewer than two tasks, or what belongs to all of them under one.
+        InputError: as `schema.load`; fewer than two tasks, a flag of a task that the file has not, or what belongs to
+            all of them under one.
     """
     path = Path(path)
     settings = settings_of(path, flags)
@@ -57,6 +58,12 @@ def load_several(path: str | Path, flags: Sequence[str] = ()) -> SeveralConfig |
     if heading is None and not own:
         return None
     where = heading.where if heading is not None else next(iter(next(iter(own.values())).values())).where
+    written = [name for name, inside in own.items() if not all(setting.flag for setting in inside.values())]
+    if unknown := [name for name in own if name not in written]:
+        name, first = unknown[0], next(iter(own[unknown[0]].values()))
+        raise InputError(
+            f"{first.where}: tasks: got the name {name!r}, want one of {path.name}{did_you_mean(name, written)}"
+        )
     if len(own) < 2:
         raise InputError(f"{where}: tasks: got {', '.join(own) or 'none'}, want at least two")
     common = {key: value for key, value in settings.items() if key.partition(".")[0] != "tasks"}
