@@ -358,6 +358,21 @@ def test_several_tasks_stop_early_by_the_sum_of_their_losses(several: Path) -> N
     assert last["eval_loss"] == pytest.approx(losses[0] + 0.5 * losses[1])
 
 
+def test_several_tasks_of_different_recipes_share_the_names_of_stages(
+    several: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = yaml.safe_load((several / "recipe.yaml").read_text())
+    for name, chosen in (("reviews", "logits"), ("entities", "finetune")):
+        recipe["tasks"][name]["recipe"] = chosen
+    (several / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    assert distill(several, "--stages.finetuning.max_steps", "2") == 2
+    assert "recipe 'logits' has no stage 'finetuning'" in capsys.readouterr().err
+    assert distill(several, "--stages.prediction.max_steps", "2") == 0
+    for name in ("reviews", "entities"):
+        [stage] = json.loads((several / "out" / name / "results.json").read_text())["stages"]
+        assert (stage["stage"], stage["steps"]) == ("prediction", 2)
+
+
 def test_several_tasks_whose_names_begin_alike(several: Path) -> None:
     """`eval_x_y_loss` is the task `x_y`'s and not the task `x`'s `y_loss`."""
     recipe = yaml.safe_load((several / "recipe.yaml").read_text())

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -141,13 +141,17 @@ class Plan:
         return collator_for(self.task, inputs=inputs, limits=limits)
 
 
-def make_plan(config: DistillConfig) -> Plan:
+def make_plan(config: DistillConfig, stages: Sequence[str] | None = None) -> Plan:
     """Load and check everything that a run needs, cheap things first.
+
+    Args:
+        config: what the user wrote.
+        stages: what the recipe's stages are called here, as many as it has; by default what the recipe calls them.
 
     Raises:
         InputError: something does not exist, cannot be read, or does not fit.
     """
-    recipe = _recipe(config)
+    recipe = _checked_recipe(config, stages)
     arguments = {stage.name: stage_arguments(config, stage) for stage in recipe.stages}
     _check_files(config)
     check_output(config, list(arguments))
@@ -179,11 +183,23 @@ def make_plan(config: DistillConfig) -> Plan:
     return plan
 
 
-def _recipe(config: DistillConfig) -> recipes.Recipe:
+def recipe_of(config: DistillConfig) -> recipes.Recipe:
+    """The recipe that is named, with its options.
+
+    Raises:
+        InputError: there is none of that name, or it takes other options.
+    """
     with user_input(config.where("recipe")):
         recipes.options(config.recipe)  # an unknown recipe is a mistake in this key, whatever the options are
     with user_input(config.where("options")):
-        recipe = recipes.get(config.recipe, **config.options)
+        return recipes.get(config.recipe, **config.options)
+
+
+def _checked_recipe(config: DistillConfig, stages: Sequence[str] | None) -> recipes.Recipe:
+    recipe = recipe_of(config)
+    if stages is not None:
+        called = zip(recipe.stages, stages, strict=True)
+        recipe = replace(recipe, stages=[replace(stage, name=name) for stage, name in called])
     check_stages(config, [stage.name for stage in recipe.stages])
     if config.teacher is None and recipe.needs_teacher:
         raise InputError(

@@ -17,11 +17,11 @@ from ...training.checkpoints import check_checkpoint, last_complete_checkpoint
 from ...training.multitask import MultiTaskTrainer
 from ..config.several import SeveralConfig
 from ..console import say
-from .plan import Plan, make_plan
+from .plan import Plan, make_plan, recipe_of
 from .report import report
 from .resume import check_folder, finished_stage, identity, record_identity, record_run, record_stage
 
-__all__ = ["run_several"]
+__all__ = ["make_plans", "run_several"]
 
 
 def run_several(config: SeveralConfig, *, command: str = "") -> None:
@@ -34,11 +34,8 @@ def run_several(config: SeveralConfig, *, command: str = "") -> None:
         InputError: something given cannot be used, or the tasks do not go together; nothing was written.
         NonFiniteLossError: see `DistillationTrainer.train`.
     """
-    plans = {name: make_plan(task) for name, task in config.tasks.items()}
-    first = next(iter(plans.values()))
-    stages = [stage.name for stage in first.recipe.stages]
-    _check_stages(config, plans, stages)
-    _check_stores(plans.values())
+    plans = make_plans(config)
+    stages = [stage.name for stage in next(iter(plans.values())).recipe.stages]
     with user_input(config.where):
         share_encoder({name: plan.student for name, plan in plans.items()})
     own = {name: _without_place(identity(plan.config)) for name, plan in plans.items()}
@@ -56,16 +53,33 @@ def run_several(config: SeveralConfig, *, command: str = "") -> None:
         report(plan, own, command=command)
 
 
-def _check_stages(config: SeveralConfig, plans: Mapping[str, Plan], stages: list[str]) -> None:
-    for name, plan in plans.items():
-        if len(plan.recipe.stages) != len(stages):
+def make_plans(config: SeveralConfig) -> dict[str, Plan]:
+    """A plan for each task, whose stages are called alike.
+
+    Raises:
+        InputError: see `make_plan`; or the tasks do not go together.
+    """
+    stages = _stages(config)
+    plans = {name: make_plan(task, stages) for name, task in config.tasks.items()}
+    for plan in plans.values():
+        _check_arguments(plan)
+    _check_stores(plans.values())
+    return plans
+
+
+def _stages(config: SeveralConfig) -> list[str]:
+    """What the stages of all tasks are called: as in the first one's recipe."""
+    found = {name: [stage.name for stage in recipe_of(task).stages] for name, task in config.tasks.items()}
+    first, stages = next(iter(found.items()))
+    for name, own in found.items():
+        if len(own) != len(stages):
             raise InputError(
-                f"{config.where}: tasks: got {len(plan.recipe.stages)} stages of {name!r} and {len(stages)} of "
-                f"{next(iter(plans))!r}, want recipes of as many stages"
+                f"{config.where}: tasks: got {len(own)} stages of {name!r} and {len(stages)} of {first!r}, want "
+                "recipes of as many stages"
             )
         if name in stages:
             raise InputError(f"{config.where}: tasks: got the name {name!r}, want one that no stage has")
-        _check_arguments(plan)
+    return stages
 
 
 def _check_stores(plans: Iterable[Plan]) -> None:
@@ -121,7 +135,7 @@ def _run_stage(config: SeveralConfig, plans: Mapping[str, Plan], number: int, st
     say(f"stage {stage}: {f'goes on from {Path(checkpoint).name}' if checkpoint else 'starts'}")
     measured = {name: plan for name, plan in plans.items() if "eval" in plan.data}
     leading = next(iter(measured.values()), next(iter(plans.values())))
-    arguments = leading.arguments[leading.recipe.stages[number].name]
+    arguments = leading.arguments[stage]
     arguments.output_dir = str(folder)
     set_seed(leading.config.seed)  # the projections' first weights depend on the seed alone
     own = {name: plan.recipe.stages[number] for name, plan in plans.items()}
