@@ -48,6 +48,12 @@ def _options() -> argparse.ArgumentParser:
         type=int,
         help="question answering: tokens that windows of a long context share (default: cut it)",
     )
+    group.add_argument(
+        "--empty-rows",
+        choices=("error", "skip", "keep"),
+        default="error",
+        help="rows without text: refuse the file (default), leave them out, or encode the empty text",
+    )
     group.add_argument("--tokenizer", metavar="DIR", help="its tokenizer (default: the teacher's)")
     group.add_argument("--task", help="what the head does (default: the teacher's own head)")
     group.add_argument(
@@ -145,6 +151,7 @@ def _of_folder(path: str, args: argparse.Namespace) -> None:
                 task=task,
                 max_length=longest,
                 stride=args.stride,
+                empty_rows=args.empty_rows,
             )
             for file in args.data
         }

@@ -47,6 +47,12 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     sweep.add_argument("--text-pair", help="column with the second text of a pair")
     sweep.add_argument("--label", default="label", help="column with the label (default: label)")
     sweep.add_argument("--max-length", type=int, help="cut texts to so many tokens")
+    sweep.add_argument(
+        "--empty-rows",
+        choices=("error", "skip", "keep"),
+        default="error",
+        help="rows without text: refuse the file (default), leave them out, or encode the empty text",
+    )
     sweep.add_argument("--steps", type=int, default=0, help="optimizer steps of fine-tuning (default: 0)")
     sweep.add_argument("--learning-rate", type=float, default=5e-5)
     sweep.add_argument(
@@ -244,6 +250,7 @@ def _encoded(args: argparse.Namespace, models: _Models) -> dict[str, Any]:
                     task=models.task,
                     label2id=label2id,
                     max_length=args.max_length or _longest(models),
+                    empty_rows=args.empty_rows,
                 )
     return features
 

@@ -41,7 +41,7 @@ def encode(
     text: str = "text",
     text_pair: str | None = None,
     label: str | None = None,
-    task: str | tasks.Task = "sequence-classification",
+    task: str | tasks.Task | None = None,
     label2id: Mapping[str, int] | None = None,
     max_length: int | None = None,
     stride: int | None = None,
@@ -62,7 +62,8 @@ def encode(
             (token-classification); a number -> a float (regression). An answer, as its text or as SQuAD has it
             (``{"text": [...], "answer_start": [...]}``) -> its first and last token in a question (`text`) and its
             context (`text_pair`), (0, 0) where there is none (question-answering). How alike the texts of a pair are ->
-            a float for both, which stay sequences of their own, one after the other (embedding).
+            a float for both, which stay sequences of their own, one after the other (embedding). None: as of
+            sequence-classification.
         label2id: `label_map` of the training set, or the teacher's. If none of its names is a number, numbers in the
             data are taken for ids. The names of a `datasets.ClassLabel` column are looked up in it; if its own
             are those that transformers fills in (``LABEL_0``), as many, the column's numbers are ids.
@@ -88,7 +89,8 @@ def encode(
     """
     if label_kind is not None:
         task = _task_of_kind(label_kind)
-    rows, task = load(source), tasks.get(task)
+    learned_from = label is not None or task is not None  # nothing learns from the zeros of an empty row
+    rows, task = load(source), tasks.get("sequence-classification" if task is None else task)
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise TypeError(f"tokenizer: got {type(tokenizer).__name__}, want a transformers tokenizer")
     check_choice(empty_rows)
@@ -131,7 +133,7 @@ def encode(
             "where its tokens stand, and another task than question-answering"
         )
     to_label = None if label is None else label_encoder(task, label2id, rows.features[label])
-    rows = complete_rows(rows.select_columns(columns), texts, label, empty_rows)
+    rows = complete_rows(rows.select_columns(columns), texts, label, empty_rows, zeros=not learned_from)
     if label is not None and to_label is not None:
         _check_labels(rows, label, to_label, text if per_token else text_pair if spans else None)
 
@@ -271,8 +273,10 @@ def are_words(rows: Dataset, columns: Sequence[str]) -> bool:
     return kinds.pop()
 
 
-def complete_rows(rows: Dataset, texts: Sequence[str], label: str | None, choice: str) -> Dataset:
-    """`rows`, less those that `choice` leaves out; an error where it refuses one."""
+def complete_rows(
+    rows: Dataset, texts: Sequence[str], label: str | None, choice: str, *, zeros: bool = False
+) -> Dataset:
+    """`rows`, less those that `choice` leaves out; an error where it refuses one, which names `zeros` if it may."""
     incomplete = incomplete_rows(rows, texts, label)
     found = describe(incomplete)
     if not found:
@@ -281,7 +285,7 @@ def complete_rows(rows: Dataset, texts: Sequence[str], label: str | None, choice
     if choice == "error" or (choice != "skip" and unlabelled):
         if unlabelled:
             raise refusal(found, "skip")
-        raise refusal(found) if label is None else refusal(found, "skip", "keep")
+        raise refusal(found) if zeros else refusal(found, "skip", "keep")
     gone = set().union(*incomplete.values())
     if len(gone) == len(rows) and choice != "keep":
         raise ValueError(f"{found}: no row is left")

@@ -367,3 +367,14 @@ def test_a_store_of_a_folder_that_cannot_be_made(
     assert not (place / "s").exists()
     assert cli.main(["store", str(place / "recipe.yaml")]) == 2
     assert "line 1: required key 'store' is missing: the folder to keep what" in capsys.readouterr().err
+
+
+def test_a_store_of_a_folder_with_empty_rows(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "x.txt").write_text("good film\n\nbad plot\n")
+    files = ["--data", str(place / "x.txt"), "--output", str(place / "s")]
+    command = ["store", str(place / "teacher"), *files]
+    assert cli.main(command) == 2
+    assert "no 'text' in row 2, want complete rows, or one of skip, keep\n" in capsys.readouterr().err
+    for choice, count in (("skip", 2), ("keep", 3)):
+        assert cli.main([*command, "--empty-rows", choice]) == 0
+        assert f"logits ({count} rows)" in capsys.readouterr().out

@@ -163,6 +163,14 @@ def test_labels_of_a_sweep_need_no_names(tmp_path, row, head, words, metric, mon
     assert json.loads((tmp_path / "out" / "sweep.json").read_text())["metric"] == metric
 
 
+def test_a_sweep_of_files_with_empty_rows(place, capsys):
+    (place / "dev.tsv").write_text("sentence\tlabel\ngood film\tpos\n\tneg\nbad\tneg\n")
+    words = ["--sweep", "0,1", "--dev", str(place / "dev.tsv"), "--text", "sentence"]
+    assert transfer(place, "small", *words) == 2
+    assert "no 'sentence' in row 2, want complete rows, or one of skip, keep" in capsys.readouterr().err
+    assert transfer(place, "small", *words, "--empty-rows", "skip") == 0
+
+
 @pytest.mark.parametrize("head", ["Model", "ForMaskedLM"])
 def test_a_sweep_wants_labels_of_the_data(place, head, capsys):
     for name, layers in (("teacher", 4), ("small", 2)):

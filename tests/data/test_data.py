@@ -439,6 +439,10 @@ def test_a_pair_is_empty_where_one_of_it_is(tokenizer):
         ValueError, match=r"empty_rows: got no 'b' in row 1, want complete rows, or one of skip, zeros"
     ):
         data.encode(rows, tokenizer, text="a", text_pair="b")
+    with pytest.raises(
+        ValueError, match=r"want complete rows, or one of skip, keep$"
+    ):  # no task learns from zeros
+        data.encode(rows, tokenizer, text="a", text_pair="b", task="none")
     features = data.encode(rows, tokenizer, text="a", text_pair="b", empty_rows="zeros")
     assert features["token_type_ids"][:] == [[], [0, 0, 0, 1, 1]]
 
