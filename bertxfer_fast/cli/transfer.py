@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,17 @@ from .console import quiet, say
 
 RECORD_FILE, SWEEP_FILE, TABLE_FILE, PLOT_FILE = "transfer.json", "sweep.json", "sweep.md", "sweep.png"
 _RULES = ("error", "truncate", "svd")
+# What a sweep does unless it is told otherwise; the parser's defaults are None, which says that nothing was told.
+_SWEEP_DEFAULTS = {
+    "text": "text",
+    "label": "label",
+    "empty_rows": "error",
+    "steps": 0,
+    "learning_rate": 5e-5,
+    "batch_size": 32,
+}
+_OF_SWEEP = ("dev", "train", "metric", "text_pair", "max_length", *_SWEEP_DEFAULTS)
+_OF_STEPS = ("train", "learning_rate", "batch_size")
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -43,21 +55,18 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     sweep.add_argument("--sweep", metavar="BETAS", help="shares to try, for example 0,0.25,0.5,0.75,1")
     sweep.add_argument("--dev", help="labelled file that picks")
     sweep.add_argument("--train", help="labelled file of the fine-tuning")
-    sweep.add_argument("--text", default="text", help="column with the text (default: text)")
+    sweep.add_argument("--text", help="column with the text (default: text)")
     sweep.add_argument("--text-pair", help="column with the second text of a pair")
-    sweep.add_argument("--label", default="label", help="column with the label (default: label)")
+    sweep.add_argument("--label", help="column with the label (default: label)")
     sweep.add_argument("--max-length", type=int, help="cut texts to so many tokens")
     sweep.add_argument(
         "--empty-rows",
         choices=("error", "skip", "keep"),
-        default="error",
         help="rows without text: refuse the file (default), leave them out, or encode the empty text",
     )
-    sweep.add_argument("--steps", type=int, default=0, help="optimizer steps of fine-tuning (default: 0)")
-    sweep.add_argument("--learning-rate", type=float, default=5e-5)
-    sweep.add_argument(
-        "--batch-size", type=int, default=32, help="sequences in a training batch (default: 32)"
-    )
+    sweep.add_argument("--steps", type=int, help="optimizer steps of fine-tuning on --train (default: 0)")
+    sweep.add_argument("--learning-rate", type=float, help="of the fine-tuning (default: 5e-5)")
+    sweep.add_argument("--batch-size", type=int, help="sequences in a training batch (default: 32)")
     sweep.add_argument("--metric", help="the dev metric that picks (default: the task's first)")
     parser.add_argument(
         "--seed", type=int, default=42, help="of new weights and the fine-tuning (default: 42)"
@@ -91,6 +100,9 @@ def run(args: argparse.Namespace) -> None:
         "head": not args.no_head,
     }
     betas = _betas(args)
+    for name, default in _SWEEP_DEFAULTS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
     output = Path(args.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"--output: got {args.output!r}, want a new directory: there is something")
@@ -166,16 +178,18 @@ def _betas(args: argparse.Namespace) -> list[float]:
         beta = 1.0 if args.beta is None else args.beta
         if not 0 <= beta <= 1:
             raise InputError(f"--beta: got {beta:g}, want 0 to 1")
-        for name in ("dev", "train", "metric"):
-            if getattr(args, name) is not None:
-                raise InputError(f"--{name}: got {getattr(args, name)!r} without --sweep, want both")
+        _check_beside(args, _OF_SWEEP, "--sweep")
         return [beta]
     if args.beta is not None:
         raise InputError(f"--beta: got {args.beta:g} beside --sweep, want one of them")
     if args.dev is None:
         raise InputError("--sweep: got no --dev file, want one that picks")
+    if args.steps is not None and args.steps < 0:
+        raise InputError(f"--steps: got {args.steps}, want 0 or more")
     if args.steps and args.train is None:
         raise InputError(f"--steps: got {args.steps} without --train, want a file to fine-tune on")
+    if not args.steps:
+        _check_beside(args, _OF_STEPS, "--steps")
     try:
         betas = [float(word) for word in args.sweep.split(",")]
     except ValueError:
@@ -183,6 +197,14 @@ def _betas(args: argparse.Namespace) -> list[float]:
     if any(not 0 <= beta <= 1 for beta in betas) or len(set(betas)) < len(betas):
         raise InputError(f"--sweep: got {args.sweep!r}, want shares from 0 to 1, none twice")
     return betas
+
+
+def _check_beside(args: argparse.Namespace, names: Iterable[str], wanted: str) -> None:
+    """Refuse options that do nothing without another one."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None:
+            raise InputError(f"--{name.replace('_', '-')}: got {value!r} without {wanted}, want both")
 
 
 def _layers(text: str) -> Any:
@@ -249,7 +271,7 @@ def _encoded(args: argparse.Namespace, models: _Models) -> dict[str, Any]:
                     label=args.label,
                     task=models.task,
                     label2id=label2id,
-                    max_length=args.max_length or _longest(models),
+                    max_length=_longest(models) if args.max_length is None else args.max_length,
                     empty_rows=args.empty_rows,
                 )
     return features
