@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, user_input
 from .console import quiet, say
+
+if TYPE_CHECKING:
+    from .run.plan import Plan
 
 _RECIPES = (".yaml", ".yml")
 
@@ -86,18 +89,31 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _of_recipe(path: str, flags: list[str]) -> None:
+    """Fill the store of a recipe; of several tasks, each task's that names one."""
     from .config.schema import load
+    from .config.several import load_several
 
-    config = load(path, flags)
-    if config.store.path is None:
+    several = load_several(path, flags)
+    configs = [load(path, flags)] if several is None else list(several.tasks.values())
+    if all(config.store.path is None for config in configs):
         raise InputError(
-            f"{config.where('recipe')}: required key 'store' is missing: the folder to keep what the teacher says"
+            f"{configs[0].where('recipe')}: required key 'store' is missing: the folder to keep what the teacher says"
         )
-    from ..distillation import teachers
     from .run.plan import make_plan
+    from .run.several import make_plans
 
-    plan = make_plan(config)
-    data = {split: rows for split, rows in (plan.teacher_data or plan.data).items() if split != "test"}
+    plans = [make_plan(configs[0])] if several is None else list(make_plans(several).values())
+    kept = [(plan, _wants_of(plan)) for plan in plans if plan.config.store.path is not None]
+    for plan, wants in kept:
+        data = {split: rows for split, rows in (plan.teacher_data or plan.data).items() if split != "test"}
+        tokenizer = plan.tokenizer if plan.teacher_tokenizer is None else plan.teacher_tokenizer
+        _fill(plan.teacher.shelf, plan.teacher.live, tokenizer, data, wants)
+
+
+def _wants_of(plan: Plan) -> set[Any]:
+    """What the stages of a plan look at and a store can keep."""
+    from ..distillation import teachers
+
     wants = set()
     for stage in plan.recipe.stages:
         source: Any = plan.distiller(stage).source
@@ -108,11 +124,11 @@ def _of_recipe(path: str, flags: list[str]) -> None:
         else:
             say(f"stage {stage.name}: the teacher itself has to run there, nothing is kept for it")
     if not wants:
+        config = plan.config
         raise InputError(
             f"{config.where('recipe')}: recipe: got {config.recipe!r}, of which nothing can be kept"
         )
-    tokenizer = plan.tokenizer if plan.teacher_tokenizer is None else plan.teacher_tokenizer
-    _fill(plan.teacher.shelf, plan.teacher.live, tokenizer, data, wants)
+    return wants
 
 
 def _of_folder(path: str, args: argparse.Namespace) -> None:

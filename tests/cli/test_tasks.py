@@ -373,6 +373,18 @@ def test_several_tasks_of_different_recipes_share_the_names_of_stages(
         assert (stage["stage"], stage["steps"]) == ("prediction", 2)
 
 
+def test_a_store_for_each_of_several_tasks(several: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(several, recipe="logits")
+    assert cli.main(["store", str(several / "recipe.yaml")]) == 2
+    assert "required key 'store' is missing" in capsys.readouterr().err
+    change(several, tasks__reviews__store="reviews/store", tasks__entities__store="entities/store")
+    assert cli.main(["store", str(several / "recipe.yaml")]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count(" of 18 texts asked; ") == 2 and "0 of 18 texts asked; " not in shown
+    assert cli.main(["store", str(several / "recipe.yaml")]) == 0
+    assert capsys.readouterr().out.count("0 of 18 texts asked; ") == 2
+
+
 def test_several_tasks_whose_names_begin_alike(several: Path) -> None:
     """`eval_x_y_loss` is the task `x_y`'s and not the task `x`'s `y_loss`."""
     recipe = yaml.safe_load((several / "recipe.yaml").read_text())
