@@ -97,6 +97,14 @@ def test_flags_of_a_task_keep_its_name(tmp_path: Path) -> None:
         load_several(path, ["--tasks.my_one.weight", "0.5"])
 
 
+def test_flags_win_over_what_the_file_says_of_one_task(tmp_path: Path) -> None:
+    path = write(tmp_path, RECIPE + "tasks:\n  a: {recipe: logits, data: {text: x}}\n  b: {recipe: pkd}\n")
+    config = load_several(path, ["--recipe", "finetune", "--data.text", "y", "--tasks.b.data.text", "z"])
+    assert config is not None
+    found = [(task.recipe, task.data.text) for task in config.tasks.values()]
+    assert found == [("finetune", "y"), ("finetune", "z")]
+
+
 def test_flags_whose_type_is_open_are_yaml_or_else_text(tmp_path: Path) -> None:
     flags = ["--options.layers", "[[0, 1]]", "--options.padding", "reference", "--options.note", "[torn"]
     assert read(tmp_path, RECIPE, *flags).options == {

@@ -72,6 +72,8 @@ def load_several(path: str | Path, flags: Sequence[str] = ()) -> SeveralConfig |
     folder = None if output is None else output.path("output_dir")
     if output is None or folder is None:
         raise InputError(f"{path.name}: required key 'output_dir' is missing")
+    # Flags win over the file, also over what it says of one task; `bertxfer finetune` is a flag.
+    flags_of_all = {key: setting for key, setting in common.items() if setting.flag}
     tasks, weights = {}, {}
     for name, inside in own.items():
         if not _NAME.fullmatch(name):
@@ -84,7 +86,9 @@ def load_several(path: str | Path, flags: Sequence[str] = ()) -> SeveralConfig |
                 )
         inside.pop("", None)  # the section's own heading
         place = Setting(os.path.join(folder, name), output.where, output.base)
-        tasks[name] = checked({**common, **inside, "output_dir": place}, f"{path.name}, tasks.{name}")
+        own_flags = {key: setting for key, setting in inside.items() if setting.flag}
+        complete = {**common, **inside, **flags_of_all, **own_flags, "output_dir": place}
+        tasks[name] = checked(complete, f"{path.name}, tasks.{name}")
     return SeveralConfig(tasks, weights, mixing, folder, where)
 
 
