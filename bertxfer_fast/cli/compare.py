@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def run(args: argparse.Namespace) -> None:
         from ..evaluation.tables import table
 
         runs = [named for run in args.runs for named in _named(Path(run), RESULTS_FILE)]
-        rows = compared([(name, read_results(run)) for name, run in runs])
+        times = Counter(name for name, _ in runs)
+        rows = compared([(name if times[name] == 1 else str(run), read_results(run)) for name, run in runs])
         if args.sort is not None:
             known = list(dict.fromkeys(name for row in rows for name in row))
             if args.sort not in known:

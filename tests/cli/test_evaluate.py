@@ -215,6 +215,17 @@ def test_compare(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "accuracy, over the twin" in told and len(told.splitlines()) == 3
 
 
+def test_compare_tells_runs_of_one_name_apart(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/out", "b/out", "c"):
+        (tmp_path / name).mkdir(parents=True)
+        shutil.copy(run / "out" / "results.json", tmp_path / name)
+    assert cli.main(["compare", "a/out", "b/out", "c", "--json"]) == 0
+    assert [row["run"] for row in json.loads(capsys.readouterr().out)] == ["a/out", "b/out", "c"]
+
+
 def test_compare_knows_the_tasks_of_a_run(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
