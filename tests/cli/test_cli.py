@@ -134,8 +134,15 @@ def test_interrupted_run_goes_on_and_ends_the_same(
     assert "same command" in capsys.readouterr().err
     assert not (place / "out" / "config.json").exists()
     monkeypatch.setattr(Logits, "forward", original)
+    saved = place / "out" / "prediction" / "checkpoint-3" / "trainer_state.json"
+    state = json.loads(saved.read_text())
+    assert state["stateful_callbacks"]["Elapsed"]["args"]["before"] > 0
+    state["stateful_callbacks"]["Elapsed"]["args"]["before"] = 1e6
+    saved.write_text(json.dumps(state))
     assert distill(place) == 0
     told = capsys.readouterr().out
+    stage = json.loads((place / "out" / "prediction" / "stage.json").read_text())["summary"]
+    assert stage["steps"] == 6 and stage["seconds"] > 1e6  # both of the whole stage
     assert "stage intermediate: finished before, skipped" in told
     assert "stage prediction: goes on from checkpoint-3" in told
     for name in ("model.safetensors", "prediction/model.safetensors"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from ...errors import InputError, user_input
 from ...models.hf.loading import load_model
 from ...students import share_encoder
 from ...training.checkpoints import check_checkpoint, last_complete_checkpoint
+from ...training.elapsed import Elapsed, elapsed_of
 from ...training.multitask import MultiTaskTrainer
 from ..config.several import SeveralConfig
 from ..console import say
@@ -150,10 +150,10 @@ def _run_stage(config: SeveralConfig, plans: Mapping[str, Plan], number: int, st
         tasks={name: plan.task for name, plan in plans.items()},
         temperature=config.mixing,
         model_cards={name: plan.card for name, plan in plans.items()},
+        callbacks=[Elapsed()],
     )
-    started = time.perf_counter()
     steps = trainer.train(resume_from_checkpoint=checkpoint).global_step
-    row: dict[str, Any] = {"stage": stage, "steps": steps, "seconds": time.perf_counter() - started}
+    row: dict[str, Any] = {"stage": stage, "steps": steps, "seconds": elapsed_of(trainer)}
     found = trainer.evaluate() if measured else {}
     trainer.save_model()
     record = {"stage": stage, "summary": row, "measured": found, "log_history": trainer.state.log_history}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from ...distillation.recipes import Stage
 from ...errors import user_input
 from ...models.hf.loading import load_model
 from ...training.checkpoints import check_checkpoint, last_complete_checkpoint
+from ...training.elapsed import Elapsed, elapsed_of
 from ...training.trainer import DistillationTrainer
 from ..console import say
 from .plan import Plan
@@ -62,10 +62,10 @@ def run_stage(plan: Plan, stage: Stage) -> dict[str, Any]:
         processing_class=plan.tokenizer,
         task=plan.task,
         model_card=plan.card,
+        callbacks=[Elapsed()],
     )
-    started = time.perf_counter()
     steps = trainer.train(resume_from_checkpoint=checkpoint).global_step
-    row = {"stage": stage.name, "steps": steps, "seconds": time.perf_counter() - started}
+    row = {"stage": stage.name, "steps": steps, "seconds": elapsed_of(trainer)}
     row |= _measured_losses(trainer)
     trainer.save_model()
     plan.student = trainer.student  # another one, where it was pruned
