@@ -82,8 +82,8 @@ class Network(PreTrainedModel):
             value = getattr(config, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: got {value}, want 1 or more")
-        if not 0 <= config.dropout < 1:
-            raise ValueError(f"dropout: got {config.dropout}, want 0 or more and less than 1")
+        if not isinstance(config.dropout, int | float) or not 0 <= config.dropout < 1:
+            raise ValueError(f"dropout: got {config.dropout!r}, want 0 or more and less than 1")
 
     @classmethod
     def embedding_size(cls, config: NetworkConfig, teacher: int) -> int:

@@ -324,6 +324,7 @@ def test_a_table_from_the_teacher_is_no_wider_than_the_teachers(kind: str) -> No
         ("textcnn", {"filters": 4, "kernel_sizes": [3, 0]}, r"kernel_sizes: got \[3, 0\], want widths"),
         ("mlp", {"hidden_size": 0}, "hidden_size, num_hidden_layers: got 0, 1, want 1 or more"),
         ("mlp", {"dropout": 1.0}, "dropout: got 1.0, want 0 or more and less than 1"),
+        ("bilstm", {"dropout": "0.1"}, "dropout: got '0.1', want 0 or more and less than 1"),
         ("static", {}, "tokenizer: got None, want the teacher's: init='distilled'"),
         ("static", {"init": "pca"}, "init: got 'pca', want one of teacher, distilled, random"),
         ("mlp", {"init": "teacher", "vocab_size": 9}, "init: got 'teacher', want 'random'"),

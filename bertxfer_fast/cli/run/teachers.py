@@ -203,7 +203,7 @@ def _black_box(config: DistillConfig) -> tuple[Any, tasks.Task]:
                 "task: got none beside rows, want it said: are they logits of a task or vectors?"
             )
         task = tasks.get(config.task) if config.task is not None else saved_task(str(config.student.path))
-        if task.head == "token":
+        if task.head in ("token", "span"):
             raise ValueError(
                 f"teacher: got {Path(path).name} for task {task.name!r}, want a task with a row a text"
             )
