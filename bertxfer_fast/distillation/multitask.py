@@ -25,7 +25,8 @@ class MultiTask(nn.Module):
 
     Args:
         distillers: by task.
-        weights: what each task's loss is multiplied by; 1 where it is left out.
+        weights: what each task's loss is multiplied by while training; 1 where it is left out. An evaluated loss is the
+            task's own.
 
     Attributes:
         distillers: ``nn.ModuleDict``.
@@ -77,7 +78,7 @@ class MultiTask(nn.Module):
         return found
 
     def forward(self, task: str | None = None, **batch: Any) -> DistillerOutput:
-        """Loss of one batch of one task, times the task's weight.
+        """Loss of one batch of one task, while training times the task's weight.
 
         Args:
             task: its name.
@@ -91,7 +92,7 @@ class MultiTask(nn.Module):
         """
         output = self.of(task)(**batch)
         assert task is not None
-        if output.loss is not None:
+        if output.loss is not None and self.training:
             output.loss = output.loss * self.weights[task]
         if output.parts is not None:
             output.parts = {f"{task}/{name}": value for name, value in output.parts.items()}

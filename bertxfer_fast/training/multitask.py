@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
+from transformers.trainer_utils import speed_metrics
 
 from .. import tasks
 from ..data.collators import collator_for
@@ -139,39 +141,56 @@ class MultiTaskTrainer(DistillationTrainer):
             batches = preview_batches(dataset, collate, self.args.tokens_per_batch, self.args.device)
             self.distiller.of(name).preview(batches)
 
-    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         """Every task's metrics and the sum of their weighted losses, or the metrics of the task of that name."""
+        self._memory_tracker.start()
+        prefix = metric_key_prefix
         if eval_dataset is None:
             eval_dataset = self.eval_dataset
+        found: dict[str, float] = {}
         if isinstance(eval_dataset, Mapping):
-            # Trainer's own loop over named data sets hands over names only where they are the trainer's.
             _check_names("eval_dataset", eval_dataset, self.distiller.tasks, all_of_them=False)
-            prefix = kwargs.pop("metric_key_prefix", "eval")
-            found: dict[str, float] = {}
             for name, rows in eval_dataset.items():
                 rows = rows if isinstance(rows, MixedRows) else MixedRows({name: rows})
-                found |= self._evaluate_task(
-                    name, rows, *args, metric_key_prefix=f"{prefix}_{name}", **kwargs
-                )
+                found |= self._measure_task(name, rows, ignore_keys, f"{prefix}_{name}")
             losses = {name: found[f"{prefix}_{name}_loss"] for name in eval_dataset}
             found[f"{prefix}_loss"] = sum(self.distiller.weights[name] * losses[name] for name in losses)
-            return found
-        if isinstance(eval_dataset, str):
+        elif isinstance(eval_dataset, str):
             known: Any = self.eval_dataset or {}
             _check_names("eval_dataset", {eval_dataset: None}, known, all_of_them=False)
-            return self._evaluate_task(eval_dataset, known[eval_dataset], *args, **kwargs)
-        raise ValueError(
-            f"eval_dataset: got {type(eval_dataset).__name__}, want data sets by task, or a task"
-        )
+            found |= self._measure_task(eval_dataset, known[eval_dataset], ignore_keys, prefix)
+        else:
+            raise ValueError(
+                f"eval_dataset: got {type(eval_dataset).__name__}, want data sets by task, or a task"
+            )
+        # Once for all tasks: early stopping looks at their sum, which no task's metrics alone have.
+        self.log(found)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        self._memory_tracker.stop_and_update_metrics(found)
+        return found
 
-    def _evaluate_task(self, name: str, rows: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def _measure_task(
+        self, name: str, rows: MixedRows, ignore_keys: list[str] | None, prefix: str
+    ) -> dict[str, float]:
+        """One task's metrics, as Trainer measures one data set; nothing is logged."""
         before = self._current, self.task, self.compute_metrics
         self._current, self.task = name, self._tasks[name]
         self.compute_metrics = self._metrics.get(name)
+        start = time.time()
         try:
-            return super().evaluate(rows, *args, **kwargs)
+            output = self.evaluation_loop(
+                self.get_eval_dataloader(rows),
+                "Evaluation",
+                True if self.compute_metrics is None else None,
+                ignore_keys,
+                metric_key_prefix=prefix,
+            )
         finally:
             self._current, self.task, self.compute_metrics = before
+        assert output.metrics is not None
+        return output.metrics | speed_metrics(prefix, start, num_samples=output.num_samples)
 
     def prediction_step(
         self,

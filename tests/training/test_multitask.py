@@ -230,6 +230,27 @@ def test_it_trains_measures_and_saves_every_task(tmp_path: Path) -> None:
     assert trainer.evaluate("word").keys() <= {"epoch", *(key.replace("_word", "") for key in found)}
 
 
+def test_the_loss_of_a_task_is_weighted_in_the_sum_alone(tmp_path: Path) -> None:
+    trainer = MultiTaskTrainer(
+        multitask(weights={"word": 0.5}), arguments(tmp_path), train_dataset=ROWS, eval_dataset=ROWS
+    )
+    found = trainer.evaluate()
+    word = found["eval_word_loss/word/logits"] + found["eval_word_loss/word/labels"]
+    assert found["eval_word_loss"] == pytest.approx(word)
+    assert found["eval_loss"] == pytest.approx(found["eval_text_loss"] + 0.5 * word)
+
+
+def test_a_run_stops_by_the_sum_of_the_losses(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With a threshold that nothing reaches it ends where a run of one task does: at the second evaluation."""
+    saves = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    trainer = trainer_of(tmp_path, early_stopping_patience=1, early_stopping_threshold=1e6, **saves)
+    trainer.train()
+    assert trainer.state.global_step == 2 and "early stopping" not in caplog.text
+    logged = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert [entry["step"] for entry in logged] == [1, 2]
+    assert all(entry.keys() >= {"eval_text_accuracy", "eval_word_token_accuracy"} for entry in logged)
+
+
 def test_a_resumed_run_ends_where_the_whole_one_does(tmp_path: Path) -> None:
     whole = trainer_of(tmp_path / "whole", max_steps=9, save_strategy="steps", save_steps=4)
     whole.train()
