@@ -78,7 +78,8 @@ class Distiller(nn.Module):
         student: the student's module: the transformers model, or the Encoder itself.
         teacher: the teacher's module in the same way, or the ActivationSource where it has none.
         objectives: ``nn.ModuleList``.
-        progress: training progress 0..1, read by weight schedules; whoever trains sets it.
+        progress: training progress 0..1, read by schedules while training; whoever trains sets it. In evaluation mode a
+            weight is its number without the schedule, and a temperature the one that the training ends with.
 
     Raises:
         ValueError: vocabularies, tokenizers, head counts, widths, heads, labels or layer maps that do not fit, a
@@ -207,8 +208,9 @@ class Distiller(nn.Module):
         named = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         packed = self.pack({**named, "labels": labels, **batch})
         self._hold.take(self.student, self)
+        # An evaluation asks the same at every step, else the best one would be that of the smallest weights.
         for objective in self._active():
-            objective.progress = self.progress
+            objective.progress = self.progress if self.training else 1.0
         if return_loss is False:
             logits = self._run_student(packed, (), {}, logits=True)
             return DistillerOutput(logits=self._as_inputs(logits, input_ids, attention_mask))
@@ -238,7 +240,8 @@ class Distiller(nn.Module):
             if match.teacher is None:
                 compare(objective, match)
         active = self._active()
-        loss = torch.stack([o.weight_at(self.progress) * values[o.name] for o in active]).sum()
+        weights = [o.weight_at(self.progress) if self.training else o.weight for o in active]
+        loss = torch.stack([w * values[o.name] for w, o in zip(weights, active, strict=True)]).sum()
         parts = {o.name: values[o.name].detach() for o in active}
         if not self.training:
             logits = self._as_inputs(logits, input_ids, attention_mask)

@@ -375,6 +375,19 @@ def test_weights_and_schedules():
     assert not any(part.requires_grad for part in output.parts.values())
 
 
+@pytest.mark.parametrize("schedule", ["linear_growth", "linear_decay", "warmup"])
+def test_an_evaluation_does_not_depend_on_the_progress(schedule):
+    teacher, student = tiny_pair()
+    logits = Logits(
+        weight={"kind": schedule, "value": 3.0}, temperature={"kind": "linear", "value": 8, "end": 2}
+    )
+    distiller = Distiller(teacher, student, [logits]).eval()
+    plain = Distiller(teacher, student, [Logits(weight=3.0, temperature=2.0)]).eval()
+    for progress in (0.0, 0.5, 1.0):
+        distiller.progress = progress
+        torch.testing.assert_close(distiller(**packed_batch()).loss, plain(**packed_batch()).loss)
+
+
 def test_bf16_autocast_step():
     teacher, student = tiny_pair()
     objectives = [*stage("intermediate"), AttentionMaps(), *stage("prediction"), Labels()]

@@ -482,6 +482,18 @@ def test_own_compute_metrics_gets_all_rows_in_order(tmp_path: Path) -> None:
     assert trainer.evaluate()["eval_rows"] == 11
 
 
+def test_the_best_checkpoint_under_a_schedule_is_the_one_that_learned_most(tmp_path: Path) -> None:
+    each = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    growing = [Logits(weight="linear_growth")]
+    trainer = trainer_of(
+        tmp_path, growing, eval_dataset=features(8), max_steps=4, load_best_model_at_end=True, **each
+    )
+    trainer.train()
+    found = {e["step"]: e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e}
+    assert found[4] < found[1] and trainer.state.best_metric == min(found.values())
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(found.values()))
+
+
 def test_best_model_comes_back_into_the_student(tmp_path: Path) -> None:
     rows = features()
     trainer = trainer_of(
