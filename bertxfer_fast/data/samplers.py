@@ -34,10 +34,12 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
         bucket: shuffled sequences are sorted by length inside buckets of so many (default: 64 packs' worth; 1 = no
             sorting). Packing itself needs no equal lengths; sorting only serves attention kernels, whose cost a pack
             is the sum of squared lengths, and makes packs even.
+        group: so many neighbours stay together, in their order, and are dealt and counted as one.
 
     Raises:
         TypeError: lengths that are not integers.
-        ValueError: no lengths, one that is negative or over the budget, or a setting out of range.
+        ValueError: no lengths, one that is negative or over the budget, groups that do not come out even or do not fit,
+            or a setting out of range.
     """
 
     # accelerate's BatchSamplerShard reads this; None means that batches differ in size.
@@ -53,29 +55,33 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
         max_sequences: int | None = None,
         drop_last: bool = False,
         bucket: int | None = None,
+        group: int = 1,
     ) -> None:
         self.lengths = _checked_budget(lengths, max_tokens)
-        for name, value in (("max_sequences", max_sequences), ("bucket", bucket)):
+        for name, value in (("max_sequences", max_sequences), ("bucket", bucket), ("group", group)):
             if value is not None and value < 1:
                 raise ValueError(f"{name}: got {value}, want 1 or more")
         if seed < 0:
             raise ValueError(f"seed: got {seed}, want 0 or more")
         self.max_tokens = max_tokens
         self.max_sequences = max_sequences
+        self.group = group
         self.shuffle = shuffle
         self.seed = seed
         self.drop_last = drop_last
         self.epoch = 0
+        self._sizes = _sizes_of_groups(self.lengths, group, max_tokens, max_sequences)
+        most = None if max_sequences is None else max_sequences // group
         if bucket is None:
-            per_pack = max_tokens / max(float(self.lengths.mean()), 1.0)
-            bucket = round(64 * min(per_pack, max_sequences or per_pack))
-        order = np.arange(len(self.lengths))
+            per_pack = max_tokens / max(float(self._sizes.mean()), 1.0)
+            bucket = round(64 * min(per_pack, most or per_pack))
+        order = np.arange(len(self._sizes))
         if shuffle:
             drawn = np.random.default_rng(seed).permutation(order)
             # Longest first within a bucket, so that the pack left over at the end holds common lengths.
-            order = drawn[np.lexsort((-self.lengths[drawn], order // bucket))]
+            order = drawn[np.lexsort((-self._sizes[drawn], order // bucket))]
         self._order = order
-        self._bounds = _fill(self.lengths[order], max_tokens, max_sequences, drop_last)
+        self._bounds = _fill(self._sizes[order], max_tokens, most, drop_last)
 
     def __len__(self) -> int:
         """Packs an epoch; the same for every epoch."""
@@ -83,10 +89,12 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         dealt, bounds, turns = self._dealt(), self._bounds, np.arange(len(self))
+        within = np.arange(self.group)
         if self.shuffle:
             turns = np.random.default_rng([self.seed, self.epoch, 1]).permutation(turns)
         for turn in turns:
-            yield dealt[bounds[turn] : bounds[turn + 1]].tolist()
+            groups = dealt[bounds[turn] : bounds[turn + 1], None]
+            yield (groups * self.group + within).ravel().tolist()
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the shuffle of the next iteration."""
@@ -101,27 +109,27 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
         return self
 
     def _dealt(self) -> NDArray[np.int64]:
-        """The layout with this epoch's sequences in its places, each in a place of its own length."""
+        """The layout with this epoch's sequences (groups) in its places, each in a place of its own length."""
         if not self.shuffle:
             return self._order
         drawn = np.random.default_rng([self.seed, self.epoch, 0]).permutation(len(self._order))
         dealt = np.empty_like(self._order)
-        places = np.argsort(self.lengths[self._order], kind="stable")
-        dealt[places] = drawn[np.argsort(self.lengths[drawn], kind="stable")]
+        places = np.argsort(self._sizes[self._order], kind="stable")
+        dealt[places] = drawn[np.argsort(self._sizes[drawn], kind="stable")]
         return dealt
 
 
 class EvenBatchSampler(Sampler[list[int]]):
     """Makes the number of batches a multiple of `processes`, by halving the packs with most sequences.
 
-    Every process then gets equally many, so none waits for a gradient exchange that never comes.
+    Every process then gets equally many, so none waits for a gradient exchange that never comes. Groups stay whole.
 
     Args:
         sampler: gives the packs.
         processes: how many share them.
 
     Raises:
-        ValueError: when iterated, if there are fewer sequences than processes.
+        ValueError: when iterated, if there are fewer sequences (groups) than processes.
     """
 
     batch_size = None  # accelerate: batches differ in size
@@ -134,16 +142,20 @@ class EvenBatchSampler(Sampler[list[int]]):
         return math.ceil(len(self.batch_sampler) / self.processes) * self.processes
 
     def __iter__(self) -> Iterator[list[int]]:
-        batches = list(self.batch_sampler)
+        batches, group = list(self.batch_sampler), self.batch_sampler.group
         while len(batches) < len(self):
             largest = max(range(len(batches)), key=lambda i: len(batches[i]))
             batch = batches[largest]
-            if len(batch) < 2:
-                raise ValueError(
-                    f"dataset: got {len(self.batch_sampler.lengths)} sequences, want at least one for each of "
-                    f"{self.processes} processes"
+            half = len(batch) // group // 2 * group
+            if not half:
+                count, what = (
+                    len(self.batch_sampler.lengths) // group,
+                    "sequences" if group == 1 else "groups",
                 )
-            batches[largest : largest + 1] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+                raise ValueError(
+                    f"dataset: got {count} {what}, want at least one for each of {self.processes} processes"
+                )
+            batches[largest : largest + 1] = [batch[:half], batch[half:]]
         yield from batches
 
     def set_epoch(self, epoch: int) -> None:
@@ -174,6 +186,25 @@ def _checked_budget(lengths: Lengths, max_tokens: int) -> NDArray[np.int64]:
             "raise max_tokens or truncate the text"
         )
     return array
+
+
+def _sizes_of_groups(
+    lengths: NDArray[np.int64], group: int, max_tokens: int, max_sequences: int | None
+) -> NDArray[np.int64]:
+    """Tokens of every group of neighbours; of groups of one, the lengths."""
+    if len(lengths) % group:
+        raise ValueError(f"lengths: got {len(lengths)} of them, want a multiple of group={group}")
+    if max_sequences is not None and max_sequences < group:
+        raise ValueError(
+            f"max_sequences: got {max_sequences}, want at least group={group}: a pack holds whole groups"
+        )
+    sizes = lengths.reshape(-1, group).sum(1)
+    if sizes.max() > max_tokens:
+        raise ValueError(
+            f"lengths: got {sizes.max()} tokens in group {sizes.argmax()}, want at most max_tokens, {max_tokens}: "
+            "raise max_tokens or truncate the text"
+        )
+    return sizes
 
 
 def _fill(

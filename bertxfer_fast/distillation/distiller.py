@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -163,6 +164,14 @@ class Distiller(nn.Module):
     def _active(self) -> list[Objective]:
         """The objectives that count."""
         return [o for o in cast("Iterable[Objective]", self.objectives) if o.weight > 0]
+
+    @property
+    def group(self) -> int:
+        """So many neighbouring rows have to share a batch, because an objective compares them; 1: none does.
+
+        Objectives that compare groups of rows have an attribute ``group``, as `Scores` has.
+        """
+        return math.lcm(*(getattr(objective, "group", None) or 1 for objective in self._active()))
 
     def release(self) -> None:
         """Give the student back: its parameters require grad as before, until the Distiller is called again."""

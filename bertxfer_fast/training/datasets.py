@@ -41,17 +41,26 @@ def named_datasets(eval_dataset: Any) -> list[tuple[str, Any]]:
 
 
 def train_sampler(
-    args: DistillationArguments, lengths: NDArray[np.int64], batch_size: int
+    args: DistillationArguments, lengths: NDArray[np.int64], batch_size: int, group: int = 1
 ) -> TokenBudgetBatchSampler:
     """Packs of the training set: of a token budget, or of `batch_size` sequences where there is none.
 
+    Args:
+        args: say how.
+        lengths: tokens of each sequence.
+        batch_size: sequences in a pack, at most.
+        group: so many neighbours stay together.
+
     Raises:
-        ValueError: a sequence is longer than the budget.
+        ValueError: a sequence, or a group of them, is longer than the budget; groups that do not come out even.
     """
     tokens = args.tokens_per_batch
-    if tokens is not None and int(lengths.max()) > tokens:
+    _check_groups("train", lengths, group, batch_size if tokens is None else None)
+    longest = _longest(lengths, group)
+    if tokens is not None and longest > tokens:
+        what = "training sequence" if group == 1 else f"group of {group} training sequences"
         raise ValueError(
-            f"tokens_per_batch: got {tokens}, want at least the longest training sequence, {int(lengths.max())} tokens"
+            f"tokens_per_batch: got {tokens}, want at least the longest {what}, {longest} tokens"
         )
     return TokenBudgetBatchSampler(
         lengths,
@@ -62,6 +71,7 @@ def train_sampler(
         drop_last=args.dataloader_drop_last,
         # Lengths mixed at random unless asked otherwise: packs then hold about equally many sequences.
         bucket=None if args.train_sampling_strategy == "group_by_length" else 1,
+        group=group,
     )
 
 
@@ -74,12 +84,31 @@ def preview_batches(
         yield batch
 
 
-def eval_sampler(args: DistillationArguments, lengths: NDArray[np.int64]) -> TokenBudgetBatchSampler:
-    """Packs of an evaluation set in its own order; a sequence over the budget is a pack of its own."""
+def eval_sampler(
+    args: DistillationArguments, lengths: NDArray[np.int64], group: int = 1
+) -> TokenBudgetBatchSampler:
+    """Packs of an evaluation set in its own order; a sequence (group) over the budget is a pack of its own."""
     tokens = args.eval_tokens_per_batch or args.tokens_per_batch
+    most = args.eval_batch_size if tokens is None else None
+    _check_groups("eval", lengths, group, most)
     return TokenBudgetBatchSampler(
         lengths,
-        max(tokens, int(lengths.max())) if tokens is not None else int(lengths.sum()),
+        max(tokens, _longest(lengths, group)) if tokens is not None else int(lengths.sum()),
         shuffle=False,
-        max_sequences=args.eval_batch_size if tokens is None else None,
+        max_sequences=most,
+        group=group,
     )
+
+
+def _check_groups(split: str, lengths: NDArray[np.int64], group: int, most: int | None) -> None:
+    """Raise ValueError unless the rows are whole groups, and `most` sequences hold one."""
+    why = f"{group}: an objective compares groups of so many"
+    if len(lengths) % group:
+        raise ValueError(f"{split}_dataset: got {len(lengths)} rows, want a multiple of {why}")
+    if most is not None and most < group:
+        raise ValueError(f"per_device_{split}_batch_size: got {most}, want at least {why}")
+
+
+def _longest(lengths: NDArray[np.int64], group: int) -> int:
+    """Tokens of the longest group of neighbours."""
+    return int(lengths.reshape(-1, group).sum(1).max())

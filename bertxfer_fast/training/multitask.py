@@ -18,6 +18,7 @@ from transformers.trainer_utils import speed_metrics
 from .. import tasks
 from ..data.collators import collator_for
 from ..data.mixing import MixedBatchSampler, MixedCollator, MixedRows
+from ..distillation.distiller import Distiller
 from ..distillation.multitask import MultiTask
 from ..evaluation.card import ModelCard
 from ..evaluation.metrics import TaskMetrics, task_of_model
@@ -114,7 +115,11 @@ class MultiTaskTrainer(DistillationTrainer):
     @property
     def student(self) -> PreTrainedModel:
         """The student of the task that is evaluated, or of the first one."""
-        return self.distiller.of(self._current).student
+        return self._measured.student
+
+    @property
+    def _measured(self) -> Distiller:
+        return self.distiller.of(self._current)
 
     def get_train_dataloader(self) -> DataLoader:
         """Packed training batches, each of one task; the order depends on seed and epoch alone."""
@@ -123,7 +128,10 @@ class MultiTaskTrainer(DistillationTrainer):
             raise ValueError("train_dataset: got None, want data to train on")
         args = self.args
         samplers = {
-            name: train_sampler(args, rows.lengths_of(name), self._train_batch_size) for name in rows.datasets
+            name: train_sampler(
+                args, rows.lengths_of(name), self._train_batch_size, self.distiller.of(name).group
+            )
+            for name in rows.datasets
         }
         seed = args.data_seed if args.data_seed is not None else args.seed
         mixed = MixedBatchSampler(samplers, rows.starts, temperature=self._temperature, seed=seed)

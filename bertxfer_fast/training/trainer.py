@@ -129,6 +129,11 @@ class DistillationTrainer(Trainer):
         """The student: a plain transformers model, or another kind that is saved as one."""
         return self.distiller.student
 
+    @property
+    def _measured(self) -> Distiller:
+        """The Distiller that an evaluation measures."""
+        return self.distiller
+
     # ---- data -----------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader:
@@ -136,7 +141,7 @@ class DistillationTrainer(Trainer):
         if self.train_dataset is None:
             raise ValueError("train_dataset: got None, want one to train on")
         args, lengths = self.args, self._lengths_of(self.train_dataset)
-        sampler = train_sampler(args, lengths, self._train_batch_size)
+        sampler = train_sampler(args, lengths, self._train_batch_size, self.distiller.group)
         return self._packed_loader(self.train_dataset, sampler, persistent=args.dataloader_persistent_workers)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
@@ -148,7 +153,8 @@ class DistillationTrainer(Trainer):
         if dataset is None:
             raise ValueError("eval_dataset: got None, want one to evaluate on")
         check_dataset("eval_dataset", dataset)
-        return self._packed_loader(dataset, eval_sampler(self.args, self._lengths_of(dataset)))
+        group = self._measured.group
+        return self._packed_loader(dataset, eval_sampler(self.args, self._lengths_of(dataset), group))
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """As `get_eval_dataloader`."""

@@ -77,5 +77,8 @@ def test_every_process_gets_as_many_packs() -> None:
         assert len(batches) == len(rounds) == 8
         assert sorted(i for batch in batches for i in batch) == list(range(19))
         assert all(batches)
+    threes = list(EvenBatchSampler(TokenBudgetBatchSampler([5] * 18, 45, seed=3, group=3), 4))
+    assert [len(batch) for batch in sorted(threes, key=len)] == [3, 3, 6, 6]
+    assert all(batch[i] + 2 == batch[i + 2] for batch in threes for i in range(0, len(batch), 3))
     with pytest.raises(ValueError, match="got 2 sequences, want at least one for each of 4 processes"):
         list(EvenBatchSampler(TokenBudgetBatchSampler([5, 5], 20), 4))

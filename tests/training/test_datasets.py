@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from bertxfer_fast.distillation.objectives import Logits
+from bertxfer_fast.distillation.objectives import Logits, Scores
 from bertxfer_fast.evaluation.card import ModelCard
 
 from .test_trainer import features, trainer_of
@@ -53,6 +53,34 @@ def test_sequential_keeps_the_order_of_the_data(tmp_path: Path) -> None:
     rows = features(10)
     found = train_packs(tmp_path, rows, train_sampling_strategy="sequential")
     assert [token for pack in found for token in pack] == [row["input_ids"][0] for row in rows]
+
+
+@pytest.mark.parametrize("settings", [{"per_device_train_batch_size": 8}, {"tokens_per_batch": 40}])
+def test_groups_that_an_objective_compares_stay_whole(tmp_path: Path, settings: dict[str, int]) -> None:
+    rows = [{"input_ids": [5 + i] * (2 + i // 3 % 4)} for i in range(30)]
+    trainer = trainer_of(tmp_path, [Scores(group=3)], train=rows, eval_dataset=rows, max_steps=2, **settings)
+    found = packs(trainer.get_train_dataloader())
+    groups = [pack[i : i + 3] for pack in found for i in range(0, len(pack), 3)]
+    whole = [[5 + i, 6 + i, 7 + i] for i in range(0, 30, 3)]
+    assert sorted(groups) == whole and groups != whole
+    assert all(len(pack) % 3 == 0 for pack in packs(trainer.get_eval_dataloader()))
+    trainer.train()
+
+
+def test_groups_that_cannot_stay_whole_are_named(tmp_path: Path) -> None:
+    rows = features(12)
+
+    def loader(count: int = 12, **settings: Any) -> DataLoader:
+        return trainer_of(
+            tmp_path, [Scores(group=6)], train=rows[:count], eval_dataset=rows, **settings
+        ).get_train_dataloader()
+
+    with pytest.raises(ValueError, match="train_dataset: got 10 rows, want a multiple of 6: an objective"):
+        loader(10, tokens_per_batch=200)
+    with pytest.raises(ValueError, match="per_device_train_batch_size: got 4, want at least 6"):
+        loader()
+    with pytest.raises(ValueError, match="tokens_per_batch: got 20, want at least the longest group of 6"):
+        loader(tokens_per_batch=20)
 
 
 def test_grouping_by_length_puts_like_lengths_together(tmp_path: Path) -> None:

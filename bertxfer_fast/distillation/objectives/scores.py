@@ -20,7 +20,8 @@ class Scores(PooledObjective):
     """The teacher's scores of text pairs: inner products of pooled vectors within a pack. Widths may differ.
 
     Without ``group`` every text is scored against every other of its pack. With it, a pack holds groups of so many
-    neighbours: a query, the text that answers it, and others that do not.
+    neighbours: a query, the text that answers it, and others that do not. `DistillationTrainer` shuffles the groups of
+    a data set and keeps each whole; other loops have to.
 
     Args:
         kind: ``"kl"``: KL(teacher || student) of the softmax of a text's scores, times temperature squared, mean over
