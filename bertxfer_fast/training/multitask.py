@@ -147,7 +147,8 @@ class MultiTaskTrainer(DistillationTrainer):
         for name, dataset in {} if rows is None else rows.datasets.items():
             collate = self._collators[name]
             batches = preview_batches(dataset, collate, self.args.tokens_per_batch, self.args.device)
-            self.distiller.of(name).preview(batches)
+            with self.accelerator.autocast():
+                self.distiller.of(name).preview(batches)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"

@@ -222,7 +222,10 @@ class DistillationTrainer(Trainer):
     def _preview(self) -> None:
         if self.train_dataset is not None:
             tokens, device = self.args.tokens_per_batch, self.args.device
-            self.distiller.preview(preview_batches(self.train_dataset, self.data_collator, tokens, device))
+            with self.accelerator.autocast():  # as the steps: a store keeps what the teacher says here
+                self.distiller.preview(
+                    preview_batches(self.train_dataset, self.data_collator, tokens, device)
+                )
 
     def compute_loss(
         self,

@@ -14,7 +14,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from bertxfer_fast.distillation.distiller import Distiller
-from bertxfer_fast.distillation.objectives import AttentionScores, HiddenStates, Labels, Logits, Objective
+from bertxfer_fast.distillation.objectives import (
+    AttentionScores,
+    Embeddings,
+    HiddenStates,
+    Labels,
+    Logits,
+    Objective,
+)
 from bertxfer_fast.errors import NonFiniteLossError
 from bertxfer_fast.evaluation.card import ModelCard
 from bertxfer_fast.packing import PackingCollator
@@ -579,6 +586,21 @@ def test_bf16_autocast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert dtypes == {torch.bfloat16}
     assert {value.dtype for value in trainer.student.parameters()} == {torch.float32}
     assert trainer.evaluate()["eval_loss"] > 0
+
+
+def test_a_preview_sees_what_the_steps_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store keeps what the teacher says in it: it has to be said under the steps' autocast."""
+    seen = []
+    original = Embeddings.preview
+
+    def preview(self: Any, teacher: Any) -> None:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        original(self, teacher)
+
+    monkeypatch.setattr(Embeddings, "preview", preview)
+    for bf16 in (False, True):
+        trainer_of(tmp_path, [Embeddings(projection="pca")], bf16=bf16, max_steps=1).train()
+    assert seen == [False, True]
 
 
 def test_activation_checkpointing_changes_nothing_but_memory(tmp_path: Path) -> None:

@@ -214,18 +214,19 @@ class Store(Shelf):
             want: where in the teacher they are from.
             keys: ``[N]``, see `row_keys`.
             lengths: int64 ``[N]``, tokens of each row.
-            values: ``[R, width]``, a row a sequence or a token, finite.
+            values: ``[R, width]``, a row a sequence or a token, finite. A column that is there hands them out in its own
+                precision: autocast may have been on when it was made and not now, or the other way round.
 
         Raises:
-            ValueError: another dtype than that of the store, or numbers that cannot be kept.
+            ValueError: another width than that of the store, or numbers that cannot be kept.
         """
         name = self.column_for(want)
-        column = self.new_column(want) if name is None else self.columns[name].column
-        given = dataclasses.replace(column, precision=str(values.dtype).removeprefix("torch."))
         if name is None:
-            column = given
+            precision = str(values.dtype).removeprefix("torch.")
+            column = dataclasses.replace(self.new_column(want), precision=precision)
             self.columns[column.name] = Rows(column)
-        self._same_column(column, given)
+        else:
+            column = self.columns[name].column
         if values.shape[1] != column.width:
             raise ValueError(f"teacher: got {column.name} of width {values.shape[1]}, want {column.width}")
         rows = self.columns[column.name]

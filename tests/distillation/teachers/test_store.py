@@ -236,6 +236,24 @@ def test_numbers_come_back_in_the_precision_they_came_in(tmp_path: Path) -> None
     assert torch.equal(seen, streamed(TeacherStream(model, logits=True), pack(features()[:4]))["logits", 0])
 
 
+def test_a_store_of_another_precision_takes_what_is_missing(tmp_path: Path) -> None:
+    """Filled in float32, asked under autocast: the rows that were there stay as they were."""
+    model, student = tiny_pair()
+    store, rows = filled(tmp_path, model), features(30, seed=3)
+    stored = teachers.StoredTeacher(store, model).select([LOGITS])
+    there = streamed(stored, pack(features()[:4]))["logits", 0]
+    with torch.autocast("cpu", torch.bfloat16):
+        live = streamed(TeacherStream(model, logits=True), pack(rows))["logits", 0]
+        seen = streamed(stored, pack(rows))["logits", 0]
+        loss = Distiller(stored, student, [objectives.Logits()])(**pack(rows)).loss
+        torch.testing.assert_close(loss, Distiller(model, student, [objectives.Logits()])(**pack(rows)).loss)
+    assert live.dtype == torch.bfloat16 and seen.dtype == torch.float32 and torch.equal(seen, live.float())
+    assert torch.equal(streamed(stored, pack(features()[:4]))["logits", 0], there)
+    store.flush()
+    again = teachers.StoredTeacher(teachers.Store.open(tmp_path)).select([LOGITS])
+    assert torch.equal(streamed(again, pack(rows))["logits", 0], seen)
+
+
 def test_a_teacher_goes_through_pickle_and_copies(tmp_path: Path) -> None:
     store = filled(tmp_path, teacher())
     stored = teachers.StoredTeacher(store).select([LOGITS])
