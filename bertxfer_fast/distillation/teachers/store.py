@@ -115,11 +115,12 @@ class Store(Shelf):
         path: the folder.
         about: whose it is.
         dtype: of columns that are new: one of `columns.DTYPES`; None: as the store has it, else float32.
-        top_k: of a token head's logits, how many are kept; None: all.
+        top_k: of a token head's logits, how many are kept; None: as the store has it, else all.
         shard_bytes: numbers in a shard, about.
 
     Raises:
-        ValueError: the folder is another teacher's, or holds something else; shards that are damaged.
+        ValueError: the folder is another teacher's, or holds something else; it has another dtype or top_k; shards that
+            are damaged.
     """
 
     def __init__(
@@ -145,7 +146,7 @@ class Store(Shelf):
             first = shards[0].column
             for shard in shards:
                 self._same_column(first, shard.column)
-            self._same_dtype(first)
+            self._same_settings(first)
             self.columns[name] = Rows(first, shards)
         self._writer = _Writer(self.path, about, self._owner, self.columns, shard_bytes)
         weakref.finalize(self, self._writer.flush_last)
@@ -214,8 +215,8 @@ class Store(Shelf):
             want: where in the teacher they are from.
             keys: ``[N]``, see `row_keys`.
             lengths: int64 ``[N]``, tokens of each row.
-            values: ``[R, width]``, a row a sequence or a token, finite. A column that is there hands them out in its own
-                precision: autocast may have been on when it was made and not now, or the other way round.
+            values: ``[R, width]``, a row a sequence or a token, finite. A column that is there hands them out in its
+                own precision: autocast may have been on when it was made and not now, or the other way round.
 
         Raises:
             ValueError: another width than that of the store, or numbers that cannot be kept.
@@ -243,11 +244,13 @@ class Store(Shelf):
         """Forget what has not been written yet."""
         self._writer.discard()
 
-    def _same_dtype(self, column: Column) -> None:
-        if self.dtype is not None and self.dtype != column.dtype:
-            raise ValueError(
-                f"dtype: got {self.dtype}, want {column.dtype} as {self.path} has it, or another store"
-            )
+    def _same_settings(self, column: Column) -> None:
+        of_tokens = column.place == "logits" and column.per_token
+        for name in ("dtype", *(["top_k"] if of_tokens else [])):
+            mine, there = getattr(self, name), getattr(column, name)
+            if mine is not None and mine != there:
+                there = "all logits of a token" if there is None else there
+                raise ValueError(f"{name}: got {mine}, want {there} as {self.path} has it, or another store")
 
     def _same_column(self, there: Column, other: Column) -> None:
         for fact in ("dtype", "precision", "width"):

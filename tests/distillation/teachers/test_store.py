@@ -384,6 +384,18 @@ def test_another_dtype_than_the_stores_is_refused(tmp_path: Path) -> None:
         teachers.Store.open(tmp_path, dtype="int8")
 
 
+def test_another_number_of_logits_than_the_stores_is_refused(tmp_path: Path) -> None:
+    filled(tmp_path / "some", teacher(head="ForTokenClassification", num_labels=9), top_k=5)
+    with pytest.raises(ValueError, match=r"^top_k: got 2, want 5 as"):
+        teachers.Store.open(tmp_path / "some", top_k=2)
+    assert teachers.Store.open(tmp_path / "some").columns.keys() == {"logits.top5"}
+    filled(tmp_path / "all", teacher(head="ForTokenClassification", num_labels=9))
+    with pytest.raises(ValueError, match=r"^top_k: got 2, want all logits of a token as"):
+        teachers.Store.open(tmp_path / "all", top_k=2)
+    filled(tmp_path / "texts", teacher())
+    teachers.Store.open(tmp_path / "texts", top_k=2)  # of texts all logits are kept, whatever it is
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
