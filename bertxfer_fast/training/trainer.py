@@ -61,7 +61,7 @@ class DistillationTrainer(Trainer):
         compute_metrics: as in Trainer; by default the task's. Predictions are then what the task measures: ids where
             every token has a label (with a row behind each sequence, labelled ``SEQUENCE_END``, where sequences are
             measured), spans ``[N, 2]``, or vectors.
-        kwargs: passed to Trainer.
+        kwargs: passed to Trainer; not ``compute_loss_func``: an `Objective` of your own is where a loss goes.
 
     Logged are `loss` and `loss/<objective>`, evaluated `eval_loss`, `eval_loss/<objective>` and the metrics.
     Under gradient accumulation a step's loss is the mean over its micro-batches, each of them a mean over what
@@ -69,7 +69,7 @@ class DistillationTrainer(Trainer):
 
     Raises:
         NonFiniteLossError: from `train`, see there.
-        ValueError: an empty data set, or a sequence that does not fit `tokens_per_batch`.
+        ValueError: an empty data set, a sequence that does not fit `tokens_per_batch`, or a ``compute_loss_func``.
     """
 
     args: DistillationArguments
@@ -90,6 +90,10 @@ class DistillationTrainer(Trainer):
     ) -> None:
         if not isinstance(args, DistillationArguments):
             raise TypeError(f"args: got {type(args).__name__}, want DistillationArguments")
+        if kwargs.get("compute_loss_func") is not None:
+            raise ValueError(
+                f"compute_loss_func: got {kwargs['compute_loss_func']!r}, want it left out: the loss is the objectives'"
+            )
         check_dataset("train_dataset", train_dataset)
         for name, dataset in named_datasets(eval_dataset):
             check_dataset(name, dataset)

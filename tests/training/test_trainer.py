@@ -619,6 +619,8 @@ def test_activation_checkpointing_changes_nothing_but_memory(tmp_path: Path) -> 
 
 
 def test_bad_settings_are_said_before_work_starts(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"compute_loss_func: got .*, want it left out: the loss is the obj"):
+        trainer_of(tmp_path, extra={"compute_loss_func": lambda outputs, labels: outputs.loss})
     with pytest.raises(ValueError, match="train_dataset: got no rows"):
         trainer_of(tmp_path / "a", train=[])
     with pytest.raises(ValueError, match=r"eval_dataset: got features with .*, want input_ids"):
