@@ -118,6 +118,11 @@ class MultiTask(nn.Module):
         return self._all()[0].student
 
     @property
+    def students(self) -> list[Any]:
+        """Every task's student."""
+        return [distiller.student for distiller in self._all()]
+
+    @property
     def config(self) -> Any:
         """As of the first `Distiller`."""
         return copy.copy(self._all()[0].config)

@@ -161,7 +161,8 @@ def policies(trainer: Any) -> Iterator[None]:
 def _frozen(distiller: Distiller, policy: str) -> Iterator[None]:
     # First: what is held would be taken for free when another Distiller's hold ends.
     distiller.hold()
-    chosen = [parameter for parameter in frozen_by(distiller.student, policy) if parameter.requires_grad]
+    students = getattr(distiller, "students", [distiller.student])  # of several tasks, all of them
+    chosen = [p for student in students for p in frozen_by(student, policy) if p.requires_grad]
     for parameter in chosen:
         parameter.requires_grad_(False)
     try:

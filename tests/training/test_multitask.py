@@ -262,6 +262,20 @@ def test_a_resumed_run_ends_where_the_whole_one_does(tmp_path: Path) -> None:
         assert torch.equal(p, other), name
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_every_tasks_student_is_frozen(tmp_path: Path, shared: bool) -> None:
+    heads = {"text": "ForSequenceClassification", "word": "ForTokenClassification"}
+    pupils = {name: tiny_bert(2, 12, 4, head=head) for name, head in heads.items()}
+    if shared:
+        students.share_encoder(pupils)
+    both = MultiTask({name: Distiller(None, pupil, [Labels()]) for name, pupil in pupils.items()})
+    before = {name: p.clone() for name, p in both.named_parameters()}
+    MultiTaskTrainer(both, arguments(tmp_path, max_steps=8, freeze="embeddings"), train_dataset=ROWS).train()
+    moved = {name for name, p in both.named_parameters() if not torch.equal(p, before[name])}
+    assert not any(".embeddings." in name for name in moved)
+    assert {name.split(".")[1] for name in moved} == {"text", "word"}
+
+
 def test_tasks_that_are_not_the_models(tmp_path: Path) -> None:
     both = multitask()
     args = arguments(tmp_path)
