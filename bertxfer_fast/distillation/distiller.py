@@ -196,6 +196,7 @@ class Distiller(nn.Module):
         labels: Tensor | None = None,
         return_loss: bool | None = True,
         return_ids: bool = False,
+        return_logits: bool = False,
         **batch: Any,
     ) -> DistillerOutput:
         """Loss of one batch, packed or ordinary. An ordinary one is packed first.
@@ -208,6 +209,7 @@ class Distiller(nn.Module):
             return_loss: False: the student's logits alone, without teacher and objectives.
             return_ids: while evaluating, in place of the logits the likeliest id of every labelled token of the pack,
                 see `likeliest_ids`: a masked LM's logits are as wide as a vocabulary.
+            return_logits: the logits also of a batch without labels; where an objective wants labels, without a loss.
             **batch: the rest of a packed batch; further inputs that a model's forward takes (``bbox``), with one
                 value or row per token.
 
@@ -220,10 +222,11 @@ class Distiller(nn.Module):
         # An evaluation asks the same at every step, else the best one would be that of the smallest weights.
         for objective in self._active():
             objective.progress = self.progress if self.training else 1.0
-        if return_loss is False:
+        matches = [(objective, match) for objective in self._active() for match in objective.matches]
+        blind = return_logits and "labels" not in packed
+        if return_loss is False or (blind and any(match.labels for _, match in matches)):
             logits = self._run_student(packed, (), {}, logits=True)
             return DistillerOutput(logits=self._as_inputs(logits, input_ids, attention_mask))
-        matches = [(objective, match) for objective in self._active() for match in objective.matches]
         student: dict[Spot, LayerActivations] = {}
         # While evaluating, the logits are wanted for the metrics too.
         metrics = not self.training and "labels" in packed
@@ -231,7 +234,8 @@ class Distiller(nn.Module):
         from_rows = metrics and return_ids and self._roles.student.spec.output_layer
         if from_rows and ("logits", 0) not in spots:
             spots.add(("output_layer", 0))
-        logits = self._run_student(packed, spots, student, logits=metrics and not from_rows)
+        wanted = return_logits or (metrics and not from_rows)
+        logits = self._run_student(packed, spots, student, logits=wanted)
         ids = None
         if metrics and return_ids:
             seen = student.get(("logits", 0)) or student.get(("output_layer", 0))

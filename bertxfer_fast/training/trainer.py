@@ -122,6 +122,7 @@ class DistillationTrainer(Trainer):
         self.model_card = model_card if model_card is not None else ModelCard()
         self._guard = FiniteGuard(self.last_checkpoint)
         self._train_means, self._eval_means = RunningMeans(), RunningMeans()
+        self._predicts = False  # whether predictions are asked for, not what they are worth
         self._lengths: dict[int, tuple[Any, NDArray[np.int64]]] = {}
 
     def last_checkpoint(self) -> str | None:
@@ -276,21 +277,27 @@ class DistillationTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """One pack: (loss, logits `[N, C]` or `[T, C]`, labels `[N]`, `[N, C]` or `[T]`), or what the task measures."""
+        """One pack: (loss, logits `[N, C]` or `[T, C]`, labels `[N]`, `[N, C]` or `[T]`), or what the task measures.
+
+        Of a prediction without labels the logits are there as well, and no loss where an objective wants labels.
+        """
         # Without the padding of whatever collator made it.
         inputs = self.distiller.pack(self._prepare_inputs(inputs))
         own = isinstance(self.compute_metrics, TaskMetrics)  # others' metrics are of logits
-        wanted = {"return_ids": True} if own and self.task.predicts_ids and not prediction_loss_only else {}
+        labels = inputs.get("labels")
+        blind = self._predicts and labels is None and not prediction_loss_only
+        ids = own and self.task.predicts_ids and not prediction_loss_only and not blind
         with torch.no_grad(), self.compute_loss_context_manager():
-            outputs = model(**inputs, **wanted)
+            outputs = model(**inputs, return_ids=ids, return_logits=blind)
         count = inputs["cu_seq_lens_q"].shape[0] - 1
-        loss = outputs.loss.detach()
-        self._eval_means.add({"loss": loss, **_named_parts(outputs)}, count)
+        loss = None if outputs.loss is None else outputs.loss.detach()
+        if loss is not None:
+            self._eval_means.add({"loss": loss, **_named_parts(outputs)}, count)
         if prediction_loss_only:
             return loss, None, None
-        logits, labels = outputs.ids if wanted else outputs.logits, inputs.get("labels")
+        logits = outputs.ids if ids else outputs.logits
         if own:
-            if self.task.head is None and labels is not None:
+            if self.task.head is None and (labels is not None or blind):
                 with torch.no_grad(), self.compute_loss_context_manager():
                     logits = text_vectors(self.student, inputs)
             if logits is not None:
@@ -312,6 +319,7 @@ class DistillationTrainer(Trainer):
         self, dataloader: DataLoader, description: str, *args: Any, **kwargs: Any
     ) -> EvalLoopOutput:
         """Trainer's loop; its loss, a mean over packs, gives way to means over sequences, one per objective."""
+        self._predicts = description == "Prediction"
         self._eval_means.clear()
         if isinstance(self.compute_metrics, TaskMetrics):
             self.compute_metrics.clear()  # of an evaluation that was interrupted

@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -499,6 +500,43 @@ def test_the_best_checkpoint_under_a_schedule_is_the_one_that_learned_most(tmp_p
     found = {e["step"]: e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e}
     assert found[4] < found[1] and trainer.state.best_metric == min(found.values())
     assert trainer.evaluate()["eval_loss"] == pytest.approx(min(found.values()))
+
+
+@pytest.mark.parametrize("objectives", [[HiddenStates()], [Labels()], [HiddenStates(), Labels()]])
+def test_predictions_need_no_labels(tmp_path: Path, objectives: list[Objective]) -> None:
+    rows = features(6, labels="none")
+    trainer = trainer_of(tmp_path, objectives)
+    found = trainer.predict(rows)
+    assert found.label_ids is None
+    np.testing.assert_allclose(found.predictions, padded_logits(trainer.student, rows), atol=1e-5)
+    wants_labels = any(objective.needs_labels for objective in objectives)
+    assert ("test_loss" in found.metrics) is not wants_labels
+    if wants_labels:
+        with pytest.raises(ValueError, match="want labels for objective 'labels'"):
+            trainer.evaluate(rows)
+
+
+@pytest.mark.parametrize(
+    ("head", "objective", "shape"),
+    [
+        ("Model", HiddenStates, (6, 12)),
+        ("ForTokenClassification", Labels, (None,)),
+        ("ForQuestionAnswering", Logits, (6, 2)),
+        ("ForMaskedLM", Labels, (None,)),
+    ],
+)
+def test_predictions_without_labels_are_what_the_task_measures(
+    tmp_path: Path, head: str, objective: type[Objective], shape: tuple[int | None, ...]
+) -> None:
+    rows = features(6, labels="none")
+    labels = {} if head != "ForQuestionAnswering" else {"num_labels": 2}
+    pair = tiny_bert(4, 16, 4, head=head, **labels), tiny_bert(2, 12, 4, head=head, seed=2, **labels)
+    extra: dict[str, Any] = {"data_collator": PackingCollator()} | (
+        {"task": "embedding"} if head == "Model" else {}
+    )
+    trainer = trainer_of(tmp_path, [objective()], pair, extra=extra)
+    tokens = sum(len(row["input_ids"]) for row in rows)
+    assert trainer.predict(rows).predictions.shape == tuple(size or tokens for size in shape)
 
 
 def test_best_model_comes_back_into_the_student(tmp_path: Path) -> None:
