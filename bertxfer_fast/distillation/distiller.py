@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from .alignment import in_common
 from .batches import packed_batch
 from .fit import check_models, check_objectives, teacher_or_start
 from .objectives import Match, Objective
+from .objectives.temperature import Temperature
 from .reach import Hold, looks_of, release_held, tap_of, unreached
 from .signature import names_inputs
 from .tokenizers import check_tokenizers
@@ -136,7 +138,8 @@ class Distiller(nn.Module):
             taught_by = self._teacher_module()
             if taught_by is not None:
                 taught_by.to(example.device)
-        self.progress = 0.0
+        self._progress = 0.0
+        self._unmoved: int | None = 0  # training batches so far; None: somebody sets progress, or was warned
         self._hold = Hold(unreached(encoder, active))
         self._hold.take(module, self)
 
@@ -164,6 +167,31 @@ class Distiller(nn.Module):
     def _active(self) -> list[Objective]:
         """The objectives that count."""
         return [o for o in cast("Iterable[Objective]", self.objectives) if o.weight > 0]
+
+    @property
+    def progress(self) -> float:
+        """Training progress 0..1, see the class."""
+        return self._progress
+
+    @progress.setter
+    def progress(self, value: float) -> None:
+        self._progress, self._unmoved = value, None
+
+    def _warn_unmoved(self) -> None:
+        """Warn, at the second batch, of schedules that stay where they begin because nobody sets `progress`."""
+        if self._unmoved is None:
+            return
+        self._unmoved += 1
+        if self._unmoved < 2:
+            return
+        self._unmoved = None
+        scheduled = [objective.name for objective in self._active() if _changes(objective)]
+        if scheduled:
+            warnings.warn(
+                "progress: got 0 in every batch, want it set before each, to the share of the training that is done: "
+                f"the schedules of {', '.join(scheduled)} stay at their start",
+                stacklevel=5,
+            )
 
     @property
     def group(self) -> int:
@@ -219,6 +247,8 @@ class Distiller(nn.Module):
         named = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         packed = self.pack({**named, "labels": labels, **batch})
         self._hold.take(self.student, self)
+        if self.training and return_loss is not False:
+            self._warn_unmoved()
         # An evaluation asks the same at every step, else the best one would be that of the smallest weights.
         for objective in self._active():
             objective.progress = self.progress if self.training else 1.0
@@ -402,6 +432,15 @@ def _of_student(student: Mapping[Spot, LayerActivations], match: Match) -> Layer
         place, index = match.student
         raise ValueError(f"student: got no {place} {index} from its run, want it: an objective matches it")
     return student[match.student]
+
+
+def _changes(objective: Objective) -> bool:
+    """Whether its weight or its temperature changes over a training."""
+    temperature = getattr(objective, "temperature", None)
+    ends = [objective.weight_at(progress) for progress in (0.0, 1.0)]
+    if isinstance(temperature, Temperature):
+        ends += [temperature.at(progress) for progress in (0.0, 1.0)]
+    return ends[::2] != ends[1::2]
 
 
 def _labels(objective: Objective, batch: Mapping[str, Any]) -> Tensor:

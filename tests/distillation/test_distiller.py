@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from itertools import pairwise
 
 import pytest
@@ -386,6 +387,27 @@ def test_an_evaluation_does_not_depend_on_the_progress(schedule):
     for progress in (0.0, 0.5, 1.0):
         distiller.progress = progress
         torch.testing.assert_close(distiller(**packed_batch()).loss, plain(**packed_batch()).loss)
+
+
+@pytest.mark.parametrize(
+    "moving", [Logits(weight="warmup"), Logits(temperature={"kind": "linear", "value": 8, "end": 1})]
+)
+def test_a_schedule_that_nobody_moves_is_warned_of_once(moving):
+    still, batch = Distiller(*tiny_pair(), [Logits(weight=2.0)]), packed_batch()
+    driven = Distiller(*tiny_pair(), [copy.deepcopy(moving)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            driven.progress = 0.0  # of a step's further batches, too
+            driven(**batch)
+            still(**batch)
+    distiller = Distiller(*tiny_pair(), [moving])
+    distiller(**batch)
+    with pytest.warns(UserWarning, match=r"progress: got 0 in every batch, .* the schedules of logits stay"):
+        distiller(**batch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        distiller(**batch)
 
 
 def test_bf16_autocast_step():
