@@ -33,7 +33,7 @@ class Sweep:
     Attributes:
         metric: the dev metric that picked.
         rows: for each beta its value at the start (``"<metric> at start"``) and, where there was training, after it
-            (``"<metric> trained"``).
+            (``"<metric> trained"``); NaN where it is undefined, such as a correlation of equal predictions.
         best: the row that was picked; of equal ones the first.
         model: the student of that row, as it was measured last.
         transfer: what was blended into it.
@@ -95,15 +95,17 @@ def sweep_weights(
         record = transfer_weights(teacher, model, beta, **transfer)
         found = evaluate(model, dev, task=task)
         metric = next(iter(found)) if metric is None else metric
-        if metric not in found:
-            raise ValueError(f"metric: got {metric!r}, want one that is measured here: {', '.join(found)}")
+        known = [*dict.fromkeys([*task.metrics, *task.name_metrics, *found])]
+        if metric not in known:
+            raise ValueError(f"metric: got {metric!r}, want one that is measured here: {', '.join(known)}")
         sign = 1.0 if greater_is_better(metric) else -1.0
-        row = {"beta": float(beta), f"{metric} at start": found[metric]}
+        row = {"beta": float(beta), f"{metric} at start": found.get(metric, math.nan)}
         if steps:
             _fine_tune(model, train, steps, task, seed, arguments or {})
-            row[f"{metric} trained"] = evaluate(model, dev, task=task)[metric]
+            row[f"{metric} trained"] = evaluate(model, dev, task=task).get(metric, math.nan)
         rows.append(row)
-        score = sign * list(row.values())[-1]
+        value = list(row.values())[-1]
+        score = -math.inf if math.isnan(value) else sign * value  # undefined: the worst
         if best is None or score > best[0]:
             best = (score, row, model, record)
     assert best is not None and metric is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import random
 from pathlib import Path
 
@@ -132,6 +133,10 @@ def test_in_python_nothing_given_is_changed_and_less_may_be_better(place):
     by_correlation = sweep_weights(teacher, student, [0.0, 1.0], rows, metric="pearson")
     values = [row["pearson at start"] for row in by_correlation.rows]
     assert by_correlation.best["pearson at start"] == max(values)
+    with torch.no_grad():
+        student.classifier.weight.zero_()  # equal predictions, which correlate with nothing
+    undefined = sweep_weights(teacher, student, [0.0, 1.0], rows, metric="pearson")
+    assert math.isnan(undefined.rows[0]["pearson at start"]) and undefined.best["beta"] == 1.0
     again = [
         sweep_weights(teacher, student, [0.5], rows, train=rows, steps=2, arguments={"learning_rate": 0.01})
         for _ in range(2)
