@@ -157,6 +157,11 @@ class DistillationArguments(TrainingArguments):
                 raise ValueError(
                     f"early_stopping_patience: got {patience} without evaluation, want eval_strategy 'epoch' or 'steps'"
                 )
+            if self.save_strategy == "no":
+                raise ValueError(
+                    f"early_stopping_patience: got {patience} without checkpoints, want save_strategy "
+                    f"{str(getattr(self.eval_strategy, 'value', self.eval_strategy))!r}: it leaves the best of them"
+                )
             self.load_best_model_at_end = True
             self.metric_for_best_model = self.metric_for_best_model or "loss"
         if self.metric_for_best_model is not None and self.greater_is_better is None:

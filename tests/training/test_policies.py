@@ -289,6 +289,10 @@ def test_a_threshold_is_how_much_better_counts(tmp_path: Path) -> None:
             "early_stopping_patience: got 0, want 1 or more",
         ),
         ({"early_stopping_patience": 2}, "early_stopping_patience: got 2 without evaluation"),
+        (
+            {"early_stopping_patience": 2, "eval_strategy": "epoch"},
+            "early_stopping_patience: got 2 without checkpoints, want save_strategy 'epoch'",
+        ),
         ({"gradual_unfreezing": 1.0}, "gradual_unfreezing: got 1.0, want more than 0 and less than 1"),
         ({"freeze": "all"}, "freeze: got 'all', want"),
     ],
