@@ -103,7 +103,7 @@ class MixedBatchSampler(Sampler[list[int]]):
         seed: with the epoch it decides everything.
 
     Raises:
-        ValueError: a temperature that is not above 0.
+        ValueError: a temperature that is not above 0, or a task without a batch.
     """
 
     batch_size = None  # accelerate: batches differ in size
@@ -120,6 +120,12 @@ class MixedBatchSampler(Sampler[list[int]]):
             raise ValueError(
                 f"temperature: got {temperature}, want a number above 0 (1: in proportion to size)"
             )
+        for name, sampler in samplers.items():
+            if not len(sampler):
+                raise ValueError(
+                    f"samplers: got no batch of task {name!r}, want at least one: its rows do not fill one, and "
+                    "drop_last leaves out what is not full"
+                )
         self.samplers, self.starts, self.seed = dict(samplers), dict(starts), seed
         self.drop_last, self.epoch = False, 0
         counts = batches_of_tasks([len(sampler) for sampler in self.samplers.values()], temperature)

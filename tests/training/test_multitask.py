@@ -287,6 +287,10 @@ def test_tasks_that_are_not_the_models(tmp_path: Path) -> None:
         MultiTaskTrainer(both, args, train_dataset=ROWS["text"])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="temperature: got 0"):
         MultiTaskTrainer(both, args, train_dataset=ROWS, temperature=0).get_train_dataloader()
+    few = {"text": ROWS["text"], "word": ROWS["word"][:3]}
+    drops = arguments(tmp_path, dataloader_drop_last=True, tokens_per_batch=60)
+    with pytest.raises(ValueError, match="samplers: got no batch of task 'word', want at least one"):
+        MultiTaskTrainer(both, drops, train_dataset=few).get_train_dataloader()
     with pytest.raises(ValueError, match="weights: got -1 for 'text'"):
         multitask(weights={"text": -1})
     with pytest.raises(ValueError, match=r"got the name 'a\.b', want letters"):
