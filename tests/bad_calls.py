@@ -217,6 +217,10 @@ BATCHES: dict[str, Call] = {
         lambda: packing.TokenBudgetBatchSampler([1.5], 8),
         "lengths: got float64, want integers",
     ),
+    "rows that are no whole groups": (
+        lambda: packing.TokenBudgetBatchSampler([3, 4], 8, group=3),
+        "lengths: got 2 of them, want a multiple of group=3",
+    ),
     "no lengths": (lambda: packing.TokenBudgetBatchSampler([], 8), "lengths: got none, want at least one"),
     "a negative length": (lambda: packing.cu_seqlens_of([3, -1]), "lengths: got -1, want numbers >= 0"),
     "an additive mask": (
@@ -411,5 +415,11 @@ MODELS_IN_PYTHON: dict[str, Call] = {
     "arguments of a budget below 1": (
         lambda: DistillationArguments("out", tokens_per_batch=0),
         "tokens_per_batch: got 0, want 1 or more",
+    ),
+    "an early end without checkpoints": (
+        lambda: DistillationArguments(
+            "out", early_stopping_patience=2, eval_strategy="epoch", save_strategy="no"
+        ),
+        "early_stopping_patience: got 2 without checkpoints, want save_strategy 'epoch': it leaves the best",
     ),
 }
