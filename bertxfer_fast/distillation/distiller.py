@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -24,9 +23,10 @@ from .alignment import in_common
 from .batches import packed_batch
 from .fit import check_models, check_objectives, teacher_or_start
 from .objectives import Match, Objective
-from .objectives.temperature import Temperature
+from .progress import Progressing
 from .reach import Hold, looks_of, release_held, tap_of, unreached
 from .signature import names_inputs
+from .tied import TiedStates
 from .tokenizers import check_tokenizers
 
 __all__ = ["Distiller", "DistillerOutput", "check_tokenizers"]
@@ -58,7 +58,7 @@ class _Roles:
     teacher: ActivationSource | None
 
 
-class Distiller(nn.Module):
+class Distiller(Progressing, TiedStates):
     """Trains ``student`` to do what ``objectives`` ask of it, with ``teacher`` streaming its activations into them.
 
     Its parameters are the student's and those of the objectives (learned projections). The teacher is not among
@@ -138,8 +138,6 @@ class Distiller(nn.Module):
             taught_by = self._teacher_module()
             if taught_by is not None:
                 taught_by.to(example.device)
-        self._progress = 0.0
-        self._unmoved: int | None = 0  # training batches so far; None: somebody sets progress, or was warned
         self._hold = Hold(unreached(encoder, active))
         self._hold.take(module, self)
 
@@ -167,31 +165,6 @@ class Distiller(nn.Module):
     def _active(self) -> list[Objective]:
         """The objectives that count."""
         return [o for o in cast("Iterable[Objective]", self.objectives) if o.weight > 0]
-
-    @property
-    def progress(self) -> float:
-        """Training progress 0..1, see the class."""
-        return self._progress
-
-    @progress.setter
-    def progress(self, value: float) -> None:
-        self._progress, self._unmoved = value, None
-
-    def _warn_unmoved(self) -> None:
-        """Warn, at the second batch, of schedules that stay where they begin because nobody sets `progress`."""
-        if self._unmoved is None:
-            return
-        self._unmoved += 1
-        if self._unmoved < 2:
-            return
-        self._unmoved = None
-        scheduled = [objective.name for objective in self._active() if _changes(objective)]
-        if scheduled:
-            warnings.warn(
-                "progress: got 0 in every batch, want it set before each, to the share of the training that is done: "
-                f"the schedules of {', '.join(scheduled)} stay at their start",
-                stacklevel=5,
-            )
 
     @property
     def group(self) -> int:
@@ -248,7 +221,7 @@ class Distiller(nn.Module):
         packed = self.pack({**named, "labels": labels, **batch})
         self._hold.take(self.student, self)
         if self.training and return_loss is not False:
-            self._warn_unmoved()
+            self.warn_unmoved(self._active())
         # An evaluation asks the same at every step, else the best one would be that of the smallest weights.
         for objective in self._active():
             objective.progress = self.progress if self.training else 1.0
@@ -396,28 +369,6 @@ class Distiller(nn.Module):
         if not all(parameter.requires_grad for parameter in self._hold.parameters):
             self._hold.take(self.student, self)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As of any module, but a parameter with several names (tied weights) is there once, under its first."""
-        state = super().state_dict(*args, **kwargs)
-        prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
-        for tied in self._tied_names():
-            state.pop(prefix + tied, None)
-        return state
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        for tied, first in self._tied_names().items():
-            if prefix + first in state_dict:
-                state_dict.setdefault(prefix + tied, state_dict[prefix + first])
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def _tied_names(self) -> dict[str, str]:
-        """Every further name of a parameter -> its first one."""
-        first: dict[int, str] = {}
-        names = ((first.setdefault(id(p), n), n) for n, p in self.named_parameters(remove_duplicate=False))
-        return {name: known for known, name in names if name != known}
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:
         """``.to()``, ``.cuda()``, ``.half()``...: the teacher goes along although it is not a submodule."""
         super()._apply(fn, recurse)
@@ -432,15 +383,6 @@ def _of_student(student: Mapping[Spot, LayerActivations], match: Match) -> Layer
         place, index = match.student
         raise ValueError(f"student: got no {place} {index} from its run, want it: an objective matches it")
     return student[match.student]
-
-
-def _changes(objective: Objective) -> bool:
-    """Whether its weight or its temperature changes over a training."""
-    temperature = getattr(objective, "temperature", None)
-    ends = [objective.weight_at(progress) for progress in (0.0, 1.0)]
-    if isinstance(temperature, Temperature):
-        ends += [temperature.at(progress) for progress in (0.0, 1.0)]
-    return ends[::2] != ends[1::2]
 
 
 def _labels(objective: Objective, batch: Mapping[str, Any]) -> Tensor:

@@ -21,6 +21,7 @@ __all__ = [
     "GradualUnfreezing",
     "callbacks_of",
     "check_policies",
+    "offer_checkpointing",
     "policies",
     "pruning_of",
     "restore",
@@ -117,6 +118,13 @@ def check_policies(distiller: Distiller, args: DistillationArguments) -> Any:
             f"prune_heads: got pruning of a {type(distiller).__name__}, want a Distiller of one student"
         )
     return pruning_of(args).check(distiller.student) if args.prunes else distiller.student
+
+
+def offer_checkpointing(distiller: Distiller) -> None:
+    """Let `args.activation_checkpointing` reach the student, whose method Trainer looks for on the model."""
+    for name in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):
+        if not hasattr(distiller, name) and hasattr(distiller.student, name):
+            setattr(distiller, name, getattr(distiller.student, name))
 
 
 def save_policies(trainer: Any, folder: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,10 @@ from ..data.loaders import sequence_lengths
 from ..data.samplers import EvenBatchSampler, TokenBudgetBatchSampler
 from ..distillation.distiller import Distiller, DistillerOutput
 from ..errors import NonFiniteLossError
-from ..evaluation.card import ModelCard, how_to_load
+from ..evaluation.card import ModelCard
 from ..evaluation.metrics import TaskMetrics, measurable, task_of_model, text_vectors
-from ..evaluation.speed import student_facts
 from .arguments import DistillationArguments
+from .cards import filled_card
 from .checkpoints import (
     TRAINER_STATE,
     below,
@@ -40,7 +39,7 @@ from .checkpoints import (
 )
 from .datasets import check_dataset, eval_sampler, named_datasets, preview_batches, train_sampler
 from .monitor import FiniteGuard, RunningMeans
-from .policies import callbacks_of, check_policies, policies, restore, save_policies
+from .policies import callbacks_of, check_policies, offer_checkpointing, policies, restore, save_policies
 from .processes import leave_at_exit
 
 
@@ -103,7 +102,7 @@ class DistillationTrainer(Trainer):
         self.task = task_of_model(model.student) if task is None else tasks.get(task)
         check_policies(model, args)
         kwargs["callbacks"] = [*callbacks_of(args), *(kwargs.get("callbacks") or [])]
-        _offer_checkpointing(model)
+        offer_checkpointing(model)
         if compute_metrics is None and self.task.labels is not None:
             compute_metrics = TaskMetrics.of(self.task, model.student)
         super().__init__(
@@ -341,7 +340,7 @@ class DistillationTrainer(Trainer):
         self._check_before_save()
         super().save_model(output_dir, _internal_call)
         if not _internal_call and self.args.should_save:
-            self._filled_card().write(output_dir or str(self.args.output_dir))
+            filled_card(self).write(output_dir or str(self.args.output_dir))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._check_before_save()
@@ -392,28 +391,7 @@ class DistillationTrainer(Trainer):
     def _load(self, folder: str) -> None:
         restore(self, Path(folder))
 
-    def _filled_card(self) -> ModelCard:
-        """The model card, with the facts that are known here where it leaves them open."""
-        card = self.model_card
-        datasets = [("train_dataset", self.train_dataset), *named_datasets(self.eval_dataset)]
-        sizes = {name.replace("_dataset", ""): len(rows) for name, rows in datasets if rows is not None}
-        teacher = self.distiller.teacher
-        return replace(
-            card,
-            teacher=card.teacher or getattr(getattr(teacher, "config", None), "name_or_path", "") or "",
-            student=card.student or student_facts(self.student),
-            data=card.data or sizes,
-            **how_to_load(self.student),
-        )
-
 
 def _named_parts(outputs: DistillerOutput) -> dict[str, Tensor]:
     """The objectives' values under the names they are logged by."""
     return {f"loss/{name}": value for name, value in (outputs.parts or {}).items()}
-
-
-def _offer_checkpointing(distiller: Distiller) -> None:
-    """Let `args.activation_checkpointing` reach the student, whose method Trainer looks for on the model."""
-    for name in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):
-        if not hasattr(distiller, name) and hasattr(distiller.student, name):
-            setattr(distiller, name, getattr(distiller.student, name))
