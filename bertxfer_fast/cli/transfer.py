@@ -125,6 +125,7 @@ def run(args: argparse.Namespace) -> None:
 def _sweep(
     args: argparse.Namespace, models: _Models, betas: list[float], options: dict[str, Any], output: Path
 ) -> None:
+    from ..evaluation.results import dump
     from ..evaluation.sweeps import sweep_curve
     from ..evaluation.tables import table
     from ..training.sweep import sweep_weights
@@ -158,7 +159,7 @@ def _sweep(
         "rows": found.rows,
         "best": found.best,
     }
-    (output / SWEEP_FILE).write_text(json.dumps(told, indent=1), encoding="utf-8")
+    (output / SWEEP_FILE).write_text(dump(told), encoding="utf-8")
     (output / TABLE_FILE).write_text(table(found.rows) + "\n", encoding="utf-8")
     sweep_curve(
         found.rows, output / PLOT_FILE, best=found.best["beta"], title=f"{found.metric} on the dev file"
