@@ -220,12 +220,13 @@ class Distiller(Progressing, TiedStates):
         named = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         packed = self.pack({**named, "labels": labels, **batch})
         self._hold.take(self.student, self)
+        active = self._active()
         if self.training and return_loss is not False:
-            self.warn_unmoved(self._active())
+            self.warn_unmoved(active)
         # An evaluation asks the same at every step, else the best one would be that of the smallest weights.
-        for objective in self._active():
+        for objective in active:
             objective.progress = self.progress if self.training else 1.0
-        matches = [(objective, match) for objective in self._active() for match in objective.matches]
+        matches = [(objective, match) for objective in active for match in objective.matches]
         blind = return_logits and "labels" not in packed
         if return_loss is False or (blind and any(match.labels for _, match in matches)):
             logits = self._run_student(packed, (), {}, logits=True)
@@ -237,8 +238,8 @@ class Distiller(Progressing, TiedStates):
         from_rows = metrics and return_ids and self._roles.student.spec.output_layer
         if from_rows and ("logits", 0) not in spots:
             spots.add(("output_layer", 0))
-        wanted = return_logits or (metrics and not from_rows)
-        logits = self._run_student(packed, spots, student, logits=wanted)
+        asked = return_logits or (metrics and not from_rows)
+        logits = self._run_student(packed, spots, student, logits=asked)
         ids = None
         if metrics and return_ids:
             seen = student.get(("logits", 0)) or student.get(("output_layer", 0))
@@ -255,7 +256,6 @@ class Distiller(Progressing, TiedStates):
         for objective, match in matches:
             if match.teacher is None:
                 compare(objective, match)
-        active = self._active()
         weights = [o.weight_at(self.progress) if self.training else o.weight for o in active]
         loss = torch.stack([w * values[o.name] for w, o in zip(weights, active, strict=True)]).sum()
         parts = {o.name: values[o.name].detach() for o in active}

@@ -84,8 +84,8 @@ TELLING: tuple[Mutant, ...] = (
     Mutant(
         "masked_lm_measured_by_whole_logits",
         "bertxfer_fast/distillation/distiller.py",
-        "wanted = return_logits or (metrics and not from_rows)",
-        "wanted = return_logits or metrics",
+        "asked = return_logits or (metrics and not from_rows)",
+        "asked = return_logits or metrics",
         ("tests/training/test_collators.py::test_a_masking_collator_measures_the_masked_tokens",),
     ),
     Mutant(
