@@ -202,7 +202,10 @@ def _write_predictions(args: argparse.Namespace, predictions: Any, read: Any) ->
         texts = [args.text] if args.text_pair is None else [args.text, args.text_pair]
         gone = gone.union(*incomplete_rows(read, texts, args.label).values())
     numbers = [i + 1 for i in range(len(read)) if i not in gone]
-    rows = Dataset.from_list(prediction_rows(predictions, numbers))
+    told = prediction_rows(predictions, numbers)
+    if predictions.task.labels == "multi-hot" and Path(args.predictions).suffix in (".csv", ".tsv"):
+        told = [{**row, **{key: " ".join(row[key]) for key in ("label", "predicted")}} for row in told]
+    rows = Dataset.from_list(told)
     check_writable(args.predictions, rows)
     with open_rows(args.predictions, rows.features) as write:
         for row in rows:

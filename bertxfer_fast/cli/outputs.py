@@ -1,4 +1,4 @@
-"""Files that a command writes, which are none of those that it reads."""
+"""Files that a command writes, which are none of those that it reads, and none that a run left."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from ..errors import InputError
 # Of a model's folder: weights and configuration, whole or in shards, and the tokenizer.
 _OF_MODEL = ("config.json", "model.safetensors*", "model-*-of-*.safetensors", "*token*.json", "vocab.json")
 
+# What `bertxfer distill` leaves in its folder to be read, beside the first of them.
+_OF_RUN = ("run.json", "results.json", "report.html")
+
 
 def check_output(flag: str, output: str, model: str, *read: str | None) -> None:
-    """An output may replace a file, but none that is read.
+    """An output may replace a file, but none that is read, and no record of a run.
 
     Args:
         flag: that names the output.
@@ -21,12 +24,15 @@ def check_output(flag: str, output: str, model: str, *read: str | None) -> None:
         read: other files that are read; None: there is none.
 
     Raises:
-        InputError: it is one of them, under whatever name.
+        InputError: it is one of them, under whatever name, or the record of a run.
     """
     path = Path(output)
     files = [*(Path(name) for name in read if name is not None), *_files_of(model)]
     if path.exists() and any(file.exists() and path.samefile(file) for file in files):
         raise InputError(f"{flag}: got {output!r}, a file that is read, want another")
+    whole = path.resolve()
+    if whole.name in _OF_RUN and (whole.parent / _OF_RUN[0]).is_file():
+        raise InputError(f"{flag}: got {output!r}, the record of a run, want another name")
 
 
 def _files_of(model: str) -> Iterator[Path]:

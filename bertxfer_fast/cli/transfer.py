@@ -50,7 +50,10 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--no-embeddings", action="store_true", help="leave the student's embeddings")
     parser.add_argument("--no-head", action="store_true", help="leave the student's pooler and head")
-    parser.add_argument("--task", help="load both with the head of this task (default: each with its own)")
+    parser.add_argument(
+        "--task",
+        help="load the student with the head of this task, and a teacher that has one (default: each with its own)",
+    )
     sweep = parser.add_argument_group("sweep")
     sweep.add_argument("--sweep", metavar="BETAS", help="shares to try, for example 0,0.25,0.5,0.75,1")
     sweep.add_argument("--dev", help="labelled file that picks")
@@ -241,7 +244,11 @@ def _load(args: argparse.Namespace) -> _Models:
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
             saved = (config.architectures or [""])[0]
             own = tasks.task_of(saved, config.num_labels, config.problem_type)
-            found[role] = load_model(folder, (task or own).auto_class)[0], own
+            model, new = load_model(folder, (task or own).auto_class)
+            if role == "TEACHER" and new and task is not None:
+                # A head that it was not saved with says nothing; its own one stays out of a student of another kind.
+                model, _ = load_model(folder, own.auto_class)
+            found[role] = model, own
     tokenizers = [load_tokenizer(path) for path in (args.student, args.teacher) if has_tokenizer(path)]
     if len(tokenizers) == 2 and not args.no_embeddings:
         with user_input("STUDENT"):

@@ -126,8 +126,8 @@ def _predicted(encoder: Encoder, task: tasks.Task, batch: dict[str, Any]) -> Ten
 def prediction_rows(predictions: Predictions, numbers: Sequence[int] | None = None) -> list[dict[str, Any]]:
     """One row a sequence: its number, ``label``, ``predicted``, and of one class ``probability``.
 
-    Of labels for every token they are lists over the tokens that have a label, of several classes a text the names of
-    those that hold, of numbers the numbers, of spans their first and last token, of pairs how alike they are.
+    Of labels for every token they are lists over the tokens that have a label, of several classes a text lists of the
+    names of those that hold, of numbers the numbers, of spans their first and last token, of pairs how alike they are.
 
     Args:
         predictions: of N sequences.
@@ -155,7 +155,7 @@ def prediction_rows(predictions: Predictions, numbers: Sequence[int] | None = No
             row["probability"] = float(shares[best] / shares.sum())
         elif task.labels == "multi-hot":
             for key, hot in (("label", labels[0] > 0.5), ("predicted", outputs[0] > 0)):
-                row[key] = " ".join(name(c) for c in np.flatnonzero(hot))
+                row[key] = [name(c) for c in np.flatnonzero(hot)]
         elif task.labels == "span":
             for key, span in (("label", labels[0]), ("predicted", outputs[0])):
                 row |= {f"{key} first": int(span[0]), f"{key} last": int(span[1])}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ class GradualUnfreezing(TrainerCallback):
     """Trains the topmost part of a student first, and after each share of the run the next one below as well.
 
     Parts are the head, each layer and the embeddings; those that no objective reaches, or that are frozen otherwise,
-    are passed over. Which parts train depends on the step alone, so a run that goes on does as one that never stopped.
+    are passed over. The students of several tasks thaw side by side, each from its own head down. Which parts train
+    depends on the step alone, so a run that goes on does as one that never stopped.
 
     Args:
         share: of the run, after which the next part joins; with 0.1 the eleventh part joins never.
@@ -56,9 +58,7 @@ class GradualUnfreezing(TrainerCallback):
                 f"gradual_unfreezing: got {self.share} on {args.world_size} processes, want one process"
             )
         self.release()
-        found = parts_of(getattr(model, "student", model))
-        parts = ([p for p in part if p.requires_grad] for part in reversed(found.values()))
-        self._parts = [part for part in parts if part]
+        self._parts = _from_the_top(_students(model))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Let those train whose time has come."""
@@ -78,6 +78,29 @@ class GradualUnfreezing(TrainerCallback):
             for parameter in part:
                 parameter.requires_grad_(True)
         self._parts = []
+
+
+def _students(model: Any) -> list[nn.Module]:
+    """Of a distiller the student, or those of its several tasks; a model alone is its own."""
+    found = getattr(model, "students", None)
+    return [getattr(model, "student", model)] if found is None else list(found)
+
+
+def _from_the_top(students: Iterable[nn.Module]) -> list[list[nn.Parameter]]:
+    """What trains, by part from the topmost down: the first part of each student, the second of each, ...
+
+    What students share belongs to the topmost part that it stands in.
+    """
+    stacks = []
+    for student in students:
+        parts = [[p for p in part if p.requires_grad] for part in reversed(parts_of(student).values())]
+        stacks.append([part for part in parts if part])
+    found: list[list[nn.Parameter]] = []
+    seen: set[nn.Parameter] = set()
+    for level in zip_longest(*stacks, fillvalue=[]):
+        found.append([p for p in dict.fromkeys(chain(*level)) if p not in seen])
+        seen.update(found[-1])
+    return [part for part in found if part]
 
 
 def callbacks_of(args: DistillationArguments) -> list[TrainerCallback]:
@@ -110,7 +133,8 @@ def check_policies(distiller: Distiller, args: DistillationArguments) -> Any:
         ValueError: they do not fit, or leave nothing to train.
     """
     if args.gradual_unfreezing is not None:
-        parts_of(distiller.student)
+        for student in _students(distiller):
+            parts_of(student)
     with _frozen(distiller, args.freeze):
         pass
     if args.prunes and not isinstance(distiller, Distiller):
@@ -169,8 +193,7 @@ def policies(trainer: Any) -> Iterator[None]:
 def _frozen(distiller: Distiller, policy: str) -> Iterator[None]:
     # First: what is held would be taken for free when another Distiller's hold ends.
     distiller.hold()
-    students = getattr(distiller, "students", [distiller.student])  # of several tasks, all of them
-    chosen = [p for student in students for p in frozen_by(student, policy) if p.requires_grad]
+    chosen = [p for student in _students(distiller) for p in frozen_by(student, policy) if p.requires_grad]
     for parameter in chosen:
         parameter.requires_grad_(False)
     try:

@@ -105,6 +105,19 @@ def test_flags_win_over_what_the_file_says_of_one_task(tmp_path: Path) -> None:
     assert found == [("finetune", "y"), ("finetune", "z")]
 
 
+def test_the_store_has_two_spellings_and_flags_win_over_either(tmp_path: Path) -> None:
+    for own in ("store: {path: a, dtype: float16}", "store: a"):
+        for flag in ("--store", "--store.path"):
+            config = read(tmp_path, RECIPE + own, flag, str(tmp_path / "b"))
+            assert config.store.path == str(tmp_path / "b")
+            assert config.store.dtype == ("float16" if "dtype" in own else None)
+    several = RECIPE + "task: masked-lm\nstore: {path: all}\ntasks: {a: {store: own}, b: {weight: 2}}"
+    config = load_several(write(tmp_path, several))
+    assert [Path(str(task.store.path)).name for task in config.tasks.values()] == ["own", "all"]
+    config = load_several(write(tmp_path, several), ["--tasks.a.store.path", str(tmp_path / "c")])
+    assert [Path(str(task.store.path)).name for task in config.tasks.values()] == ["c", "all"]
+
+
 def test_flags_whose_type_is_open_are_yaml_or_else_text(tmp_path: Path) -> None:
     flags = ["--options.layers", "[[0, 1]]", "--options.padding", "reference", "--options.note", "[torn"]
     assert read(tmp_path, RECIPE, *flags).options == {

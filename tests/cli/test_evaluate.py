@@ -249,6 +249,10 @@ def test_compare_knows_the_tasks_of_a_run(
         ({"--data": "none.tsv"}, "no file"),
         ({"--label-map": "test.tsv"}, "--label-map: test.tsv: "),
         ({"--label": None, "--predictions": "x.csv"}, "--predictions: got a file without --label"),
+        (
+            {"--output": "out/results.json"},
+            "--output: got 'out/results.json', the record of a run, want another",
+        ),
     ],
 )
 def test_evaluate_bad_input(
@@ -297,6 +301,24 @@ def test_report_bad_input(
     change(place, **changes)
     assert distill(place) == 2
     assert message in capsys.readouterr().err and not (place / "out").exists()
+
+
+def test_labels_of_several_classes_are_lists_where_a_file_has_them(tmp_path: Path) -> None:
+    place = make_place(tmp_path)
+    tiny_bert(
+        2, 16, 4, head="ForSequenceClassification", problem_type="multi_label_classification"
+    ).save_pretrained(place / "teacher")
+    rows = [{"text": "good films", "tags": [0, 1]}, {"text": "bad", "tags": []}]
+    (place / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["evaluate", str(place / "teacher"), "--data", str(place / "t.jsonl"), "--label", "tags"]
+    for name in ("p.jsonl", "p.tsv"):
+        assert cli.main([*words, "--resamples", "5", "--predictions", str(place / name)]) == 0
+    listed = [json.loads(line) for line in (place / "p.jsonl").read_text().splitlines()]
+    assert [row["label"] for row in listed] == [["LABEL_0", "LABEL_1"], []]
+    with (place / "p.tsv").open() as file:
+        flat = list(csv.DictReader(file, delimiter="\t"))
+    for key in ("label", "predicted"):
+        assert [row[key] for row in flat] == [" ".join(row[key]) for row in listed]
 
 
 def test_a_student_of_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

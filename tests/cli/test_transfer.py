@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,19 @@ def test_what_is_written_is_what_python_blends(place, student, words, options, c
     assert str(record) in capsys.readouterr().out
     assert len(AutoTokenizer.from_pretrained(place / "out")) == 50
     assert "from `teacher`" in (place / "out" / "README.md").read_text()
+
+
+def test_a_head_that_the_teacher_was_not_saved_with_is_not_blended(place):
+    """A bare encoder, or one with another head, has no classifier to give; its layers and pooler it has."""
+    for head, pooler in (("Model", True), ("ForTokenClassification", False)):
+        tiny_bert(4, head=head, seed=1, num_labels=3).save_pretrained(place / "teacher")
+        assert transfer(place, "small", "--task", "sequence-classification") == 0
+        was, now = load(place / "small").state_dict(), load(place / "out").state_dict()
+        same = {name for name in was if torch.equal(was[name], now[name])}
+        assert {"classifier.weight", "classifier.bias"} <= same
+        assert ("bert.pooler.dense.weight" not in same) == pooler
+        assert not any(".layer." in name and name.endswith("dense.weight") for name in same)
+        shutil.rmtree(place / "out")
 
 
 def test_the_sweep_keeps_the_best_on_the_dev_file(place, capsys):

@@ -88,7 +88,7 @@ def test_predictions_in_words() -> None:
     [row] = prediction_rows(of("sequence-classification", [[0.0, np.log(2), 0.0]], [2]))
     assert row == {"row": 1, "label": "pos", "predicted": "neutral", "probability": pytest.approx(0.5)}
     [row] = prediction_rows(of("multi-label-classification", [[1, -1, 1]], [[1.0, 1, 0]]))
-    assert row == {"row": 1, "label": "neg neutral", "predicted": "neg pos"}
+    assert row == {"row": 1, "label": ["neg", "neutral"], "predicted": ["neg", "pos"]}
     rows = prediction_rows(of("token-classification", [0, 2, 1], [-100, 1, 1], [2, 1]))
     assert rows[0] == {"row": 1, "label": ["neutral"], "predicted": ["pos"]} and rows[1]["row"] == 2
     [row] = prediction_rows(of("question-answering", [[1, 3]], [[2, 3]]))

@@ -88,8 +88,8 @@ STUDENTS: tuple[Mutant, ...] = (
     Mutant(
         "thaws_from_below",
         "bertxfer_fast/training/policies.py",
-        "for part in reversed(found.values()))",
-        "for part in found.values())",
+        "for part in reversed(parts_of(student).values())]",
+        "for part in parts_of(student).values()]",
         (f"{_POLICIES}::test_parts_thaw_from_the_top_each_after_its_share",),
     ),
     Mutant(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    TrainerCallback,
 )
 
 from bertxfer_fast import students
@@ -274,6 +276,38 @@ def test_every_tasks_student_is_frozen(tmp_path: Path, shared: bool) -> None:
     moved = {name for name, p in both.named_parameters() if not torch.equal(p, before[name])}
     assert not any(".embeddings." in name for name in moved)
     assert {name.split(".")[1] for name in moved} == {"text", "word"}
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_every_tasks_student_thaws_from_its_head_down(tmp_path: Path, shared: bool) -> None:
+    """Of students of two layers and of one: what has no third part waits for nobody."""
+    depths = {"text": 2, "word": 2 if shared else 1}
+    heads = {"text": "ForSequenceClassification", "word": "ForTokenClassification"}
+    pupils = {name: tiny_bert(depths[name], 12, 4, head=head) for name, head in heads.items()}
+    if shared:
+        students.share_encoder(pupils)
+    both = MultiTask({name: Distiller(None, pupil, [Labels()]) for name, pupil in pupils.items()})
+    before = {name: p.clone() for name, p in both.named_parameters()}
+    seen: list[set[str]] = []
+
+    class Moved(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            seen.append({name for name, p in both.named_parameters() if not torch.equal(p, before[name])})
+
+    settings = {"max_steps": 12, "gradual_unfreezing": 1 / 3, "learning_rate": 1e-2}
+    trainer = MultiTaskTrainer(both, arguments(tmp_path, **settings), train_dataset=ROWS)
+    trainer.add_callback(Moved())
+    trainer.train()
+    layers = [
+        {part for name in moved for part in re.findall(r"(layer\.\d|embeddings)", name)} for moved in seen
+    ]
+    assert not layers[3] and {name.split(".")[1] for name in seen[3]} == {"text", "word"}
+    assert layers[7] == ({"layer.1"} if shared else {"layer.1", "layer.0"})
+    alone = [name for name in seen[7] if "layer.0" in name]
+    assert not any(".text." in name for name in alone)
+    assert layers[11] >= {"layer.0", "layer.1"}
+    trainer.distiller.release()
+    assert all(p.requires_grad for p in both.parameters())
 
 
 def test_tasks_that_are_not_the_models(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def load(
 
 def settings_of(path: Path, flags: Sequence[str]) -> dict[str, Setting]:
     """What a recipe file and the flags over it say, by dotted key."""
-    return _overlay(read_file(path, _is_value), read_flags(flags, named=("tasks",)))
+    return overlay(read_file(path, _is_value), read_flags(flags, named=("tasks",)))
 
 
 def checked(
@@ -176,17 +176,26 @@ def _is_value(key: str) -> bool:
     return depth is not None and len(parts) >= depth
 
 
-def _overlay(file: dict[str, Setting], flags: dict[str, Setting]) -> dict[str, Setting]:
-    """Flags over the file. `--student DIR` or another `--student.kind` replaces the file's sizes, `--student.x N` its
-    directory, but for the tokenizer that it has."""
+def overlay(under: dict[str, Setting], over: dict[str, Setting]) -> dict[str, Setting]:
+    """Settings over others, as flags are over a file.
+
+    `--student DIR` or another `--student.kind` replaces the sizes below, `--student.x N` the directory, but for the
+    tokenizer that it has. `store` and `store.path` are two spellings of one key.
+    """
     was, now = (
-        settings["student.kind"].value if "student.kind" in settings else None for settings in (file, flags)
+        settings["student.kind"].value if "student.kind" in settings else None for settings in (under, over)
     )
-    if "student" in flags or (now is not None and now != was):
-        file = {key: setting for key, setting in file.items() if not key.startswith("student.")}
-    if any(key.startswith("student.") and key != "student.tokenizer" for key in flags):
-        file = {key: setting for key, setting in file.items() if key != "student" or setting.is_section}
-    return {**file, **flags}
+    if "student" in over or (now is not None and now != was):
+        under = {key: setting for key, setting in under.items() if not key.startswith("student.")}
+    if any(key.startswith("student.") and key != "student.tokenizer" for key in over):
+        under = {key: setting for key, setting in under.items() if key != "student" or setting.is_section}
+    if "store.path" in over or ("store" in over and not over["store"].is_section):
+        under = {
+            key: setting
+            for key, setting in under.items()
+            if key != "store.path" and (key != "store" or setting.is_section)
+        }
+    return {**under, **over}
 
 
 def _schema() -> dict[str, tuple[Any, dataclasses.Field[Any]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError, did_you_mean
-from .schema import DistillConfig, checked, settings_of
+from .schema import DistillConfig, checked, overlay, settings_of
 from .settings import Setting
 
 __all__ = ["SeveralConfig", "load_several"]
@@ -87,7 +88,7 @@ def load_several(path: str | Path, flags: Sequence[str] = ()) -> SeveralConfig |
         inside.pop("", None)  # the section's own heading
         place = Setting(os.path.join(folder, name), output.where, output.base)
         own_flags = {key: setting for key, setting in inside.items() if setting.flag}
-        complete = {**common, **inside, **flags_of_all, **own_flags, "output_dir": place}
+        complete = functools.reduce(overlay, (common, inside, flags_of_all, own_flags, {"output_dir": place}))
         tasks[name] = checked(complete, f"{path.name}, tasks.{name}")
     return SeveralConfig(tasks, weights, mixing, folder, where)
 
