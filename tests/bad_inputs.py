@@ -631,7 +631,7 @@ CONTINUED: dict[str, Command] = {
     ),
     "a teacher of which the student is to read other tokens": (
         own_tokenizer(),
-        r"out holds a run that differs \(content of\.student\.tokenizer, student\.tokenizer\)",
+        r"out holds a run that differs \(content of\.student\.tokenizer\)",
     ),
     "a torn record of the run": (write("out/run.json", "{"), r"run\.json:"),
     "a record of the run that is a list": (write("out/run.json", "[]"), r"run\.json: got a list, want"),

@@ -168,11 +168,6 @@ class Place:
         """News, tweets and product reviews, without labels."""
         return list(data.load(self.data / "unlabelled.tsv")["text"])
 
-    @property
-    def tweets(self) -> list[str]:
-        """The tweets among the sentences that are fetched; of other content, all of them."""
-        return self.sentences[5119:9319] if self.fetches else self.sentences
-
     #: More texts that the sentiment teacher can be asked about -> arguments of `bertxfer augment`.
     CHANGES: ClassVar[dict[str, tuple[str, ...]]] = {
         "changed": ("--method", "masking", "--method", "ngrams", "--option", "ngrams.p=0.5"),

@@ -64,6 +64,7 @@ def from_predictions(
     problem: Problem,
     student: Any,
     *,
+    teacher: Any = None,
     learning_rate: float,
     epochs: float | None = None,
     steps: int | None = None,
@@ -71,9 +72,10 @@ def from_predictions(
     more: Sequence[str] = ("sentences", "changed"),
     tokens: int = 2048,
 ) -> int:
-    """Let a student learn the teacher's stored logits of the training texts and more; returns the steps.
+    """Let a student learn a teacher's logits of the training texts and more; returns the steps.
 
     Args:
+        teacher: None: what is stored of the problem's own.
         kind: of `objectives.Logits`.
         more: which other texts, see `Place.more`.
         learning_rate, epochs, steps, tokens: see `train`.
@@ -84,7 +86,7 @@ def from_predictions(
         student,
         [objectives.Logits(kind=kind)],
         joined(problem.rows("train"), *others),
-        teacher=run.stored(problem),
+        teacher=run.stored(problem) if teacher is None else teacher,
         seed=run.seed,
         epochs=epochs,
         steps=steps,

@@ -59,6 +59,19 @@ def test_other_files_that_changed_in_place_are_refused(
     refused(place, before, capsys, "student")
 
 
+def test_a_run_may_be_moved_with_all_that_it_reads(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(place, data__eval="dev.tsv")
+    before = started(place)
+    there = place.rename(place.with_name("elsewhere"))
+    assert distill(there) == 0
+    assert "stage prediction: finished before, skipped" in capsys.readouterr().out
+    after = contents(there / "out")
+    assert all(after[name] == before[name] for name in before if name.endswith((".safetensors", "run.json")))
+    # Another file of that name is not what it read.
+    (there / "dev.tsv").write_text("sentence\tlabel\ngood\tpos\nbad\tneg\n")
+    refused(there, after, capsys, "eval")
+
+
 @pytest.mark.parametrize("inside", [False, True])
 def test_a_file_that_differs_far_behind_is_another_one(tmp_path: Path, inside: bool) -> None:
     """Alone or in a folder, as large files of a model are: the whole of it counts."""

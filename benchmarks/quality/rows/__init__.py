@@ -9,6 +9,7 @@ from ..row import Row
 #: A new row is one more name and its file.
 NAMES = (
     "half_depth",
+    "three_teachers",
     "small",
     "bilstm",
     "textcnn",

@@ -11,38 +11,48 @@ from typing import Any
 
 from bertxfer_fast import objectives, students
 
-from ..place import joined
+from ..place import Problem, joined
 from ..row import Claim, Row, Run
 from ..training import train
 from ..twins import against_twin, from_predictions
 
 
+def start(problem: Problem, seed: int) -> Any:
+    """The student before training."""
+    encoder = problem.untrained(seed)
+    return students.smaller(encoder, num_hidden_layers=encoder.config.num_hidden_layers // 2)
+
+
+def distil(run: Run, problem: Problem, student: Any, teacher: Any, predictions: Any) -> int:
+    """Both stages: layers of ``teacher``, then what ``predictions`` says; returns the steps."""
+    layers = [objectives.AttentionScores(), objectives.HiddenStates()]
+    texts = joined(problem.rows("train"), problem.unlabelled(run.place.sentences))
+    first = train(
+        run.folder, student, layers, texts, teacher=teacher, seed=run.seed, epochs=1, learning_rate=2e-4
+    )
+    second = from_predictions(
+        run,
+        problem,
+        student,
+        teacher=predictions,
+        kind="soft_ce",
+        more=("sentences",),
+        epochs=2,
+        learning_rate=1e-4,
+        tokens=1024,
+    )
+    return int(first["steps"]) + second
+
+
 def measure(run: Run) -> None:
     problem = run.sentiment
-
-    def start() -> Any:
-        encoder = problem.untrained(run.seed)
-        return students.smaller(encoder, num_hidden_layers=encoder.config.num_hidden_layers // 2)
-
-    def distil(student: Any, teacher: Any) -> int:
-        layers = [objectives.AttentionScores(), objectives.HiddenStates()]
-        texts = joined(problem.rows("train"), problem.unlabelled(run.place.sentences))
-        first = train(
-            run.folder, student, layers, texts, teacher=teacher, seed=run.seed, epochs=1, learning_rate=2e-4
-        )
-        second = from_predictions(
-            run,
-            problem,
-            student,
-            kind="soft_ce",
-            more=("sentences",),
-            epochs=2,
-            learning_rate=1e-4,
-            tokens=1024,
-        )
-        return first["steps"] + second
-
-    against_twin(run, problem, start, distil, learning_rate=1e-4)
+    against_twin(
+        run,
+        problem,
+        lambda: start(problem, run.seed),
+        lambda student, teacher: distil(run, problem, student, teacher, run.stored(problem)),
+        learning_rate=1e-4,
+    )
 
 
 ROW = Row(

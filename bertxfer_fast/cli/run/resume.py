@@ -16,8 +16,10 @@ from ..config.schema import DistillConfig
 
 RUN_FILE, STAGE_FILE = "run.json", "stage.json"
 
+# Paths whose content is compared: a run may be moved with all that it reads.
+_READ = {"teacher", "student.path", "student.tokenizer", "tokenizer", "data.train", "data.eval"}
 # Keys that may change between the start of a run and its continuation: they do not change what is learned.
-_FREE_KEYS = {"output_dir", "data.test", "store.path"}
+_FREE_KEYS = {"output_dir", "data.test", "store.path", *_READ}
 _FREE_TRAINING = {
     "disable_tqdm",
     "log_level",
