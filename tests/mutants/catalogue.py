@@ -283,8 +283,8 @@ _COMMAND = (
     Mutant(
         "another_seed_goes_on",
         _RESUME,
-        '_FREE_KEYS = {"output_dir", "data.test", "store.path"}',
-        '_FREE_KEYS = {"output_dir", "data.test", "store.path", "seed"}',
+        '_FREE_KEYS = {"output_dir", "data.test", "store.path", *_READ}',
+        '_FREE_KEYS = {"output_dir", "data.test", "store.path", "seed", *_READ}',
         ("tests/cli/test_cli.py::test_other_settings_do_not_mix_with_a_run",),
     ),
     Mutant(
