@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -14,6 +14,9 @@ __all__ = ["share_encoder"]
 
 # What makes a head's row of a sequence is the head's business; a `Network` has its head among its own parts.
 _OWN = ("pooler", "classifier")
+
+# What a module keeps that does not change what it computes from its weights.
+_MODES = ("training", "gradient_checkpointing")
 
 
 def share_encoder(students: Mapping[str, PreTrainedModel]) -> None:
@@ -68,13 +71,39 @@ def _parts(student: PreTrainedModel) -> dict[str, nn.Module]:
 
 
 def _difference(first: Mapping[str, nn.Module], other: Mapping[str, nn.Module]) -> str | None:
-    """A name of what two encoders do not have in the same shape; None where there is none."""
+    """A name of what two encoders do not have alike; None where there is none."""
     shapes = [
         {
-            f"{part}.{name}": value.shape
-            for part, module in parts.items()
-            for name, value in module.state_dict().items()
+            (f"{part}.{name}", value.shape)
+            for part, modules in parts.items()
+            for name, value in modules.state_dict().items()
         }
         for parts in (first, other)
     ]
-    return min((name for name, _ in shapes[0].items() ^ shapes[1].items()), default=None)
+    # Weights of one shape may be other heads, windows or activations: a saved student would be read with its own.
+    settings = [set(_settings(parts)) for parts in (first, other)]
+    differing = shapes[0] ^ shapes[1] or settings[0] ^ settings[1]
+    return min((name for name, _ in differing), default=None)
+
+
+def _settings(parts: Mapping[str, nn.Module]) -> Iterator[tuple[str, str]]:
+    """(name, what it is) of each module's class and plain values; rates of dropout may differ."""
+    for part, whole in parts.items():
+        for inside, module in whole.named_modules(prefix=part):
+            yield inside, type(module).__name__
+            if isinstance(module, nn.Dropout):
+                continue
+            for name, value in vars(module).items():
+                if (
+                    not name.startswith("_")
+                    and name not in _MODES
+                    and "dropout" not in name
+                    and _is_plain(value)
+                ):
+                    yield f"{inside}.{name}", repr(value)
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(entry) for entry in value)
+    return value is None or isinstance(value, bool | int | float | str | range)

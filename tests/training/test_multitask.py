@@ -107,11 +107,30 @@ def test_students_of_other_kinds_share_all_but_their_heads(kind: str) -> None:
         students.share_encoder({"one": one, "two": two})
 
 
+def test_convolutions_over_other_windows_are_not_shared() -> None:
+    """Five and three tokens have as many weights as four and four, but a saved student names its own windows."""
+    teacher = tiny_bert(head="ForSequenceClassification")
+    one, two = (
+        students.build("textcnn", teacher, filters=4, kernel_sizes=sizes) for sizes in ([3, 5], [4, 4])
+    )
+    with pytest.raises(ValueError, match=r"differs from 'one''s in convolution\.windows"):
+        students.share_encoder({"one": one, "two": two})
+
+
 @pytest.mark.parametrize(
     ("others", "said"),
     [
         ({"b": {"hidden": 16}}, r"students\['b'\]: got an encoder that differs from 'a''s in embeddings"),
         ({"b": {"layers": 3}}, r"differs from 'a''s in encoder\.layer\.2"),
+        (
+            {"b": {"heads": 2}},
+            r"differs from 'a''s in encoder\.layer\.0\.attention\.self\.attention_head_size",
+        ),
+        (
+            {"b": {"hidden_act": "relu"}},
+            r"in encoder\.layer\.0\.intermediate\.intermediate_act_fn, want the same",
+        ),
+        ({"b": {"dropout": 0.5}, "c": {"layer_norm_eps": 0.1}}, r"students\['c'\].*\.LayerNorm\.eps, want"),
         ({}, "students: got \\['a'\\], want at least two"),
     ],
 )
