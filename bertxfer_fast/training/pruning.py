@@ -228,18 +228,24 @@ class _Masks:
 
     @torch.no_grad()
     def weigh(self, fading: float) -> None:
-        """Add |weight * gradient| to the importance."""
-        for importance in self.importance.values():
-            importance.mul_(fading)
+        """Add |weight * gradient| to the importance.
+
+        Of a step with gradients that are not finite nothing counts: a loss scaler leaves it out, too.
+        """
+        added = {key: torch.zeros_like(importance) for key, importance in self.importance.items()}
         for name, parameter, layer in self._parameters():
             if parameter.grad is None:
                 continue
             products = (parameter * parameter.grad).abs().float()
             for axis, key, blocks, width in self._axes(name, layer):
                 along = products.movedim(axis, 0).flatten(1) if products.ndim > 1 else products[:, None]
-                self.importance[key] += along.reshape(blocks, -1, width * along.shape[1]).sum((0, 2))
-            if layer is not None and ("layers", -1) in self.importance:
-                self.importance["layers", -1][layer] += products.sum()
+                added[key] += along.reshape(blocks, -1, width * along.shape[1]).sum((0, 2))
+            if layer is not None and ("layers", -1) in added:
+                added["layers", -1][layer] += products.sum()
+        # Asked on the device: the host would wait for it at every step.
+        finite = torch.stack([value.isfinite().all() for value in added.values()]).all()
+        for key, importance in self.importance.items():
+            importance.copy_(torch.where(finite, fading * importance + added[key], importance))
 
     @torch.no_grad()
     def choose(self, left: float) -> None:

@@ -130,8 +130,8 @@ STUDENTS: tuple[Mutant, ...] = (
     Mutant(
         "importance_never_fades",
         "bertxfer_fast/training/pruning.py",
-        "            importance.mul_(fading)\n",
-        "            pass\n",
+        "fading * importance + added[key]",
+        "importance + added[key]",
         (f"{_PRUNING}::test_importance_is_the_faded_sum_of_weight_times_gradient",),
     ),
     Mutant(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,22 @@ def test_importance_is_the_faded_sum_of_weight_times_gradient() -> None:
         elif "embeddings" in n or n.endswith(reads):
             hidden += value.sum(0)
     torch.testing.assert_close(masks.importance["hidden", -1].double(), times * hidden, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_step_that_a_loss_scaler_leaves_out_does_not_count(value: float) -> None:
+    """Its gradients are infinite, or after clipping not a number, and would be so in every sum that follows."""
+    student = model("Bert")
+    masks = _Masks(student, {"heads": 0.5, "columns": 0.5, "layers": 0.5})
+    student(**{"input_ids": torch.arange(5, 12)[None]}).logits.square().sum().backward()
+    masks.weigh(fading=0.5)
+    before = {key: importance.clone() for key, importance in masks.importance.items()}
+    gradient = student.get_parameter("bert.encoder.layer.1.output.dense.weight").grad
+    assert gradient is not None
+    gradient[3, 5] = value
+    masks.weigh(fading=0.5)
+    for key, importance in masks.importance.items():
+        torch.testing.assert_close(importance, before[key], rtol=0, atol=0)
 
 
 def test_the_schedule_is_cubic_and_the_least_important_go() -> None:
