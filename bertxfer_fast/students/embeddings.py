@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..models.activations import LayerActivations
 from ..models.loans import device_of
+from ..models.spec import EncoderSpec
 from ..models.stream import TeacherStream
 from ..ops import pool_features
 
@@ -129,7 +130,7 @@ def distilled_table(
     """
     if sif is not None and sif <= 0:
         raise ValueError(f"sif: got {sif}, want a positive number, or None for no weights")
-    stream = TeacherStream(teacher, hidden=[teacher.config.num_hidden_layers])
+    stream = TeacherStream(teacher, hidden=[EncoderSpec.of(teacher).num_layers])
     count, width = stream.spec.vocab_size, stream.spec.hidden_size
     assert count is not None
     if size is not None:

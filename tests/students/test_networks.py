@@ -289,6 +289,23 @@ def test_a_static_table_is_what_the_teacher_says_of_each_token(tmp_path: Path) -
     assert not table[special].any() and student.special_ids.tolist() == sorted(special)
 
 
+@pytest.mark.parametrize("case", ["bilstm", "textcnn", "mlp"])
+def test_a_teacher_that_is_no_transformer_says_it_too(tmp_path: Path, case: str) -> None:
+    """Its last hidden states are counted by what it hands over: a convolution has no num_hidden_layers."""
+    teacher, tokenizer = student_of(case), tiny_tokenizer(tmp_path)
+    seen: list[LayerActivations] = []
+    bounds = torch.tensor([0, 3], dtype=torch.int32)
+    last = frozenset([teacher.spec.num_layers])
+    teacher.run(
+        {"input_ids": torch.tensor([[2, 20, 3]]), "cu_seq_lens_q": bounds}, Tap(seen.append, hidden=last)
+    )
+    assert seen[0].hidden is not None
+    table = students.distilled_table(teacher, tokenizer, sif=None)
+    torch.testing.assert_close(table[20], seen[0].hidden.detach().mean(0))
+    student = students.build("static", teacher, tokenizer=tokenizer)
+    assert torch.equal(student.get_input_embeddings().weight, students.distilled_table(teacher, tokenizer))
+
+
 def test_every_kind_can_start_from_distilled_vectors(tmp_path: Path) -> None:
     teacher, tokenizer = teacher_of(), tiny_tokenizer(tmp_path)
     student = students.build("textcnn", teacher, tokenizer=tokenizer, init="distilled", filters=4)
