@@ -12,9 +12,10 @@ import torch
 from bertxfer_fast import cli, data
 from bertxfer_fast.cli.augment import METHODS
 from bertxfer_fast.data import augmentation, writing
+from bertxfer_fast.data.augmentation.texts import texts_of
 from bertxfer_fast.models.words import WordModel
 
-from ..folders import WORDS, sentences, tiny_tokenizer, write_tsv
+from ..folders import WORDS, byte_tokenizer, sentences, tiny_tokenizer, write_tsv
 from ..tiny import tiny_bert
 
 LETTERS = [word for word in WORDS if word.isalpha()]
@@ -108,6 +109,24 @@ def test_seed_and_text_alone_decide(tokenizer: Any, lm: WordModel) -> None:
     assert all(row["text"] not in copies for row, copies in zip(ROWS, first, strict=True))
 
 
+@pytest.mark.parametrize("source", ["embeddings", "masked-lm"])
+def test_a_method_that_serves_two_models_asks_each_its_own(
+    tokenizer: Any, lm: WordModel, source: str
+) -> None:
+    """Both data sets are made before either is read, and read in the other order."""
+    other = WordModel(tiny_bert(2, 16, 4, head="ForMaskedLM", seed=7), tokenizer)
+    method = augmentation.get("tinybert", p=1.0, candidates=2, source=source)
+    rows = [
+        augmentation.Augmentation(ROWS, tokenizer, [method], proposals=model, copies=9)
+        for model in (lm, other)
+    ]
+    found = [list(each) for each in rows[::-1]][::-1]
+    for copies, model in zip(found, (lm, other), strict=True):
+        fresh = augmentation.get("tinybert", p=1.0, candidates=2, source=source)
+        assert copies == list(augmentation.Augmentation(ROWS, tokenizer, [fresh], proposals=model, copies=9))
+    assert found[0] != found[1]
+
+
 def test_a_word_behind_the_longest_sequence_has_its_nearest(tokenizer: Any, lm: WordModel) -> None:
     """[CLS] not very | good: with room for three tokens the masked LM reads no further than `not`."""
     method = augmentation.get("tinybert", p=1.0, candidates=3)
@@ -153,6 +172,14 @@ def test_contractions_and_kept_words_stay(tokenizer: Any, tmp_path: Path) -> Non
             assert slow[0] == slow[-1] == "'" and slow != "'slow'"
     with pytest.raises(FileNotFoundError, match="keep: no such file"):
         augmentation.get("tinybert", keep="no.txt")
+
+
+def test_contractions_that_keep_their_apostrophe_stay(tmp_path: Path) -> None:
+    """Byte-level tokenizers split ``isn't`` into ``isn`` and ``'t``."""
+    source = "it isn't Good, she’ll say 'tis it's"
+    [text] = texts_of([source], byte_tokenizer(tmp_path))
+    assert {"isn", "'t", "'s"} <= set(text.words)
+    assert [word for i, word in enumerate(text.words) if text.is_word(i)] == ["it", "Good", "say", "tis"]
 
 
 def test_listed_alternatives_come_before_the_table(tokenizer: Any) -> None:

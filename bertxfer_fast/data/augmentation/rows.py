@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -81,9 +82,11 @@ class Augmentation:
         whole("tokens_per_batch", tokens_per_batch)
         if seed < 0:
             raise ValueError(f"seed: got {seed}, want 0 or more")
+        # Copies: a method that serves two data sets would have the tools of the second for both.
+        methods = [copy.copy(method) for method in methods]
         for method in methods:
             method.bind(Tools(tokenizer, proposals, tokens_per_batch, max_length))
-        self.tokenizer, self.methods, self.originals, self.seed = tokenizer, list(methods), originals, seed
+        self.tokenizer, self.methods, self.originals, self.seed = tokenizer, methods, originals, seed
         self.texts = [text] if text_pair is None else [text, text_pair]
         rows = load(source)
         check_columns(rows, [*self.texts, *([] if word_labels is None else [word_labels])])
@@ -129,19 +132,19 @@ class Augmentation:
         draw = np.random.default_rng(_seed_of(self.seed, [row[name] for name in self.texts]))
         seen = {_key([row[name] for name in self.texts])}
         for _ in range(self.copies):
-            copy = dict(row)
+            changed = dict(row)
             for name, (text, prepared) in own.items():
                 draft = Draft(text, 0, list(text.words))
                 for method, candidates in zip(self.methods, prepared, strict=True):
                     method.change(draft, candidates, draw)
-                copy[name] = render(text, draft.first, draft.words)
+                changed[name] = render(text, draft.first, draft.words)
                 if self.word_labels is not None:
                     labels = row[self.word_labels]
-                    copy[self.word_labels] = labels[draft.first : draft.first + len(draft.words)]
-            key = _key([copy[name] for name in self.texts])
+                    changed[self.word_labels] = labels[draft.first : draft.first + len(draft.words)]
+            key = _key([changed[name] for name in self.texts])
             if key not in seen:
                 seen.add(key)
-                yield copy
+                yield changed
 
 
 def _check_labels(rows: Dataset, text: str, labels: str) -> None:

@@ -42,9 +42,13 @@ class Text:
         if isinstance(self.source, list):
             return any(c in self.words[i] for c in _APOSTROPHES)
         start, end = self.spans[i]
-        before, after = self.source[max(start - 2, 0) : start], self.source[end : end + 2]
-        return (before[-1:] in _APOSTROPHES and before[:1].isalpha() and len(before) == 2) or (
-            after[:1] in _APOSTROPHES and after[1:].isalpha()
+        # Beside it, or its own: byte-level tokenizers split ``don't`` into ``don`` and ``'t``.
+        return any(
+            self.source[at] in _APOSTROPHES
+            and self.source[at - 1 : at].isalpha()
+            and self.source[at + 1 : at + 2].isalpha()
+            for at in (start - 1, start, end - 1, end)
+            if 0 < at < len(self.source)
         )
 
     def cut(self, max_length: int | None) -> list[int]:

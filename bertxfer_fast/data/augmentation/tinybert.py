@@ -68,6 +68,8 @@ class TinyBERT(Method):
     def bind(self, tools: Tools) -> None:
         super().bind(tools)
         assert tools.proposals is not None
+        # What was remembered is of the model and the tokens that it had before.
+        self._nearest, self._texts = {}, {}
         if self.source == "masked-lm" and not tools.proposals.has_masked_lm:
             raise ValueError(
                 "source: got 'masked-lm', want 'embeddings': the model has no trained masked-LM head"
