@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -101,12 +101,16 @@ def squad_scores(predicted: Sequence[str], right: Sequence[Sequence[str]]) -> di
         right: the right answers of each.
 
     Raises:
+        TypeError: one answer, or SQuAD's mapping, in the place of a list of answers.
         ValueError: other numbers of them, or none.
     """
     if len(predicted) != len(right) or not predicted:
         raise ValueError(
             f"right: got answers to {len(right)} questions, want {len(predicted)}, and at least one"
         )
+    for i, known in enumerate(right):
+        if isinstance(known, str | Mapping):  # its characters, or its keys, would be taken for answers
+            raise TypeError(f"right[{i}]: got {type(known).__name__}, want a list of the right answers")
     pairs = [(guess, list(known) or [""]) for guess, known in zip(predicted, right, strict=True)]
     exact = sum(max(_words(guess) == _words(one) for one in known) for guess, known in pairs)
     overlap = sum(max(_f1(_words(guess), _words(one)) for one in known) for guess, known in pairs)

@@ -100,3 +100,6 @@ def test_scores_are_squads() -> None:
     assert found["exact_match"] == pytest.approx(1 / 3) and found["f1"] == pytest.approx((0.8 + 1 + 0) / 3)
     with pytest.raises(ValueError, match="right: got answers to 1 questions, want 2"):
         squad_scores(["a", "b"], [["a"]])
+    for answer, kind in (("a", "str"), ({"text": ["a"], "answer_start": [0]}, "dict")):
+        with pytest.raises(TypeError, match=rf"right\[1\]: got {kind}, want a list of the right answers"):
+            squad_scores(["a", "a"], [["a"], answer])  # type: ignore[list-item]
