@@ -50,7 +50,8 @@ def characters_of(answer: Answer | None, context: str) -> tuple[int, int] | None
             raise ValueError(f"the context has {text!r} more than once, want answer_start beside the text")
     if start < 0 or context[start : start + len(text)] != text:
         raise ValueError(f"{text!r} is not in the context" + (f" at {start}" if start > 0 else ""))
-    return start, start + len(text)
+    # Blanks around an answer are in no token: at the end of a window they would seem to lie outside of it.
+    return start + len(text) - len(text.lstrip()), start + len(text.rstrip())
 
 
 def question_windows(

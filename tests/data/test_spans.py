@@ -56,6 +56,15 @@ def test_the_labels_are_the_answers_tokens(tokenizer: Any, answer: Any, found: s
         assert plain.token_to_chars(start).start == answer["answer_start"][0]
 
 
+def test_blanks_around_an_answer_are_no_part_of_it(tokenizer: Any) -> None:
+    rows = [
+        {"q": QUESTION, "c": "fast slow ", "a": {"text": ["slow "], "answer_start": [5]}},
+        {"q": QUESTION, "c": " fast slow", "a": {"text": [" fast"], "answer_start": [0]}},
+    ]
+    found = data.encode(rows, tokenizer, text="q", text_pair="c", label="a", task="question-answering")
+    assert [words(tokenizer, row) for row in found] == ["slow", "fast"]
+
+
 def test_a_long_context_comes_in_windows(tokenizer: Any) -> None:
     room = 4
     features = encode(tokenizer, "slowly", max_length=6 + room, stride=2)
