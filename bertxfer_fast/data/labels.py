@@ -47,7 +47,9 @@ def label_map(source: Source, label: str) -> dict[str, int]:
     if not names:
         raise ValueError(f"column {label!r} has no labels")
     numeric = all(name.removeprefix("-").isdecimal() for name in names)
-    return {name: i for i, name in enumerate(sorted(names, key=int if numeric else str))}
+    # 1 and 01 are two names of one number, and a set has another order in every process.
+    ordered = sorted(names, key=lambda name: (int(name) if numeric else 0, name))
+    return {name: i for i, name in enumerate(ordered)}
 
 
 def save_label_map(label2id: Mapping[str, int], path: str | os.PathLike[str]) -> None:
@@ -117,6 +119,10 @@ def label_encoder(task: Task, label2id: Mapping[str, int] | None, feature: Any) 
 
     def multi_hot(value: Any) -> list[float]:
         hot = class_ids(value)
+        if len(set(hot)) < len(hot) and not any(isinstance(v, str) for v in value):
+            raise ValueError(
+                f"{value!r} has a class twice, want those that hold, not a 0 or 1 for every class"
+            )
         return [float(i in hot) for i in range(count)]
 
     if task.labels == "multi-hot":

@@ -180,6 +180,7 @@ def test_nothing_is_left_behind(tmp_path, tokenizer, monkeypatch):
         ([1.0, 0.0], {"0": 0, "1": 1}),
         ([True, False], {"False": 0, "True": 1}),
         ([["b", "a"], [], ["c"]], {"a": 0, "b": 1, "c": 2}),
+        (["1", "0001", "01", "00001", "001"], {"00001": 0, "0001": 1, "001": 2, "01": 3, "1": 4}),
     ],
 )
 def test_label_map_is_stable_whatever_the_order_of_rows(values, expected):
@@ -357,6 +358,11 @@ class Untouchable(PreTrainedTokenizerFast):
             ROWS,
             {"label": "label", "task": "multi-label-classification", "label2id": {"pos": 0}},
             "'pos' is no list of labels",
+        ),
+        (
+            [{"text": "a", "y": [0, 1, 1]}],
+            {"label": "y", "task": "multi-label-classification", "label2id": {"a": 0, "b": 1, "c": 2}},
+            r"row 1: \[0, 1, 1\] has a class twice, want those that hold, not a 0 or 1 for every class",
         ),
         (
             [{"text": "a", "y": "7"}],
