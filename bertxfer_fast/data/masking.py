@@ -61,7 +61,10 @@ class MaskingCollator:
         self.share, self.seed = share, seed
         self.mask_id = int(tokenizer.mask_token_id)
         self.special = np.array(sorted(tokenizer.all_special_ids), np.int64)
-        self.words = np.setdiff1d(np.array(sorted(tokenizer.get_vocab().values()), np.int64), self.special)
+        words = np.setdiff1d(np.array(sorted(tokenizer.get_vocab().values()), np.int64), self.special)
+        # A tokenizer may know tokens that a model's table has no row for; texts without them are none the worse.
+        rows = (limits or {}).get("input_ids")
+        self.words = words if rows is None else words[words < rows]
         self.pack = PackingCollator(inputs=inputs, limits=limits or {})
 
     def __call__(self, features: Features) -> dict[str, Any]:

@@ -67,6 +67,12 @@ def test_masks_depend_on_seed_and_pack_alone(tokenizer: Any) -> None:
     assert places.shape == others.shape and not torch.equal(places, others)
 
 
+def test_a_token_that_the_model_has_no_row_for_replaces_none(tokenizer: Any) -> None:
+    collate = MaskingCollator(tokenizer, share=0.9, limits={"input_ids": 20})
+    ids = collate([{"input_ids": [5, 6, 7] * 200}])["input_ids"]
+    assert int(ids.max()) == 19
+
+
 def test_bad_arguments(tokenizer: Any) -> None:
     for share in (0.0, 1.0):
         with pytest.raises(ValueError, match=r"share: got .*, want more than 0 and less than 1"):
