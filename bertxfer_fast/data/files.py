@@ -247,6 +247,8 @@ def _from_json(path: Path) -> Dataset:
     """A list of objects or an object a line. Read twice: the columns' types are those of all rows."""
     with one_type_a_column():
         schemas = [pa.table(columns_of(chunk)).schema for chunk in _chunks(_objects(path))]
+        if not schemas:
+            raise ValueError("it has no objects")
         schema = pa.unify_schemas(schemas, promote_options="permissive")
     chunks = _chunks(_objects(path))
     return _stored(schema, (pa.table(columns_of(chunk, schema.names), schema=schema) for chunk in chunks))

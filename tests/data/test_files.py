@@ -143,6 +143,8 @@ def test_blank_lines_keep_their_rows(tmp_path):
         ("a.json", '[{"text": "a"}, 3]', "item 2: got int, want an object"),
         ("a.jsonl", '{"text": "a"}\n\n["b"]\n', "line 3: got list, want an object"),
         ("a.jsonl", '{"text": "a\\ud800"}\n', "half of a surrogate pair"),
+        ("a.json", "[]", "cannot be read: it has no objects"),
+        ("a.jsonl", "\n\n", "cannot be read: it has no objects"),
         ("a.jsonl", '{"y": 1}\n{"y": "one"}\n', "a column of mixed types, want one type a column"),
     ],
 )
