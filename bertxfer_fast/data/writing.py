@@ -29,7 +29,7 @@ def check_writable(path: str | os.PathLike[str], rows: Dataset) -> None:
     """Whether rows like these can be written to a file of that name, before there are any.
 
     Raises:
-        ValueError: another ending, no directory, or names or values that a csv or tsv cannot hold.
+        ValueError: another ending, no directory, or names or values that a csv, tsv or jsonl cannot hold.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
@@ -40,6 +40,13 @@ def check_writable(path: str | os.PathLike[str], rows: Dataset) -> None:
         raise ValueError(
             f"output: got {str(path)!r}, want a file in a directory: no such directory: {path.parent}"
         )
+    if path.suffix == ".jsonl":
+        for field in rows.features.arrow_schema:
+            if _unknown_to_json(field.type):
+                raise ValueError(
+                    f"output: got {path.name!r} for column {field.name!r} of {field.type}, want .parquet: JSON has no "
+                    "such values"
+                )
     if path.suffix not in (".csv", ".tsv"):
         return
     for name, feature in rows.features.items():
@@ -61,6 +68,18 @@ def check_writable(path: str | os.PathLike[str], rows: Dataset) -> None:
                         f"output: got {path.name!r} for column {name!r}, row {i + 1}, which has a tab or a line break, "
                         "want .csv, .jsonl or .parquet: a tsv has no quoting"
                     )
+
+
+def _unknown_to_json(kind: pa.DataType) -> bool:
+    """Whether a type holds dates, times, decimals or bytes."""
+    if pa.types.is_struct(kind):
+        return any(_unknown_to_json(field.type) for field in kind)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return _unknown_to_json(kind.value_type)
+    of_bytes = (
+        pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+    )
+    return of_bytes or pa.types.is_temporal(kind) or pa.types.is_decimal(kind)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import datetime
+import decimal
 from pathlib import Path
 from typing import Any
 
@@ -369,6 +371,15 @@ def test_rows_that_a_table_cannot_hold(place: Path, tmp_path: Path) -> None:
         writing.check_writable(tmp_path / "out.tsv", data.load([{"a": "x"}, {"a": "x\ty"}]))
     with pytest.raises(ValueError, match=r"for a column named 'a\\tb', with a tab or a line break"):
         writing.check_writable(tmp_path / "out.tsv", data.load([{"a\tb": "x"}]))
+    day = datetime.date(2020, 1, 1)
+    for value in (day, [day], {"when": day}, b"x", decimal.Decimal("1.5")):
+        rows = data.load([{"a": value}])
+        with pytest.raises(
+            ValueError, match=r"for column 'a' of .*, want \.parquet: JSON has no such values"
+        ):
+            writing.check_writable(tmp_path / "out.jsonl", rows)
+        writing.check_writable(tmp_path / "out.parquet", rows)
+    writing.check_writable(tmp_path / "out.jsonl", lists)
 
 
 def test_the_command_keeps_blank_lines(place: Path) -> None:
