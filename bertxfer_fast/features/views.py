@@ -91,7 +91,9 @@ def resolve_layers(layers: Any, num_layers: int) -> tuple[int, ...]:
         TypeError: something else than whole numbers.
         ValueError: none, one twice, or one that the model does not have.
     """
-    given = [layers] if hasattr(layers, "__index__") else list(layers)
+    # An array has __index__, too, whatever its shape.
+    one = hasattr(layers, "__index__") and not getattr(layers, "ndim", 0)
+    given = [layers] if one else list(layers)
     if not given:
         raise ValueError("layers: got none, want at least one layer")
     resolved = []

@@ -82,6 +82,15 @@ def test_weights_follow_the_layers_in_the_order_given(
     torch.testing.assert_close(got[0], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_layers_may_be_an_array(tmp_path: Path, model: PreTrainedModel) -> None:
+    tokenizer = tiny_tokenizer(tmp_path)
+    expected, got = (
+        FeatureExtractor(model, tokenizer, layers=layers).extract(["good film"])
+        for layers in ([-1, 1], np.array([-1, 1]))
+    )
+    assert torch.equal(got, expected)
+
+
 def test_only_the_layers_needed_run(tmp_path: Path, model: PreTrainedModel) -> None:
     ran: list[int] = []
     for i, layer in enumerate(model.encoder.layer):
