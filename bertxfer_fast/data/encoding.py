@@ -253,7 +253,7 @@ def check_words(tokenizer: PreTrainedTokenizerBase) -> None:
     if words not in sentences:
         raise ValueError(
             f"tokenizer: got a {type(tokenizer).__name__} that adds no space before a word, want one made with "
-            "add_prefix_space=True (also in tokenizer_config.json): the column holds lists of words"
+            "add_prefix_space=True (also in tokenizer_config.json): the texts are lists of words"
         )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data.collators import INPUTS
+from ..data.encoding import check_words
 from ..data.packing import cu_seqlens_of
 from .inputs import check_text
 from .views import View
@@ -75,9 +76,12 @@ def token_rows(
         raise ValueError(f"words: got {words!r} with a {type(tokenizer).__name__}, want a fast tokenizer")
     if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Iterable):
         raise TypeError(f"texts: got {type(texts).__name__}, want a list of strings or of lists of words")
-    features, spans = [], []
+    features, spans, checked = [], [], False
     for i, text in enumerate(texts):
         listed = isinstance(text, (list, tuple))
+        if listed and not checked:
+            check_words(tokenizer)
+            checked = True
         for j, part in enumerate(text if listed else [text]):
             check_text(f"texts[{i}][{j}]" if listed else f"texts[{i}]", part)
         encoded = tokenizer(

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import LayoutLMConfig, LayoutLMModel
 
 from bertxfer_fast.features import FeatureExtractor
 from bertxfer_fast.models import EncoderSpec, LayerActivations, PackedOutput
 
-from ..folders import tiny_tokenizer
+from ..folders import byte_tokenizer, tiny_tokenizer
 from ..tiny import tiny_bert
 
 TEXTS = ["good films", "the plot was slow", "bad", "fine poor great"]
@@ -95,6 +96,14 @@ def test_bad_input(tmp_path: Path) -> None:
             extractor.token_features(texts)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="words: got 'last', want one of first, mean, or None"):
         extractor.token_features(["a"], words="last")
+
+
+def test_words_that_would_be_glued_together_are_refused(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(tmp_path)
+    extractor = FeatureExtractor(tiny_bert(1, 16, 4), tokenizer)
+    tokenizer.backend_tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    with pytest.raises(ValueError, match=r"tokenizer: got .* want one made with add_prefix_space=True"):
+        extractor.token_features(["good", ["good", "film"]], words="first")
 
 
 def test_what_a_model_reads_beside_text_is_read() -> None:
