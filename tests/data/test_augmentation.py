@@ -132,9 +132,9 @@ def test_a_method_that_serves_two_models_asks_each_its_own(
 def test_a_word_behind_the_longest_sequence_has_its_nearest(tokenizer: Any, lm: WordModel) -> None:
     """[CLS] not very | good: with room for three tokens the masked LM reads no further than `not`."""
     method = augmentation.get("tinybert", p=1.0, candidates=3)
-    augmentation.Augmentation(ROWS, tokenizer, [method], proposals=lm, max_length=3)
+    rows = augmentation.Augmentation(ROWS, tokenizer, [method], proposals=lm, max_length=3)
     text = augmentation.rows.texts_of(["not very good"], tokenizer)[0]
-    [found] = method.prepare([text])
+    [found] = rows.methods[0].prepare([text])
     nearest = lm.nearest([text.pieces[2]], 3)[0].tolist()
     assert set(found[2]) == set(tokenizer.convert_ids_to_tokens(nearest))
     assert set(found[0]) == {
