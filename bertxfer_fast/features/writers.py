@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -13,7 +16,7 @@ __all__ = ["OUTPUT_SUFFIXES", "save_features"]
 OUTPUT_SUFFIXES = (".npy", ".safetensors", ".csv")
 
 
-def save_features(features: Tensor, path: str | Path) -> Path:
+def save_features(features: Tensor | NDArray[Any], path: str | Path) -> Path:
     """Write `[N, D]` features by the ending of `path`: `.npy`, `.safetensors` (tensor `features`) or `.csv`.
 
     The file takes the place of whatever had its name when it is whole; after an error, that is as it was.
@@ -26,7 +29,7 @@ def save_features(features: Tensor, path: str | Path) -> Path:
         raise ValueError(f"output: got {path.name!r}, want a name ending in {', '.join(OUTPUT_SUFFIXES)}")
     part = path.with_name(path.name + ".part")
     try:
-        _write(features, part, path.suffix)
+        _write(torch.as_tensor(features).detach().cpu(), part, path.suffix)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

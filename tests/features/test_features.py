@@ -373,6 +373,9 @@ def test_files_give_the_features_back(tmp_path: Path, suffix: str) -> None:
         ".csv": lambda: torch.tensor(np.loadtxt(path, delimiter=",", skiprows=1), dtype=torch.float32),
     }[suffix]()
     assert torch.equal(back, features)
+    before = path.read_bytes()
+    for same in (features.numpy(), features.clone().requires_grad_()):
+        assert save_features(same, path).read_bytes() == before
     with pytest.raises(ValueError, match=r"\.txt|\.npy"):
         save_features(features, tmp_path / "x.txt")
 

@@ -197,6 +197,9 @@ def test_batches_are_shared_out(packs: list[int], temperature: float, wanted: li
 
 def test_an_epoch_in_proportion_sees_every_row_once() -> None:
     rows = MixedRows(ROWS)
+    for index in (-1, len(rows)):
+        with pytest.raises(IndexError, match=rf"rows: got \[{index}\], want 0\.\.27"):
+            rows[index]
 
     def sampler(temperature: float, seed: int = 3) -> MixedBatchSampler:
         parts = {n: TokenBudgetBatchSampler(rows.lengths_of(n), 30, bucket=1) for n in ROWS}
