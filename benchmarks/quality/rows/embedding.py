@@ -91,6 +91,6 @@ ROW = Row(
         Claim("the same with 128 of 384 dimensions", "student", f"Spearman of {SMALL}", least=0.95),
         Claim("speed over the teacher's", "student", "speed ratio", least=1.8, digits=2),
     ),
-    minutes=15,
+    minutes=26,
     needs=("encoder", "reviews", "glosses"),
 )

@@ -54,6 +54,6 @@ ROW = Row(
         Claim("student keeps of the teacher's span F1", "student", "span_f1", "teacher", "share", least=0.97),
         Claim("student over its twin", "student", "span_f1", "twin", "gain", beyond_error=True),
     ),
-    minutes=10,
+    minutes=20,
     needs=("entities", "reviews"),
 )
