@@ -37,8 +37,9 @@ class MixedRows:
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         names = list(self.datasets)
-        if not all(0 <= index < len(self) for index in indices):
-            raise IndexError(f"rows: got {list(indices)}, want 0..{len(self) - 1}")
+        size = len(self)
+        if not all(0 <= index < size for index in indices):
+            raise IndexError(f"rows: got {list(indices)}, want 0..{size - 1}")
         which = np.searchsorted(self._ends, indices, side="right")
         rows: list[dict[str, Any]] = []
         for index, i in zip(indices, which.tolist(), strict=True):
