@@ -16,9 +16,8 @@ from .harness import Problem, backends, compare, compiled, full_or_quick, in_flo
 from .inputs import random
 from .peers import liger
 
-TOKENS, CLASSES, STUDENT, TEACHER = full_or_quick(
-    (1024, 30522, 312, 768), (16, 300, 12, 16), (4096, 30522, 312, 768)
-)
+#: Tokens, classes, student's and teacher's width.
+SIZES = full_or_quick((1024, 30522, 312, 768), (16, 300, 12, 16), (4096, 30522, 312, 768))
 DTYPE = torch.bfloat16 if device.ON_GPU else torch.float32
 
 
@@ -31,18 +30,19 @@ def plain(student: Tensor, weight_student: Tensor, teacher: Tensor, weight_teach
     )
 
 
-def problem(case: str = "") -> Problem:
+def problem(case: str = "", sizes: tuple[int, int, int, int] = SIZES) -> Problem:
     """Memory matters as much as time: the record has it in multiples of the gradients that all return.
 
     Whole logits take gigabytes to and from the system between two turns, which slows whoever comes next; so the
     products are compared a second time without anybody else.
     """
-    student, weight_student = (random(n, STUDENT, dtype=DTYPE, grad=True) for n in (TOKENS, CLASSES))
-    teacher, weight_teacher = (random(n, TEACHER, dtype=DTYPE) for n in (TOKENS, CLASSES))
+    tokens, classes, width, teacher_width = sizes
+    student, weight_student = (random(n, width, dtype=DTYPE, grad=True) for n in (tokens, classes))
+    teacher, weight_teacher = (random(n, teacher_width, dtype=DTYPE) for n in (tokens, classes))
     arguments = (student, weight_student, teacher, weight_teacher)
     wrt = (student, weight_student)
     fast = None if case else compiled(plain)
-    x, w, g = student.detach(), weight_student.detach(), random(TOKENS, CLASSES, dtype=DTYPE)
+    x, w, g = student.detach(), weight_student.detach(), random(tokens, classes, dtype=DTYPE)
     implementations = {
         **backends(with_gradients(lambda: ops.linear_logits_kl(*arguments), wrt), "linear_logits_kl"),
         "plain": with_gradients(lambda: plain(*arguments), wrt),
@@ -56,7 +56,7 @@ def problem(case: str = "") -> Problem:
         op="linear_logits_kl",
         implementations=implementations,
         case=case,
-        shape=f"{TOKENS}x{STUDENT}/{TEACHER}->{CLASSES}",
+        shape=f"{tokens}x{width}/{teacher_width}->{classes}",
         dtype=DTYPE,
         operator="linear_logits_kl",
         size=student.numel(),

@@ -38,7 +38,7 @@ from .models import (
 )
 
 #: 512: as many positions as BERT has. On a GPU a batch that fills it.
-BATCHES = full_or_quick([(16, 128), (4, 512)], [(2, 32)], [(128, 128), (32, 512)])
+BATCHES = full_or_quick([(16, 128), (4, 512)], [(2, 32)], [(128, 128), (64, 512)])
 EVERY = TEACHER[0] // STUDENT[0]
 #: "hidden" is there for what attention takes, of which short sequences have little: of those bfloat16 alone.
 CASES = [

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bertxfer_fast import TeacherStream
 
 from .bench_step import BATCHES
 from .harness import SKIP_COMPILE, Call, Problem, backends, compare, on_backend
-from .inputs import both_dtypes
+from .inputs import both_dtypes, random
 from .models import TEACHER, bert, compile_layers, packed, padded, ragged_texts, with_attention
 
 
@@ -25,7 +25,7 @@ def problem(sequences: int, length: int, dtype: torch.dtype) -> Problem:
 
     def ours() -> Tensor:
         kept: list[Any] = []
-        stream.run(batch, kept.append)
+        stream.stream(batch, kept.append)
         return kept[0].hidden
 
     @torch.no_grad()
@@ -44,6 +44,9 @@ def problem(sequences: int, length: int, dtype: torch.dtype) -> Problem:
             **backends(ours, "varlen_attention", eager=False),
             "plain": theirs,
             "compile": None if SKIP_COMPILE else compiled_forward(with_attention(model, "sdpa"), rows),
+            "floor: products of linear layers": linear_products(
+                model, sum(len(x["input_ids"]) for x in texts)
+            ),
         },
         shape=f"{sequences}x{length}",
         length=length,
@@ -51,6 +54,13 @@ def problem(sequences: int, length: int, dtype: torch.dtype) -> Problem:
         valid=float(rows["attention_mask"].float().mean()),
         check=check,
     )
+
+
+def linear_products(model: nn.Module, tokens: int) -> Call:
+    """Those of the encoder's layers on real tokens alone; what attention itself multiplies is not in it."""
+    weights = [x.weight.detach() for x in model.encoder.modules() if isinstance(x, nn.Linear)]
+    inputs = {n: random(tokens, n, dtype=weights[0].dtype) for n in {w.shape[1] for w in weights}}
+    return lambda: [inputs[w.shape[1]] @ w.T for w in weights]
 
 
 def compiled_forward(model: Any, rows: dict[str, Tensor]) -> Call:

@@ -31,7 +31,8 @@ Inputs = tuple[Tensor, ...]
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    """On ``[B, H, L, D]``; its result is ``[B, L, H, D]``, as the packed one is."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
 
 def ours(qkv: Inputs, cu_seqlens: Tensor, longest: int) -> Callable[[], Tensor]:
@@ -58,13 +59,13 @@ def problem(shape: tuple[int, ...], dtype: torch.dtype) -> Problem:
     qkv, grad, name = inputs(shape, dtype)
     cu_seqlens, length = even_packing(*shape[:2]), shape[1]
     packed, packed_grad = tuple(x.flatten(0, 1) for x in qkv), grad.flatten(0, 1)
-    padded, padded_grad = [x.transpose(1, 2) for x in qkv], grad.transpose(1, 2)
+    padded = [x.transpose(1, 2) for x in qkv]
     fast = compiled(plain)
     q, k, v, g = (heads_first(x) for x in (*qkv, grad))
     implementations = {
         **backends(backward_too(ours(packed, cu_seqlens, length), qkv, packed_grad), OPERATOR),
-        "plain": backward_too(lambda: plain(*padded), qkv, padded_grad),
-        "compile": fast and backward_too(lambda: fast(*padded), qkv, padded_grad),
+        "plain": backward_too(lambda: plain(*padded), qkv, grad),
+        "compile": fast and backward_too(lambda: fast(*padded), qkv, grad),
         # Scores, output; scores again, gradient of the map, and the gradients of v, q and k.
         "floor: seven products": map_products([(q, k), (q, k), (g, v)], [v, g, k, q]),
         **flash_attention(packed, packed_grad, cu_seqlens, length),
@@ -82,7 +83,7 @@ def problem(shape: tuple[int, ...], dtype: torch.dtype) -> Problem:
         dtype=dtype,
         gradient_bytes=nbytes(qkv),
         truth=lambda: in_float64(
-            lambda *x: plain(*(y.transpose(1, 2) for y in x)).transpose(1, 2).flatten(0, 1),
+            lambda *x: plain(*(y.transpose(1, 2) for y in x)).flatten(0, 1),
             qkv,
             packed_grad,
             parts=shape[0],
@@ -102,7 +103,7 @@ def ragged_problem(shape: tuple[int, ...], dtype: torch.dtype) -> Problem:
     batch, even = Ragged.draw(*shape[:2]), even_packing(*shape[:2])
     packed, packed_grad = tuple(batch.pack(x) for x in qkv), batch.pack(grad)
     whole, whole_grad = tuple(x.flatten(0, 1) for x in qkv), grad.flatten(0, 1)
-    padded, padded_grad = [x.transpose(1, 2) for x in qkv], grad.transpose(1, 2)
+    padded = [x.transpose(1, 2) for x in qkv]
     mask = batch.mask[:, None, None, :]
     fast = compiled(plain)
     implementations = {
@@ -117,8 +118,8 @@ def ragged_problem(shape: tuple[int, ...], dtype: torch.dtype) -> Problem:
             eager=False,
             suffix="full length",
         ),
-        "plain": backward_too(lambda: plain(*padded, mask), qkv, padded_grad),
-        "compile": fast and backward_too(lambda: fast(*padded, mask), qkv, padded_grad),
+        "plain": backward_too(lambda: plain(*padded, mask), qkv, grad),
+        "compile": fast and backward_too(lambda: fast(*padded, mask), qkv, grad),
     }
     return Problem(
         op=OPERATOR,

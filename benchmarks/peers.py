@@ -15,6 +15,7 @@ from .harness import Call, with_gradients
 LINEAR_ARD = "peer: LinearARD", "kernels.attention_KL.integration"
 LIGER = "peer: Liger", "liger_kernel.transformers.fused_linear_jsd"
 FLASH = "peer: flash-attn", "flash_attn"
+TORCH = "peer: torch varlen", "torch.nn.attention.varlen"
 
 
 def _load(module: str) -> Any:
@@ -61,17 +62,20 @@ def liger(student: Tensor, weight_student: Tensor, teacher: Tensor, weight_teach
 def flash_attention(
     qkv: tuple[Tensor, ...], grad: Tensor, cu_seqlens: Tensor, longest: int
 ) -> dict[str, Any]:
-    """Attention over packed ``[T, H, D]``, forward and backward; half precision only."""
-    name, module = FLASH
-    found = _load(module) if device.ON_GPU else None
-    if found is None or qkv[0].dtype == torch.float32:
+    """Attention over packed ``[T, H, D]``, forward and backward, of its authors and of torch; half precision only."""
+    if not device.ON_GPU or qkv[0].dtype == torch.float32:
         return {}
-    if isinstance(found, str):
-        return {name: found}
     leaves = [x.detach().requires_grad_() for x in qkv]
 
-    def call() -> tuple[Tensor, ...]:
-        out = found.flash_attn_varlen_func(*leaves, cu_seqlens, cu_seqlens, longest, longest)
-        return out, *torch.autograd.grad(out, leaves, grad)
+    def backward_too(attention: Any) -> Call:
+        def call() -> tuple[Tensor, ...]:
+            out = attention(*leaves, cu_seqlens, cu_seqlens, longest, longest)
+            return out, *torch.autograd.grad(out, leaves, grad)
 
-    return {name: call}
+        return call
+
+    calls: dict[str, Any] = {}
+    for (name, module), function in ((FLASH, "flash_attn_varlen_func"), (TORCH, "varlen_attn")):
+        found = _load(module)
+        calls[name] = found if isinstance(found, str) else backward_too(getattr(found, function))
+    return calls

@@ -21,7 +21,7 @@ from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import collect, jobs
 from benchmarks.gpu import tests as contract
 from benchmarks.gpu.facts import read_facts
-from benchmarks.gpu.problems import HALF
+from benchmarks.gpu.problems import HALF, RAGGED, WHOLE
 from benchmarks.results import Record, Results
 from bertxfer_fast.ops._dispatch import backend as _backend
 
@@ -173,10 +173,13 @@ def test_peers_are_looked_for_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(peers, "_load", lambda _: made)
     call = peers.linear_ard(x, x, x, x)["peer: LinearARD"]
     assert [g.shape for g in call()[1:]] == [(1, 2, 4, 8)] * 2  # type: ignore[operator,index]
-    made = SimpleNamespace(flash_attn_varlen_func=lambda q, k, v, *_: q + k * v)
+    made = SimpleNamespace(
+        flash_attn_varlen_func=lambda q, k, v, *_: q + k * v, varlen_attn=lambda q, k, v, *_: q + k * v
+    )
     qkv = x.flatten(0, 1), x.flatten(0, 1), x.flatten(0, 1)
-    (call,) = peers.flash_attention(qkv, torch.ones_like(qkv[0]), torch.tensor([0, 4]), 4).values()
-    assert [g.shape for g in call()] == [(4, 2, 8)] * 4
+    calls = peers.flash_attention(qkv, torch.ones_like(qkv[0]), torch.tensor([0, 4]), 4)
+    assert list(calls) == ["peer: flash-attn", "peer: torch varlen"]
+    assert [[g.shape for g in call()] for call in calls.values()] == [[(4, 2, 8)] * 4] * 2
 
 
 def test_gpu_facts_name_the_gpu_and_not_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,6 +226,17 @@ def test_a_dry_run_goes_all_the_way(tmp_path: Path) -> None:
     half = next(record for record in found.entries if record.dtype == "float16")
     assert found.quick and half.ours == "triton" and half.tests == "passed" and half.target_us == 150
     assert half.operator == "hidden_mse" and half.size
+
+
+def test_every_implementation_of_every_problem_finds_what_is_true() -> None:
+    """Tiny and on the CPU, baselines and floors too: what is wrong with them would be found on the GPU first."""
+    if not bertxfer_fast.build_info()["compiled"]:
+        pytest.skip("no compiled extension")
+    command = [sys.executable, "-m", "tests.gpu_problems"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("BERTXFER_")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(": fine") == len(HALF) + len(RAGGED) + len(WHOLE)
 
 
 @pytest.mark.parametrize("spec", HALF, ids=lambda spec: spec.name)
@@ -279,27 +293,6 @@ def test_a_check_sees_elements_that_nobody_writes() -> None:
         return out
 
     assert not checked(problem(cuda=forgets, plain=lambda: torch.ones(3)))["ok"]
-
-
-CHECK_ALL = """
-from benchmarks.gpu import jobs
-from benchmarks.gpu.problems import HALF
-for spec in HALF:
-    if spec.part not in ("step", "teacher"):  # which have no truth but the plain code
-        (fact,) = jobs.check({**spec.job(dry=True), "dtype": "float32"}, "cpp")
-        print(spec.label, fact["errors"])
-"""
-
-
-def test_the_truth_of_every_problem_is_what_our_kernels_compute() -> None:
-    """In tiny, in float32, on the CPU, whose kernels are tested elsewhere: so it is the truths that are tested here."""
-    if not bertxfer_fast.build_info()["compiled"]:
-        pytest.skip("no compiled extension")
-    environment = {**os.environ, "BERTXFER_BENCH_QUICK": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", CHECK_ALL], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0 and done.stdout.count("\n") == len(HALF) - 3, done.stdout + done.stderr
 
 
 def test_what_does_not_run_is_named_and_costs_nobody_else() -> None:

@@ -164,7 +164,10 @@ def check(spec: Fact, backend: str) -> Iterator[Fact]:
 
 
 def _results(call: harness.Call) -> tuple[Tensor, ...]:
-    found = call()
+    return _tensors(call())
+
+
+def _tensors(found: Any) -> tuple[Tensor, ...]:
     return tuple(x.detach() for x in found) if isinstance(found, tuple | list) else (found.detach(),)
 
 
@@ -176,8 +179,10 @@ def _truth(problem: harness.Problem) -> tuple[Tensor, ...]:
 
 
 def _errors(got: tuple[Tensor, ...], truth: tuple[Tensor, ...]) -> list[float]:
+    """Of each result the error's norm over the truth's; a batch may be ``[B, L, ...]`` where the truth is packed."""
     found = [
-        float((a.double() - b).norm() / b.norm().clamp_min(1e-300)) for a, b in zip(got, truth, strict=True)
+        float((a.double().reshape(b.shape) - b).norm() / b.norm().clamp_min(1e-300))
+        for a, b in zip(got, truth, strict=True)
     ]
     return [x if math.isfinite(x) else 1e9 for x in found]  # JSON has no word for a NaN
 

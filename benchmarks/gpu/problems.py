@@ -40,6 +40,8 @@ class Spec:
 
 
 _SHORT, _LONG, _TINY = (64, 512, 12, 32, 64), (16, 2048, 12, 64, 64), (2, 32, 2, 16, 16)
+#: Wide enough for its products to take as long as the vocabulary's softmax.
+_WIDE, _NARROW = (4096, 30522, 2048, 2048), (16, 300, 12, 16)
 
 
 def _attention(part: str, label: str, shape: tuple[int, ...], *rest: str, **more: Any) -> Spec:
@@ -71,6 +73,14 @@ HALF: tuple[Spec, ...] = (
         seconds=1.5,
         peers=True,
     ),
+    Spec(
+        "linear_logits_kl",
+        "linear_logits_kl 4096x2048/2048->30522",
+        ("", _WIDE),
+        ("", _NARROW),
+        backends=("triton",),
+        seconds=1.5,
+    ),
     _attention("attention_map", "map mse", _SHORT, "mse", target_us=400),
     _attention("attention_map", "map mse", _LONG, "mse", seconds=1.5),
     Spec("hidden_cosine", "hidden_cosine 32768x312->768", (...,), (...,), backends=("triton",)),
@@ -80,21 +90,21 @@ HALF: tuple[Spec, ...] = (
     _attention("varlen_attention", "varlen_attention", _LONG, backends=("triton",), peers=True),
     Spec(
         "step",
-        "step tinybert 32x512",
-        (32, 512, ..., "tinybert"),
+        "step tinybert 64x512",
+        (64, 512, ..., "tinybert"),
         (2, 32, ..., "tinybert"),
         backends=("triton",),
         seconds=5,
     ),
     Spec(
         "step",
-        "step hidden 32x512",
-        (32, 512, ..., "hidden"),
+        "step hidden 64x512",
+        (64, 512, ..., "hidden"),
         (2, 32, ..., "hidden"),
         backends=("triton",),
         seconds=5,
     ),
-    Spec("teacher", "teacher 32x512", (32, 512, ...), (2, 32, ...), backends=("triton",), seconds=4),
+    Spec("teacher", "teacher 64x512", (64, 512, ...), (2, 32, ...), backends=("triton",), seconds=4),
 )
 
 #: Lengths drawn from L / 4 to L: what packing brings.

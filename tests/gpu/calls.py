@@ -137,8 +137,9 @@ CALLS: dict[str, Call] = {
 }
 
 
-def outcome(name: str, tensors: dict[str, Tensor]) -> list[Tensor]:
-    """The loss of a call and its gradients."""
+def outcome(name: str, tensors: dict[str, Tensor], scale: float = 1.0) -> list[Tensor]:
+    """The loss of a call and its gradients, of ``scale`` times the loss."""
     call = CALLS[name]
     loss = call.run(**tensors)
-    return [loss.detach(), *torch.autograd.grad(loss, [tensors[x] for x in call.student])]
+    grads = torch.autograd.grad(loss, [tensors[x] for x in call.student], torch.full_like(loss, scale))
+    return [loss.detach(), *grads]

@@ -22,6 +22,14 @@ from bertxfer_fast.models.stream import TeacherStream
 from tests.tiny import packed_batch, padded_batch, tiny_bert
 
 
+def checkpointed(model):
+    """The same, recomputing its layers; up to 5.17 transformers called it gradient checkpointing."""
+    known = hasattr(model, "activation_checkpointing_enable")
+    enable = model.activation_checkpointing_enable if known else model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    return model
+
+
 def marks(model: torch.nn.Module) -> list[object]:
     """What a packed call lends itself."""
     parts = list(model.modules())
@@ -38,8 +46,7 @@ def marks(model: torch.nn.Module) -> list[object]:
 def test_a_call_leaves_no_mark(implementation):
     model = tiny_bert(head="ForSequenceClassification")
     model.set_attn_implementation(implementation)
-    model.activation_checkpointing_enable({"use_reentrant": False})
-    model.train()
+    checkpointed(model).train()
     model.bert.encoder.layer[1].eval()
     before = marks(model)
     TeacherStream(model, attention=[1], hidden=[0], logits=True).stream(packed_batch(), lambda _: None)
@@ -157,7 +164,7 @@ def test_a_checkpointed_layer_is_recomputed_packed():
     for checkpointing in (False, True):
         model = tiny_bert(2, 16, 4).train()
         if checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
+            checkpointed(model)
         seen: list[torch.Tensor] = []
         PackedModel(model).run(
             packed_batch(), Tap(lambda a, seen=seen: seen.append(a.hidden), hidden=frozenset({2}))

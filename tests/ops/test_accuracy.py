@@ -245,6 +245,7 @@ def attention_map(rng: Random, dtype: torch.dtype, kind: str) -> None:
             **{n: t.double() for n, t in x.items()}, kind=kind, **options
         ).item()
         terms = rows if options["reduction"] == "sum" else 1
+        floors = {name: 2 * size for name, size in floors.items()}  # a square's derivative has a two
         floors["result"] = (2 * EPS32) ** 2 * terms + 4 * EPS32 * (exact * terms) ** 0.5
     check(problem, "attention_map_loss", ("q_student", "k_student"), {**options, "kind": kind}, floors=floors)
 
