@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -98,7 +99,10 @@ def windows_of(
 
     Raises:
         ValueError: see `question_windows`.
+        RuntimeError: the tokenizers installed would lose the end of a context.
     """
+    if stride is not None:
+        _check_windows()
     room = max_length - tokenizer.num_special_tokens_to_add(pair=True)
     lengths = [len(ids) for ids in tokenizer(list(questions), add_special_tokens=False)["input_ids"]]
     long = [i for i, length in enumerate(lengths) if room - length <= (stride or 0)]
@@ -119,6 +123,20 @@ def windows_of(
         padding=False,
         return_attention_mask=False,
     )
+
+
+@functools.cache
+def _check_windows() -> None:
+    """Fails where the tokenizers at hand stop before the end of a text that is cut into windows."""
+    import tokenizers
+
+    cutting = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
+    cutting.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    cutting.enable_truncation(4, stride=2)
+    if 1 + len(cutting.encode("a " * 12).overflowing) < 5:  # of four tokens, a new pair in each
+        raise RuntimeError(
+            f"stride: tokenizers {tokenizers.__version__} loses the last windows of a text, want 0.23.3 or newer"
+        )
 
 
 def context_tokens(tokens: Any, i: int) -> list[int]:

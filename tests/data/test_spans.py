@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
 from bertxfer_fast import data
+from bertxfer_fast.data import spans
 
 from ..folders import tiny_tokenizer
 
@@ -80,6 +82,21 @@ def test_a_long_context_comes_in_windows(tokenizer: Any) -> None:
     # Without a stride the context is cut, and so is the answer.
     [cut] = encode(tokenizer, "slowly", max_length=10)
     assert cut["labels"] == [0, 0] and cut["input_ids"][5:-1] == context[:room]
+
+
+def test_tokenizers_that_lose_windows_are_refused(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As 0.23.1 and 0.23.2 do: a text's last windows, and the answers in them, would be gone without a word."""
+    import tokenizers
+
+    lossy = MagicMock()
+    lossy.return_value.encode.return_value.overflowing = [[0] * 4]
+    monkeypatch.setattr(tokenizers, "Tokenizer", lossy)
+    spans._check_windows.cache_clear()
+    with pytest.raises(RuntimeError, match=r"stride: tokenizers .* loses the last windows .* want 0\.23\.3"):
+        encode(tokenizer, "slowly", max_length=10, stride=2)
+    assert len(encode(tokenizer, "slowly", max_length=10)) == 1
+    monkeypatch.undo()
+    assert len(encode(tokenizer, "slowly", max_length=10, stride=2)) > 1
 
 
 @pytest.mark.parametrize(

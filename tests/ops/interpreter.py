@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
 import pytest
 
 
@@ -17,9 +18,17 @@ def reason_to_skip() -> str | None:
     if os.environ.get("TRITON_INTERPRET") != "1":
         return "Triton compiles here (TRITON_INTERPRET is not 1)"
     try:
-        import triton.runtime.interpreter  # noqa: F401
+        import triton.runtime.interpreter
     except ImportError as error:
         return f"no Triton: {error}"
+    return _too_old(triton.__version__, np.__version__)
+
+
+def _too_old(triton: str, numpy: str) -> str | None:
+    """Triton's interpreter up to 3.6 takes arrays of one element for numbers, which NumPy no longer does."""
+    old, new = (tuple(int(x) for x in version.split(".")[:2]) for version in (triton, numpy))
+    if old <= (3, 6) and new >= (2, 4):
+        return f"the interpreter of Triton {triton} does not run with NumPy {numpy}, want a newer Triton or NumPy 2.3"
     return None
 
 
@@ -28,7 +37,6 @@ def mend_bfloat16(patch: pytest.MonkeyPatch) -> None:
 
     A GPU multiplies the numbers, and rounds to the nearest.
     """
-    import numpy as np
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
@@ -62,7 +70,6 @@ def add_one_product_after_the_other(patch: pytest.MonkeyPatch) -> None:
 
     numpy's order depends on the tile. Then two kernels differ in the scores that they make twice, by a rounding.
     """
-    import numpy as np
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
     def create_dot(self: Any, a: Any, b: Any, d: Any, *args: Any) -> Any:
