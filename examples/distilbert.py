@@ -29,8 +29,9 @@ def main(argv: list[str] | None = None) -> None:
     batch = PackingCollator()([splits["dev"][i] for i in range(8)])
 
     def show(when: str) -> None:
+        distiller.cpu().eval()  # back from the GPU that the trainer took it to
         with torch.no_grad():
-            parts = distiller.eval()(**batch).parts
+            parts = distiller(**batch).parts
         print(when, ", ".join(f"{name} {value:.3f}" for name, value in parts.items()))
 
     show("before:")

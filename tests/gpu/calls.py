@@ -138,8 +138,8 @@ CALLS: dict[str, Call] = {
 
 
 def outcome(name: str, tensors: dict[str, Tensor], scale: float = 1.0) -> list[Tensor]:
-    """The loss of a call and its gradients, of ``scale`` times the loss."""
+    """The loss of a call and its gradients, which are computed from ``scale`` times the loss."""
     call = CALLS[name]
     loss = call.run(**tensors)
     grads = torch.autograd.grad(loss, [tensors[x] for x in call.student], torch.full_like(loss, scale))
-    return [loss.detach(), *grads]
+    return [loss.detach(), *(grads if scale == 1 else (grad.double() / scale for grad in grads))]
