@@ -39,7 +39,7 @@ OUTSIDE: dict[str, set[str]] = {
     "errors": set(),
     "tasks": set(),
     "ops": {"torch", "triton"},
-    "data": {"datasets", "numpy", "pandas", "pyarrow", "torch", "transformers"},
+    "data": {"datasets", "numpy", "pandas", "pyarrow", "tokenizers", "torch", "transformers"},
     "models": {"safetensors", "torch", "transformers"},
     "students": {"torch", "transformers"},
     "distillation": {"numpy", "safetensors", "torch", "transformers"},

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow.compute as pc
@@ -16,6 +17,9 @@ from .collators import Features
 from .samplers import TokenBudgetBatchSampler
 
 __all__ = ["end_to_end", "packed_batches", "sequence_lengths"]
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 
 
 def sequence_lengths(features: Dataset | Sequence[Mapping[str, Any]]) -> NDArray[np.int64]:
@@ -55,6 +59,8 @@ def packed_batches(
 ) -> Iterator[tuple[list[int], dict[str, Any]]]:
     """(indices, packed batch on `device`) over a data set.
 
+    For a GPU the next batch is made, and sent, in another thread while this one is in use.
+
     Args:
         dataset: token features.
         tokens_per_batch: tokens of a batch at most, or as many as the longest sequence where that is more.
@@ -69,10 +75,35 @@ def packed_batches(
     budget = max(tokens_per_batch, int(lengths.max()))
     # A datasets.Dataset reads a list of rows much faster than one after the other.
     read_rows = getattr(dataset, "__getitems__", None)
-    for picked in TokenBudgetBatchSampler(lengths[rows], budget, shuffle=False):
+
+    def made(picked: list[int]) -> tuple[list[int], dict[str, Any]]:
         indices = rows[picked].tolist()
         batch = collate(read_rows(indices) if read_rows is not None else [dataset[i] for i in indices])
-        yield (
-            indices,
-            {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()},
-        )
+        return indices, _sent(batch, device)
+
+    picks = iter(TokenBudgetBatchSampler(lengths[rows], budget, shuffle=False))
+    yield from _one_ahead(made, picks) if device.type == "cuda" else map(made, picks)
+
+
+def _sent(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """The batch on a device; nobody waits for a GPU to take it."""
+
+    def sent(value: Tensor) -> Tensor:
+        if device.type == "cuda" and value.device.type == "cpu":
+            return value.pin_memory().to(device, non_blocking=True)
+        return value.to(device)
+
+    return {key: sent(value) if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
+def _one_ahead(make: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:
+    """``make`` of every item in order, each made while the one before is in use."""
+    with ThreadPoolExecutor(1) as pool:
+        ahead: Future[_Out] | None = None
+        for item in items:
+            following = pool.submit(make, item)
+            if ahead is not None:
+                yield ahead.result()
+            ahead = following
+        if ahead is not None:
+            yield ahead.result()

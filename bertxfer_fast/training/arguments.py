@@ -34,7 +34,8 @@ class DistillationArguments(TrainingArguments):
     in Trainer: `"random"`, `"group_by_length"` (packs of similar lengths) or `"sequential"`.
 
     Defaults that differ from transformers': 50 log lines a run (`logging_steps=0.02`), no column is dropped,
-    non-finite losses are never hidden, and `bf16` without an accelerator runs on the CPU.
+    non-finite losses are never hidden, batches go to a GPU while it computes (`accelerator_config`'s `non_blocking`),
+    and `bf16` without an accelerator runs on the CPU.
 
     `freeze` keeps parts of the student as they are for the length of a training: `"embeddings"`, `"first-3"` (the
     embeddings and three layers) or `"all-but-head"`. With `gradual_unfreezing=0.2` only the topmost part that an
@@ -120,6 +121,10 @@ class DistillationArguments(TrainingArguments):
             )
         if not torch.accelerator.is_available():
             self.use_cpu = True  # which bf16 and unpinned memory depend on
+        given = self.accelerator_config
+        if given is None or isinstance(given, dict):
+            # A batch that the host waits for would have it wait for the step before, every step.
+            self.accelerator_config = {"non_blocking": self.dataloader_pin_memory, **(given or {})}
         super().__post_init__()
         config: Any = self.accelerator_config
         for name, why in _UNSUPPORTED_BY_PACKS.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
-from bertxfer_fast.data.loaders import packed_batches
+from bertxfer_fast.data.loaders import _one_ahead, packed_batches
 from bertxfer_fast.data.samplers import EvenBatchSampler
 from bertxfer_fast.models.loans import inference
 from bertxfer_fast.packing import PackingCollator, TokenBudgetBatchSampler
@@ -28,6 +30,31 @@ def test_every_row_is_there_once_in_order(dataset: Any, order: list[int] | None)
     for indices, batch in found:
         assert batch["input_ids"][0].tolist() == [token for i in indices for token in ROWS[i]["input_ids"]]
         assert batch["input_ids"].shape[1] <= 9  # the longest is over the budget and still fits
+
+
+def test_the_next_one_is_made_while_one_is_in_use() -> None:
+    made, running = [], threading.Event()
+
+    def make(item: int) -> int:
+        if item == 3:
+            raise KeyError(item)
+        made.append(item)
+        if item == 1:
+            running.set()
+        return 10 * item
+
+    ahead = _one_ahead(make, range(5))
+    assert next(ahead) == 0 and running.wait(10)  # nobody has asked for it yet
+    assert next(ahead) == 10
+    assert next(ahead) == 20
+    with pytest.raises(KeyError):
+        next(ahead)
+    assert sorted(made)[:3] == [0, 1, 2]
+    assert list(_one_ahead(make, [])) == [] and list(_one_ahead(make, [2])) == [20]
+    left = _one_ahead(make, itertools.count(4))
+    next(left)
+    left.close()  # who stops early leaves no thread behind
+    assert not [t for t in threading.enumerate() if t.name.startswith("ThreadPoolExecutor")]
 
 
 def test_no_rows_are_no_batches() -> None:

@@ -173,4 +173,7 @@ def test_what_would_cut_a_pack_is_refused(tmp_path: Path, setting: str) -> None:
     with pytest.raises(ValueError, match=f"accelerator_config: got {setting}=True, want it left out"):
         trainer_of(tmp_path, accelerator_config={setting: True})
     trainer = trainer_of(tmp_path, accelerator_config={"use_seedable_sampler": True}, max_steps=1)
-    assert trainer.args.accelerator_config.even_batches is False
+    config = trainer.args.accelerator_config
+    assert config.even_batches is False and config.non_blocking is True
+    kept = trainer_of(tmp_path, accelerator_config={"non_blocking": False}, max_steps=1)
+    assert kept.args.accelerator_config.non_blocking is False
