@@ -282,7 +282,7 @@ class Distiller(Progressing, TiedStates):
         logits: bool,
     ) -> Tensor | None:
         """Run the student and keep what objectives want of it, with its graph. Returns the logits, if computed."""
-        spots = set(spots)
+        spots = {*spots}
         if logits and self._roles.student.spec.head is not None:
             spots.add(("logits", 0))
 

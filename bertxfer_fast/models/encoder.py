@@ -77,5 +77,6 @@ def reads(*models: Encoder | ActivationSource) -> dict[str, Any]:
         known = [size for model in models if (size := getattr(model.spec, fact)) is not None]
         if known:
             found[name] = min(known)
-    inputs = frozenset[str]().union(*(getattr(model, "inputs", None) or () for model in models))
+    nothing: frozenset[str] = frozenset()  # `frozenset[str]()` would stop torch.compile up to torch 2.11
+    inputs = nothing.union(*(getattr(model, "inputs", None) or () for model in models))
     return {"inputs": inputs, "limits": found}

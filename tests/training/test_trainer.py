@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import random
@@ -657,6 +658,22 @@ def test_activation_checkpointing_changes_nothing_but_memory(tmp_path: Path) -> 
     assert any(getattr(m, "gradient_checkpointing", False) for m in saving.student.modules())
     for name, value in weights(plain).items():
         torch.testing.assert_close(value, weights(saving)[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_compiled_training_is_the_same(tmp_path: Path) -> None:
+    """Dynamo finds its way through a Distiller, with breaks, on every torch that is supported."""
+    pair = [tiny_bert(1, 12, 4, seed=seed) for seed in (1, 2)]
+    found = []
+    for compiled in (False, True):
+        settings = {"torch_compile": True, "torch_compile_backend": "aot_eager"} if compiled else {}
+        trainer = trainer_of(
+            tmp_path, [HiddenStates()], pair=copy.deepcopy(pair), max_steps=1, save_strategy="no", **settings
+        )
+        trainer.train()
+        found.append(weights(trainer))
+    torch.compiler.reset()
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name], rtol=1e-4, atol=1e-6)
 
 
 def test_bad_settings_are_said_before_work_starts(tmp_path: Path) -> None:

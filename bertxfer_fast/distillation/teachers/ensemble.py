@@ -155,7 +155,8 @@ class _Selected:
         self.model, self.inputs, self.spec = owner.model, owner.inputs, owner.spec
 
     def stream(self, batch: Mapping[str, Any], sink: Sink) -> None:
-        owner, means = self.owner, dict[Want, _Mean]()
+        owner = self.owner
+        means: dict[Want, _Mean] = {}
         for number, (source, weight) in enumerate(zip(self.sources, owner.weights, strict=True)):
             last = number == len(self.sources) - 1
 
