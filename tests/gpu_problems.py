@@ -7,6 +7,7 @@ A process of its own: benchmarks read from the environment how large they are.
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Iterator
@@ -32,6 +33,12 @@ def wrong(spec: Spec) -> Iterator[str]:
             errors = jobs._errors(jobs._tensors(found), jobs._truth(problem))
             if not max(errors) <= _TRUE:
                 yield f"{name} is off by {jobs._digits(errors)}"
+
+
+def import_all() -> None:
+    """What builds the problems."""
+    for spec in (*HALF, *RAGGED, *WHOLE):
+        importlib.import_module(f"benchmarks.{spec.job()['module']}")
 
 
 def main() -> int:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import importlib
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +21,8 @@ from bertxfer_fast.ops._dispatch.registry import OPS
 from .gpu import conftest, test_accuracy, test_contract, test_sanitizer
 from .gpu.calls import CALLS
 from .ops.interpreter import mend_bfloat16, reason_to_skip
+
+ROOT = Path(__file__).parents[1]
 
 
 def checks_of(backend: str) -> list[str]:
@@ -37,6 +42,19 @@ def test_only_what_a_backend_has_is_tested_on_it(backend: str) -> None:
     found = checks_of(backend)
     assert found and all(backend in OPS[test_accuracy.operator_of(x)].backends for x in found)
     assert "hidden_mse" in found and set(conftest.BACKENDS) == {"triton", "cuda"}
+
+
+def test_they_and_the_benchmarks_of_a_gpu_need_no_data_sets() -> None:
+    """A machine with a GPU may have torch, Triton, transformers and pytest, and not what reads data."""
+    script = (
+        "import sys; sys.modules['datasets'] = None; import pytest, tests.gpu_problems as problems; "
+        "problems.import_all(); sys.exit(pytest.main(sys.argv[1:]))"
+    )
+    arguments = ["-m", "gpu", "tests/gpu", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "test_steps" in done.stdout, done.stdout[-2000:] + done.stderr
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from torch import Tensor
 from bertxfer_fast import Distiller, use_backend
 from bertxfer_fast.distillation import objectives
 from bertxfer_fast.distillation.objectives import Objective
-from bertxfer_fast.features import FeatureExtractor
 from bertxfer_fast.ops._dispatch import backend as _backend
 
 from ..tiny import packed_batch, tiny_bert
@@ -78,6 +77,9 @@ def test_a_step_waits_for_nothing(name: str) -> None:
 
 
 def test_features_are_those_of_the_cpu(backend: str) -> None:
+    pytest.importorskip("datasets", reason="features read data sets, and there is no package datasets")
+    from bertxfer_fast.features import FeatureExtractor
+
     rows = [{"input_ids": [2, *range(5, 5 + n), 3]} for n in (3, 30, 1, 12)]
     found = FeatureExtractor(tiny_bert().cuda(), tokens_per_batch=20).extract_ids(rows)
     with use_backend("eager"):
