@@ -154,13 +154,14 @@ def _model(folder: Path, name: str | None) -> tuple[Any, Any]:
     """The model with the head of its task, and the task."""
     from .. import tasks
     from ..models.hf.loading import load_model
+    from ..models.loans import default_device
     from .run.roles import saved_task
 
     own = saved_task(folder)
     task = own if name is None else tasks.get(name)
     if task.head is not None and (task.auto_class, task.labels) != (own.auto_class, own.labels):
         raise ValueError(f"task: got {task.name!r}, want {own.name!r}: the model's head does that")
-    return load_model(folder, task.auto_class)[0].eval(), task
+    return load_model(folder, task.auto_class)[0].eval().to(default_device()), task
 
 
 def _label_map(args: argparse.Namespace, spec: Any, task: Any) -> Mapping[str, int] | None:

@@ -193,16 +193,13 @@ def _want(word: str, layers: int) -> Any:
 def _fill(
     store: Any, teacher: Any, tokenizer: Any, data: Mapping[str, Any], wants: Any, **settings: Any
 ) -> None:
-    import torch
-
     from ..distillation import teachers
+    from ..models.loans import default_device
 
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    device = torch.device("cpu") if accelerator is None else accelerator
     with user_input(str(store.path)):
         store.flush()  # says whose the folder is before anything else is in it
         tokenizer.save_pretrained(store.path)
-        asked = teachers.fill(store, teacher, data, wants, device=device, **settings)
+        asked = teachers.fill(store, teacher, data, wants, device=default_device(), **settings)
     kept = ", ".join(f"{name} ({len(rows):,} rows)" for name, rows in sorted(store.columns.items()))
     texts = sum(map(len, data.values()))
     say(

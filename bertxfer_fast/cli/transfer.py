@@ -131,6 +131,7 @@ def _sweep(
     from ..evaluation.results import dump
     from ..evaluation.sweeps import sweep_curve
     from ..evaluation.tables import table
+    from ..models.loans import default_device
     from ..training.sweep import sweep_weights
 
     if models.task.labels is None or not models.task.label_column:
@@ -140,6 +141,8 @@ def _sweep(
     arguments = {"learning_rate": args.learning_rate, "per_device_train_batch_size": args.batch_size}
     with user_input():
         data = _encoded(args, models)
+        for model in (models.teacher, models.student):
+            model.to(default_device())
         found = sweep_weights(
             models.teacher,
             models.student,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["device_of", "eval_mode", "inference", "lent"]
+__all__ = ["default_device", "device_of", "eval_mode", "inference", "lent"]
 
 Undo = Callable[[], None]
 
@@ -83,6 +83,12 @@ def device_of(module: nn.Module) -> torch.device:
     """Where a module's parameters are; the CPU where it has none."""
     first = next(module.parameters(), None)
     return torch.device("cpu") if first is None else first.device
+
+
+def default_device() -> torch.device:
+    """The accelerator that torch finds here, or the CPU."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return torch.device("cpu") if found is None else found
 
 
 def _set_training(modules: list[Any], mode: bool) -> None:

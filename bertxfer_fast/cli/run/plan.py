@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.integrations import get_reporting_integration_callbacks
 
 from ... import tasks
@@ -70,6 +71,11 @@ class Plan:
     @property
     def folder(self) -> Path:
         return Path(self.config.output_dir)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the last stage trains: models whose speeds are compared run there."""
+        return list(self.arguments.values())[-1].device
 
     @property
     def roles(self) -> dict[str, Any]:

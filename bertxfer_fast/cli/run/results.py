@@ -26,12 +26,12 @@ _PATHLESS = {"output_dir"}
 
 
 def measure_models(plan: Plan, models: Mapping[str, Any], split: str | None) -> list[Assessment]:
-    """Each model on the split, all with the same resamples."""
+    """Each model on the split, all with the same resamples and on the device that was trained on."""
     names = EncoderSpec.of(plan.student).labels  # the teacher may have none of its own
     return [
         assess(
             name,
-            model,
+            model.to(plan.device),
             plan.rows_of(name, split),
             task=plan.task,
             names=names,
