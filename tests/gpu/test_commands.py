@@ -32,20 +32,15 @@ def devices(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def test_evaluate(tmp_path: Path, devices: list[str]) -> None:
-    place = make_place(tmp_path)
-    words = ["--data", str(place / "test.tsv"), "--text", "sentence", "--label", "label"]
-    assert cli.main(["evaluate", str(place / "teacher"), *words]) == 0
-    assert devices == ["cuda"]
-
-
-def test_a_run_that_was_over_before_is_measured_there_too(tmp_path: Path, devices: list[str]) -> None:
+def test_a_run_again_after_it_was_over_and_evaluated(tmp_path: Path, devices: list[str]) -> None:
     place = make_place(tmp_path)
     assert distill(place) == 0
     assert set(devices) == {"cuda"}
     devices.clear()
     assert distill(place) == 0  # all stages are skipped: nobody has moved a model
-    assert set(devices) == {"cuda"}
+    words = ["--data", str(place / "test.tsv"), "--text", "sentence", "--label", "label"]
+    assert cli.main(["evaluate", str(place / "out"), *words]) == 0
+    assert set(devices) == {"cuda"} and len(devices) == 3  # teacher and student, and the student by itself
 
 
 def test_a_sweep_of_blends(tmp_path: Path, devices: list[str]) -> None:
