@@ -245,9 +245,18 @@ def attention_map(rng: Random, dtype: torch.dtype, kind: str) -> None:
             **{n: t.double() for n, t in x.items()}, kind=kind, **options
         ).item()
         terms = rows if options["reduction"] == "sum" else 1
-        floors = {name: 2 * size for name, size in floors.items()}  # a square's derivative has a two
+        # A square's derivative has a two; and a score that is made twice may round twice, by a share of itself.
+        highest = max(1.0, *(largest_score(problem, side, options) for side in ("student", "teacher")))
+        floors = {name: 2 * highest * size for name, size in floors.items()}
         floors["result"] = (2 * EPS32) ** 2 * terms + 4 * EPS32 * (exact * terms) ** 0.5
     check(problem, "attention_map_loss", ("q_student", "k_student"), {**options, "kind": kind}, floors=floors)
+
+
+def largest_score(problem: Problem, side: str, options: dict[str, Any]) -> float:
+    wide = {name: t.nan_to_num().double() for name, t in problem.dense().items()}
+    q, k, scale = wide[f"q_{side}"], wide[f"k_{side}"], options.get(f"scale_{side}")
+    tokens = reference.sequences(options["cu_seqlens"], options.get("seqused"))
+    return max((largest(reference.scores(q[s], k[s], scale)) for s in tokens), default=0.0)
 
 
 def map_rounding(q: Tensor, k: Tensor, options: dict[str, Any], rows: int) -> dict[str, float]:
