@@ -17,7 +17,7 @@ from ..data.loaders import packed_batches, sequence_lengths
 from ..models.activations import LayerActivations
 from ..models.encoder import module_of, reads
 from ..models.hf.loading import load_tokenizer, model_folder
-from ..models.loans import device_of
+from ..models.loans import default_device, device_of
 from ..models.spec import EncoderSpec
 from ..models.stream import TeacherStream, as_encoder
 from ..students import load
@@ -114,7 +114,7 @@ def loaded(model: Any, tokenizer: Any, device: str | torch.device | None) -> Loa
         return Loaded(encoder, tokenizer)
     folder = model_folder(model, "model")
     if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = default_device()
     if tokenizer is None:
         tokenizer = _shared("tokenizer", folder, lambda: load_tokenizer(folder))
     return Loaded(_shared(f"encoder on {device}", folder, lambda: _read(folder, device)), tokenizer)

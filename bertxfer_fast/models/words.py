@@ -13,7 +13,7 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, PreTrainedMode
 
 from .hf.encoder import PackedModel
 from .hf.loading import load_model
-from .loans import device_of, inference
+from .loans import default_device, device_of, inference
 
 __all__ = ["WordModel"]
 
@@ -60,7 +60,7 @@ class WordModel:
         Raises:
             ValueError: it cannot be read, or cannot run packed.
         """
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = default_device()
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         if type(config) in MODEL_FOR_MASKED_LM_MAPPING:
             model, missing = load_model(folder, "AutoModelForMaskedLM")
