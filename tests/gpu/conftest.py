@@ -25,8 +25,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.gpu)
-            if "graph" in item.name and os.environ.get("BERTXFER_HOST_GPU"):
-                item.add_marker(pytest.mark.skip(reason="the host's GPU (tests/host_gpu) replays no graphs"))
+            reason = why_not_on_the_host(item.name) if os.environ.get("BERTXFER_HOST_GPU") else None
+            if reason:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def why_not_on_the_host(name: str) -> str | None:
+    """Why a test says nothing where the host plays the GPU (tests/host_gpu), or None."""
+    if "graph" in name:
+        return "the host's GPU replays no graphs"
+    runs_anything_else = "cuda" in name or os.environ.get("TRITON_INTERPRET") != "1"
+    if any(x in name for x in ("read_back", "waits_for", "without_a_break")) and not runs_anything_else:
+        return "Triton's interpreter waits for what it reads, and is not compiled"
+    return None
 
 
 @pytest.fixture(params=BACKENDS)

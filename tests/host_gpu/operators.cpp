@@ -109,6 +109,18 @@ void take_back(const IValue& before, const IValue& after) {
   if (found.numel()) hosted(out).copy_(found);
 }
 
+// The argument that is written to and then returned as this result; -1: it is a new one.
+int64_t written_argument(const c10::FunctionSchema& schema, const c10::Argument& result) {
+  if (!is_written(result)) return -1;
+  const auto& arguments = schema.arguments();
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    if (is_written(arguments[i]) && arguments[i].alias_info()->beforeSets() == result.alias_info()->beforeSets()) {
+      return static_cast<int64_t>(i);
+    }
+  }
+  return -1;
+}
+
 void run_on_host(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
   const auto& arguments = op.schema().arguments();
   const auto& returns = op.schema().returns();
@@ -126,14 +138,8 @@ void run_on_host(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit:
   for (size_t k = 0; k < returns.size(); ++k) {
     IValue& value = (*stack)[first + k];
     if (value.isTensor()) {
-      IValue found = on_device(value.toTensor());
-      for (size_t i = 0; is_written(returns[k]) && i < arguments.size(); ++i) {  // the argument itself
-        if (is_written(arguments[i]) &&
-            arguments[i].alias_info()->beforeSets() == returns[k].alias_info()->beforeSets()) {
-          found = before[i];
-        }
-      }
-      value = found;
+      const int64_t argument = written_argument(op.schema(), returns[k]);
+      value = argument < 0 ? on_device(value.toTensor()) : before[argument];
     } else if (value.isTensorList()) {
       c10::List<Tensor> list;
       for (const Tensor& tensor : value.toTensorList()) list.push_back(on_device(tensor));
