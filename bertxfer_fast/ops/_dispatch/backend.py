@@ -31,6 +31,9 @@ _NEEDS = {
     "cuda": "CUDA tensors on a GPU of compute capability 8.0 or newer, and the compiled extension _C_cuda",
 }
 
+#: Asked once, here: torch.compile cannot look for a package, and sees through the cache of `_no_triton`.
+_has_triton = importlib.util.find_spec("triton") is not None
+
 _forced: str | None = None
 _warned = False
 #: What `pick` has found, until another backend is forced: (op, device type, the faster one as measured) -> backend.
@@ -62,7 +65,7 @@ def unavailable(op: str, backend: str, device_type: str) -> str | None:
 @functools.cache
 def _no_triton(device_type: str) -> str | None:
     """Why Triton kernels cannot run on ``device_type``, or None. Asked for CUDA, it looks at the GPU."""
-    if importlib.util.find_spec("triton") is None:
+    if not _has_triton:
         return "the package triton is not installed"
     if device_type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
         return None  # slow, for tests of the kernels without a GPU
