@@ -13,7 +13,7 @@ PY := $(VENV)/bin/python
 # torch is named by exact version everywhere: a range may pull in gigabytes of another build.
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-EMULATOR := $(wildcard tests/cuda_emulator/*.cpp tests/cuda_emulator/*.h tests/cuda_emulator/*.cu tests/host_gpu/*.cpp)
+EMULATOR := $(wildcard tests/cuda_emulator/*.cpp tests/cuda_emulator/*.h tests/cuda_emulator/*.cu tests/host_gpu/*.cpp tests/host_gpu/*.h)
 ENVIRONMENT := $(VENV)/.environment-torch-$(TORCH)
 BUILT := $(VENV)/.built-torch-$(TORCH)
 

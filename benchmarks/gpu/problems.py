@@ -40,7 +40,7 @@ class Spec:
 
 
 _SHORT, _LONG, _TINY = (64, 512, 12, 32, 64), (16, 2048, 12, 64, 64), (2, 32, 2, 16, 16)
-#: Wide enough for its products to take as long as the vocabulary's softmax.
+#: Widths from which the peak of the matrix units is the goal, not memory.
 _WIDE, _NARROW = (4096, 30522, 2048, 2048), (16, 300, 12, 16)
 
 

@@ -56,17 +56,18 @@ def test_a_step_is_that_of_the_cpu(backend: str, name: str) -> None:
     torch.testing.assert_close(got.cpu(), wanted, rtol=1e-3, atol=1e-5)
     gradients = {key: parameter.grad for key, parameter in there.named_parameters()}
     for key, parameter in here.named_parameters():
-        found, wanted = gradients[key], parameter.grad
-        assert (found is None) == (wanted is None), key
-        if found is not None:
-            torch.testing.assert_close(found.cpu(), wanted, rtol=1e-2, atol=1e-5, msg=key)
+        ours, theirs = gradients[key], parameter.grad
+        assert (ours is None) == (theirs is None), key
+        if ours is not None:
+            torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-2, atol=1e-5, msg=key)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_step_waits_for_nothing(name: str) -> None:
     """With what a GPU takes by itself; eager code, for operators that a forced backend lacks, reads lengths back."""
-    if _backend.unavailable("varlen_attention", "triton", "cuda"):
-        pytest.skip(str(_backend.unavailable("varlen_attention", "triton", "cuda")))
+    reason = _backend.unavailable("varlen_attention", "triton", "cuda")
+    if reason:
+        pytest.skip(reason)
     distiller, batch = distiller_of(name).cuda(), on_gpu(batch_for(name))
     step(distiller, batch)  # kernels compile, and objectives look at their first batch
     torch.cuda.set_sync_debug_mode("error")

@@ -47,7 +47,8 @@ def ninja(build: Path) -> str:
         "rule link",
         f"  command = $cxx -shared $in -o $out {linked}",
         "rule library",
-        "  command = $cxx -std=c++17 -O1 -fPIC -shared $flags $in -o $out $libraries",
+        "  depfile = $out.d",
+        "  command = $cxx -MMD -MF $out.d -std=c++17 -O1 -fPIC -shared $flags $in -o $out $libraries",
     ]
     objects = []
     sources = [*emulator.ROOT.glob("csrc/**/*_cuda.cu"), *emulator.ROOT.glob("csrc/**/*_cuda*.cpp")]

@@ -1,10 +1,10 @@
 // The part of the CUDA driver that Triton and torch call, on the host: see __init__.py. Kernels are loaded and started
 // for nothing.
-#include <cuda.h>
 #include <dlfcn.h>
 
 #include <cstdint>
-#include <map>
+
+#include "device.h"
 
 #undef cuGetProcAddress
 
@@ -27,21 +27,7 @@ TELLS(cuDeviceGet, CUdevice, 0, int)
 TELLS(cuDeviceGetCount, int, 1)
 
 CUresult cuDeviceGetAttribute(int* out, CUdevice_attribute attribute, CUdevice) {
-  static const std::map<int, int> known = {
-      {CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, 132},
-      {CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, 227 << 10},
-      {CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK, 48 << 10},
-      {CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR, 228 << 10},
-      {CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_BLOCK, 65536},
-      {CU_DEVICE_ATTRIBUTE_WARP_SIZE, 32},
-      {CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK, 1024},
-      {CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, 9},
-      {CU_DEVICE_ATTRIBUTE_CLOCK_RATE, 1980000},
-      {CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE, 2619000},
-      {CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH, 5120},
-  };
-  const auto found = known.find(attribute);
-  *out = found == known.end() ? 0 : found->second;
+  *out = host_gpu::attribute(attribute);
   return CUDA_SUCCESS;
 }
 

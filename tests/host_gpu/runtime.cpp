@@ -11,13 +11,14 @@
 #include <mutex>
 #include <set>
 
+#include "device.h"
+
 #undef cudaGetDeviceProperties
 #undef cudaStreamGetCaptureInfo
 
 namespace {
 
 constexpr size_t kMemory = size_t(80) << 30;
-constexpr int kMultiprocessors = 132, kSharedOptin = 227 << 10, kCache = 50 << 20;
 
 std::mutex lock;
 std::map<const char*, size_t> device_blocks, pinned_blocks;
@@ -90,37 +91,24 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* out, int) {
   std::memset(out, 0, sizeof *out);
   std::strcpy(out->name, "the host, in place of an H100");
   out->major = 9;
-  out->multiProcessorCount = kMultiprocessors;
+  out->multiProcessorCount = host_gpu::kMultiprocessors;
   out->totalGlobalMem = kMemory;
-  out->sharedMemPerBlock = 48 << 10;
-  out->sharedMemPerBlockOptin = kSharedOptin;
-  out->sharedMemPerMultiprocessor = 228 << 10;
-  out->regsPerBlock = out->regsPerMultiprocessor = 65536;
-  out->warpSize = 32;
-  out->maxThreadsPerBlock = out->maxThreadsDim[0] = out->maxThreadsDim[1] = 1024;
+  out->sharedMemPerBlock = host_gpu::kShared;
+  out->sharedMemPerBlockOptin = host_gpu::kSharedOptin;
+  out->sharedMemPerMultiprocessor = host_gpu::kSharedMultiprocessor;
+  out->regsPerBlock = out->regsPerMultiprocessor = host_gpu::kRegisters;
+  out->warpSize = host_gpu::kWarp;
+  out->maxThreadsPerBlock = out->maxThreadsDim[0] = out->maxThreadsDim[1] = host_gpu::kBlockThreads;
   out->maxThreadsDim[2] = 64;
   out->maxGridSize[0] = 2147483647;
   out->maxGridSize[1] = out->maxGridSize[2] = 65535;
-  out->maxThreadsPerMultiProcessor = 2048;
-  out->l2CacheSize = kCache;
+  out->maxThreadsPerMultiProcessor = host_gpu::kMultiprocessorThreads;
+  out->l2CacheSize = host_gpu::kCache;
   return cudaSuccess;
 }
 
 cudaError_t cudaDeviceGetAttribute(int* out, cudaDeviceAttr attribute, int) {
-  static const std::map<int, int> known = {
-      {cudaDevAttrMultiProcessorCount, kMultiprocessors},
-      {cudaDevAttrMaxSharedMemoryPerBlockOptin, kSharedOptin},
-      {cudaDevAttrMaxSharedMemoryPerBlock, 48 << 10},
-      {cudaDevAttrMaxSharedMemoryPerMultiprocessor, 228 << 10},
-      {cudaDevAttrComputeCapabilityMajor, 9},
-      {cudaDevAttrL2CacheSize, kCache},
-      {cudaDevAttrWarpSize, 32},
-      {cudaDevAttrMaxThreadsPerBlock, 1024},
-      {cudaDevAttrMaxThreadsPerMultiProcessor, 2048},
-      {cudaDevAttrMaxRegistersPerMultiprocessor, 65536},
-  };
-  const auto found = known.find(attribute);
-  *out = found == known.end() ? 0 : found->second;
+  *out = host_gpu::attribute(attribute);
   return cudaSuccess;
 }
 
